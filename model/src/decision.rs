@@ -1,0 +1,141 @@
+//! Decisions that a site's policy takes: one input in, a decision with reasons out.
+//!
+//! Executors ask through [`Policy`] and make no choice of their own.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Bytes, Descriptor, PeerName, Resources, Time};
+
+/// Whether to host a VM on one of this site's hosts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Admit {
+    /// The peer that asks; none when this site's own users do.
+    pub peer: Option<PeerName>,
+    /// The VM.
+    pub descriptor: Descriptor,
+    /// What the best eligible host has free.
+    pub free: Resources,
+    /// VMs that this site runs for that peer already.
+    pub vms_of_peer: u32,
+    /// Whether a contract with the peer is on file.
+    pub contract: bool,
+    /// Price per hour that this site would ask, in thousandths of the contract's currency.
+    pub price_milli: u64,
+    /// The country that this site is in (ISO 3166-1); empty if not configured.
+    pub country: String,
+    /// When the decision is taken.
+    pub now: Time,
+}
+
+/// Whether to pass a Migration request on to one of this site's peers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Delegate {
+    /// The peer that asks; none when this site's own users do.
+    pub peer: Option<PeerName>,
+    /// The peer that would be asked.
+    pub to: PeerName,
+    /// The VM.
+    pub descriptor: Descriptor,
+    /// Further sites that the request may still pass, `to` included.
+    pub hops_left: u8,
+}
+
+/// One offer, as a policy sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// The peer that it came from; none for this site's own.
+    pub via: Option<PeerName>,
+    /// Price per hour, in thousandths of the contract's currency.
+    pub price_milli: u64,
+    /// Capacity class.
+    pub class: String,
+    /// Country of the Destination, as far as it is told; else empty.
+    pub country: String,
+    /// Sites between this one and the Destination, 0 for this one itself.
+    pub distance: u8,
+    /// False where the VM would only be stored.
+    pub runs: bool,
+}
+
+/// Which of several offers to show to whoever asked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Expose {
+    /// The peer that asks.
+    pub peer: PeerName,
+    /// The offers at hand.
+    pub offers: Vec<Candidate>,
+}
+
+/// In which order to try several offers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rank {
+    /// The VM.
+    pub descriptor: Descriptor,
+    /// The offers at hand.
+    pub offers: Vec<Candidate>,
+}
+
+/// How to move the files of a VM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Transfer {
+    /// The peer that the answer goes to.
+    pub peer: PeerName,
+    /// The VM.
+    pub descriptor: Descriptor,
+    /// How much there is to move, as far as known.
+    pub size: Bytes,
+}
+
+/// Allowed, or refused with every reason.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Go ahead.
+    Allow,
+    /// Do not; the reasons are meant for whoever asked.
+    Refuse(Vec<String>),
+}
+
+impl Verdict {
+    /// Whether to go ahead.
+    pub fn is_allowed(&self) -> bool {
+        matches!(self, Self::Allow)
+    }
+}
+
+/// An offer's place in the ranking.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ranked {
+    /// Index into [`Rank::offers`].
+    pub offer: usize,
+    /// The higher, the earlier it is tried.
+    pub score: f64,
+    /// What the score is made of, or why the offer is out.
+    pub reasons: Vec<String>,
+    /// Out of the question, whatever the score.
+    pub excluded: bool,
+}
+
+/// Direct from proxy to proxy, or through the Intermediaries' proxies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Route {
+    /// The two proxies talk directly (papers/003, III-D).
+    Direct,
+    /// Every Intermediary relays: complete location unawareness, at the price of the detour.
+    Relayed,
+}
+
+/// The site's rules. Implementations are deterministic: equal inputs give equal decisions.
+pub trait Policy {
+    /// Whether to host a VM.
+    fn admit(&self, input: &Admit) -> Verdict;
+    /// Whether to pass a request on to one peer.
+    fn delegate(&self, input: &Delegate) -> Verdict;
+    /// Indices into [`Expose::offers`] that may be shown, ascending.
+    fn expose(&self, input: &Expose) -> Vec<usize>;
+    /// Every offer of [`Rank::offers`] once, best first, excluded ones last.
+    fn rank(&self, input: &Rank) -> Vec<Ranked>;
+    /// How to move the files.
+    fn transfer(&self, input: &Transfer) -> Route;
+}

@@ -1,0 +1,112 @@
+//! Offers: possible placements, and the ends of a transfer.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{EdgeHandle, PublicKey, Signature, Time, Token, limit};
+
+/// Where a transfer proxy listens: `quic://ADDRESS:PORT`. The only address that crosses a border.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct ProxyUri(String);
+
+/// A text is no proxy URI.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a proxy URI is quic://ADDRESS:PORT, got {0:?}")]
+pub struct UriError(String);
+
+impl ProxyUri {
+    /// The URI of a proxy that listens at `address`.
+    pub fn quic(address: std::net::SocketAddr) -> Self {
+        Self(format!("quic://{address}"))
+    }
+
+    /// `ADDRESS:PORT`, to be resolved and dialled.
+    pub fn authority(&self) -> &str {
+        &self.0["quic://".len()..]
+    }
+}
+
+impl FromStr for ProxyUri {
+    type Err = UriError;
+
+    fn from_str(text: &str) -> Result<Self, UriError> {
+        let error = || UriError(text.chars().take(limit::MAX_URI_CHARS).collect());
+        let authority = text.strip_prefix("quic://").ok_or_else(error)?;
+        let (host, port) = authority.rsplit_once(':').ok_or_else(error)?;
+        let clean = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+        let ok = text.len() <= limit::MAX_URI_CHARS
+            && !host.is_empty()
+            && host.chars().all(clean)
+            && port.parse::<u16>().is_ok_and(|port| port > 0);
+        ok.then(|| Self(text.to_owned())).ok_or_else(error)
+    }
+}
+
+impl fmt::Display for ProxyUri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for ProxyUri {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// One end of a transfer, as the other end is told of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct TransferEnd {
+    /// Its proxy.
+    pub uri: ProxyUri,
+    /// The capability, good for this transfer only.
+    pub token: Token,
+    /// The TLS raw public key that this end will show (RFC 7250), made for this transfer.
+    pub transfer_key: PublicKey,
+    /// The site's per-VM key.
+    pub vm_key: PublicKey,
+    /// `vm_key`'s signature over `transfer_key` as a payload of type [`TransferEnd::TYPE`].
+    pub proof: Signature,
+}
+
+impl TransferEnd {
+    /// The payload type of [`TransferEnd::proof`].
+    pub const TYPE: &'static str = "application/vnd.sojourn.transfer-key.v1";
+
+    /// Whether the per-VM key stands behind the transfer key.
+    pub fn is_proven(&self, verify: &dyn crate::key::Verify) -> bool {
+        verify.verify(&self.vm_key, Self::TYPE, &self.transfer_key.0, &self.proof)
+    }
+}
+
+/// On what terms a site takes a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Terms {
+    /// Price per hour, in thousandths of the contract's currency.
+    pub price_milli: u64,
+    /// Name of the capacity class, such as `standard`.
+    pub class: String,
+    /// Country (ISO 3166-1, two letters) that the VM would run in; empty if not told.
+    pub country: String,
+    /// When the offer ends by itself.
+    pub expires: Time,
+    /// Whether the VM can run there; false where it would only be stored.
+    pub runs: bool,
+}
+
+/// One possible placement, returned by a Migration request (papers/003, III-B).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Offer {
+    /// The edge that the VM's path gets if the offer is taken. Replaced at each hop.
+    pub edge: EdgeHandle,
+    /// The Destination's end of the transfer.
+    pub target: TransferEnd,
+    /// Price, class, expiry.
+    pub terms: Terms,
+    /// How many sites further on the Destination is, as far as the answering peer says: 0 for
+    /// the answering site itself.
+    pub distance: u8,
+}
