@@ -1,1 +1,74 @@
-//! ovf
+//! OVF and OVA: virtual machines in and out of a site (DMTF DSP0243, versions 1.x and 2.x).
+//!
+//! A package is hostile until checked: it is opened by [`Package::open`], which reads the
+//! descriptor and looks at every file's name and size, but unpacks nothing.
+//! [`Package::extract_disk`] then streams one disk at a time, and [`Package::verify_manifest`]
+//! holds every file against the digests that came with it.
+//! [`write_ova`] writes a package that reads back as the same descriptor.
+//!
+//! # What is read of the descriptor
+//!
+//! ```text
+//! Envelope                          namespace .../ovf/envelope/1 or /2
+//! |- References/File                id, href, size; compression and chunkSize are refused
+//! |- DiskSection/Disk               diskId, fileRef, capacity, capacityAllocationUnits, format,
+//! |                                 populatedSize; without fileRef: an empty disk
+//! |- NetworkSection/Network         name
+//! |- DeploymentOptionSection        its default Configuration is taken
+//! `- VirtualSystem                  exactly one, also within a VirtualSystemCollection
+//!    |- @id, Name                   the VM's name, Name first
+//!    |- VirtualHardwareSection      the first one
+//!    |  `- Item, StorageItem, EthernetPortItem, by ResourceType (CIM_ResourceAllocationSettingData)
+//!    |       3  processors          VirtualQuantity
+//!    |       4  memory              VirtualQuantity in AllocationUnits (DSP0004 programmatic units)
+//!    |       10 network card        Connection, Address (a MAC address)
+//!    |       17 disk                HostResource: ovf:/disk/ID or ovf:/file/ID
+//!    |       5, 6, 20 controllers   passed over: the site chooses its own
+//!    |       others                 passed over with a warning
+//!    |- vmw:BootOrderSection        the disk that it names comes first
+//!    `- sj:RestrictionsSection      our own, below
+//! ```
+//!
+//! DSP0243 lets any section be added, and says that one with `ovf:required="true"`, which is the
+//! default, must be understood or the import must fail. So it does here, with name and line.
+//! Sections of the standard that only speak to people or to other platforms (annotations,
+//! products, licences, operating systems, start-up order) are passed over with a warning.
+//!
+//! # Restrictions
+//!
+//! What a VM's owner rules out travels in a section of our own, optional for other tools:
+//!
+//! ```xml
+//! <sj:RestrictionsSection ovf:required="false" xmlns:sj="https://sojourn.example/ovf/1">
+//!   <Info>What the owner of this virtual machine rules out</Info>
+//!   <sj:NoDelegation/>
+//!   <sj:Country>CH</sj:Country>
+//!   <sj:MaxPricePerHour>1.250</sj:MaxPricePerHour>
+//! </sj:RestrictionsSection>
+//! ```
+//!
+//! For us nothing in it is optional: an element that is not known, anything of a later version of
+//! the namespace, or a section in another place is an error, since an unknown restriction is a
+//! refusal.
+
+mod archive;
+mod copy;
+mod envelope;
+mod export;
+mod fault;
+mod files;
+mod format;
+mod hardware;
+pub mod limit;
+mod manifest;
+mod package;
+mod restrictions;
+mod unit;
+mod xml;
+
+pub use archive::ArchiveError;
+pub use export::{ExportError, write_ova};
+pub use fault::{Fault, Place, Problem};
+pub use format::DiskFormat;
+pub use manifest::ManifestError;
+pub use package::{DiskSource, ExtractError, Limits, OpenError, Package, VerifyError};

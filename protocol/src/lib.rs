@@ -1,1 +1,50 @@
-//! protocol
+//! The rules: how a VM is placed, moved, forced out and handed over, as values.
+//!
+//! [`Site`] is the whole of a site's behaviour towards its peers. It has no clock, no socket, no
+//! disk and no random source: all of that is [`World`], passed in. The calling order is:
+//!
+//! 1. [`Site::restart`] once, with the state folded from the journal and the guests found running.
+//! 2. [`Site::handle`] for each [`Event`]. What comes back is done in this order and no other:
+//!    every [`Row`] is made durable, **then** the [`Effect`]s are carried out.
+//! 3. [`Site::next_deadline`] tells when [`Event::Tick`] is due at the latest.
+//!
+//! A crash between any two of these lines leaves a journal that step 1 knows how to go on from.
+//!
+//! ```text
+//!   Controller                Source                       Destination
+//!   collect offers  ------------------------------------------->  (offer, in memory)
+//!   choose; CHOSEN
+//!   forced migration ------>  OFFERED
+//!   initiate  ------------------------------------------------->  ADMITTED
+//!                             INITIATED   <== session opened ===
+//!                             QUIESCED
+//!                             SENT        === files ===========>  READY
+//!   verify, with READY ---->  RELEASED    === certificate =====>  OWNED, START_INTENT
+//!   deliver certificate -------------------------------------->   STARTED
+//!   FLIPPED                   RECEIPTED   <== owned ============
+//!   retire ---------------->  (path row gone)
+//! ```
+
+mod controller;
+mod effect;
+pub mod message;
+mod path;
+mod restart;
+mod row;
+mod site;
+mod source;
+mod target;
+mod view;
+
+pub use effect::{
+    Ask, CallError, CallId, Caller, Command, Effect, Event, Found, GuestEvent, Output, Reply,
+    TransferEvent,
+};
+pub use message::{Action, Answer, Hop, Op, Origin, Outcome, Request, Sealed, Told};
+pub use row::{
+    Chosen, Down, Edge, Evict, Goal, Host, Illegal, Journey, LIBRARY, Migration, Mode, Party,
+    Result as JourneyResult, Row, SourceRole, SourceStep, State, Stay, TargetRole, TargetStep, Vm,
+    library,
+};
+pub use site::{Config, Site, World};
+pub use view::{NextMove, Progress, VmView};

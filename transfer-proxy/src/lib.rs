@@ -1,1 +1,49 @@
-//! transfer-proxy
+//! The data plane: moves the files of a VM from the Source's proxy to the Destination's.
+//!
+//! The Destination's proxy dials the Source's, shows a token, and pulls (papers/003, "Initiate
+//! transfer handler").
+//! Nobody outside a proxy knows what a token means; only the proxy's address crosses the border.
+//! The data never passes the node: the node calls a [`Proxy`] and hears [`Event`]s.
+//!
+//! ```text
+//!   target                                        source
+//!     | QUIC, TLS raw public keys, both pinned      |
+//!     |--- control: Hello(token) ------------------>|  key, token and hint belong together?
+//!     |<-- control: Welcome(vm, migration) ---------|  Event::Opened
+//!     |<== control: Tell, Ack, Broken ==============|  both ways, at any time
+//!     |                                             |  Proxy::provide, Event::Sent
+//!     |<-- one stream: the manifest ----------------|
+//!     |  checks it, looks at what it holds already  |
+//!     |--- a stream per run: Fetch(file, chunks) -->|
+//!     |<-- the bytes of these chunks ---------------|  hashed again while they are read
+//!     |  each chunk checked, written, fsync         |
+//!     |  Event::Received                            |
+//! ```
+//!
+//! The layers, each ignorant of those below it in this list: [`Proxy`] and its tables; `session`,
+//! `source` and `target` (what both ends say); `message` (the bytes of it); `carrier` (QUIC, the
+//! only module that knows quinn); `tls` (keys); `store` and `chunk` (files).
+//! A second carrier goes beside `carrier` and offers the same few types.
+//!
+//! **Resuming needs no record.** A target that starts again reads what lies in the folder, hashes
+//! it, and fetches only the chunks that differ from the manifest. Nothing on disk is ever trusted.
+//!
+//! **Memory of one session** is bounded whatever the path: at either end by the connection window
+//! (`carrier::CONNECTION_WINDOW_BYTES`, 32 MiB), plus two chunks of 1 MiB per data stream
+//! (`carrier::DATA_STREAMS`, 8), plus the manifest (34 bytes per MiB of data).
+
+mod carrier;
+mod chunk;
+mod fault;
+mod gate;
+mod message;
+mod proxy;
+mod session;
+mod source;
+mod store;
+mod target;
+mod tls;
+mod transfer;
+
+pub use proxy::{Config, Limits, Proxy, Pull, PullError, Serve, ServeError, StartError, TellError};
+pub use transfer::{End, Event, MAX_TELL_BYTES, OUTBOX_MESSAGES, Progress};

@@ -1,0 +1,41 @@
+# Whether to host a VM on one of this site's hosts.
+#
+# input:  model::decision::Admit
+# refuse: every reason against it, written for whoever asked; an empty set admits
+package sojourn.admit
+
+import rego.v1
+
+wanted := input.descriptor.resources
+
+restrictions := input.descriptor.restrictions
+
+refuse contains reason if {
+	wanted.cpus > input.free.cpus
+	reason := sprintf("%d CPUs are wanted, %d are free", [wanted.cpus, input.free.cpus])
+}
+
+refuse contains reason if {
+	wanted.memory > input.free.memory
+	reason := sprintf("%d MiB of memory are wanted, %d MiB are free", [
+		ceil(wanted.memory / 1048576),
+		floor(input.free.memory / 1048576),
+	])
+}
+
+# A site that does not say where it is counts as being nowhere that was asked for.
+refuse contains reason if {
+	count(restrictions.countries) > 0
+	not input.country in restrictions.countries
+	reason := sprintf("the VM may run in %s only", [concat(", ", restrictions.countries)])
+}
+
+# Null means any price. It must be asked for: null compares as less than every number.
+refuse contains reason if {
+	restrictions.max_price_milli != null
+	input.price_milli > restrictions.max_price_milli
+	reason := sprintf("the price is %d, the VM may cost %d at most (thousandths per hour)", [
+		input.price_milli,
+		restrictions.max_price_milli,
+	])
+}

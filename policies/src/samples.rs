@@ -1,0 +1,107 @@
+//! Made-up requests that every policy is asked about before it is used.
+//!
+//! Each decision has a full one, with everything there and restricted, and an empty one.
+
+use model::decision::{Admit, Candidate, Delegate, Expose, Rank, Transfer};
+use model::vm::{Disk, Nic, Restrictions};
+use model::{Bytes, Descriptor, FileId, Resources, Time, limit};
+
+fn full_descriptor() -> Descriptor {
+    Descriptor {
+        name: "sample".parse().expect("a name"),
+        resources: Resources { cpus: 4, memory: Bytes::mib(4096) },
+        disks: vec![Disk { file: FileId::disk(0), capacity: Bytes::mib(10_240) }],
+        nics: vec![Nic { network: "sample".to_owned(), mac: [2, 0, 0, 0, 0, 1] }],
+        restrictions: Restrictions {
+            no_delegation: true,
+            countries: vec!["DE".to_owned(), "FR".to_owned()],
+            max_price_milli: Some(10),
+        },
+    }
+}
+
+fn empty_descriptor() -> Descriptor {
+    Descriptor {
+        resources: Resources { cpus: 1, memory: Bytes::mib(128) },
+        disks: vec![],
+        nics: vec![],
+        restrictions: Restrictions::default(),
+        ..full_descriptor()
+    }
+}
+
+/// As many offers as there can be, of every kind.
+fn offers() -> Vec<Candidate> {
+    let peer = "sample".parse().expect("a name");
+    let offer = |at: usize| Candidate {
+        via: (at > 1).then(|| Clone::clone(&peer)),
+        price_milli: 7 * (at as u64 % 5),
+        class: "standard".to_owned(),
+        country: ["DE", "US", ""][at % 3].to_owned(),
+        distance: u8::try_from(at / 2).expect("few offers").min(limit::MAX_HOPS),
+        runs: !at.is_multiple_of(4),
+    };
+    (0..limit::MAX_OFFERS).map(offer).collect()
+}
+
+pub(crate) fn admit() -> [Admit; 2] {
+    [
+        Admit {
+            peer: Some("sample".parse().expect("a name")),
+            descriptor: full_descriptor(),
+            free: Resources { cpus: 2, memory: Bytes::mib(2048) },
+            vms_of_peer: 3,
+            contract: true,
+            price_milli: 12,
+            country: "NL".to_owned(),
+            now: Time(1_800_000_000_000),
+        },
+        Admit {
+            peer: None,
+            descriptor: empty_descriptor(),
+            free: Resources { cpus: 8, memory: Bytes::mib(8192) },
+            vms_of_peer: 0,
+            contract: false,
+            price_milli: 0,
+            country: String::new(),
+            now: Time(1_800_000_000_000),
+        },
+    ]
+}
+
+pub(crate) fn delegate() -> [Delegate; 2] {
+    let to = "other".parse().expect("a name");
+    [
+        Delegate {
+            peer: Some("sample".parse().expect("a name")),
+            to: Clone::clone(&to),
+            descriptor: full_descriptor(),
+            hops_left: 0,
+        },
+        Delegate { peer: None, to, descriptor: empty_descriptor(), hops_left: limit::MAX_HOPS },
+    ]
+}
+
+pub(crate) fn expose() -> [Expose; 2] {
+    let peer = "sample".parse().expect("a name");
+    [Expose { peer: Clone::clone(&peer), offers: offers() }, Expose { peer, offers: vec![] }]
+}
+
+pub(crate) fn rank() -> [Rank; 2] {
+    [
+        Rank { descriptor: full_descriptor(), offers: offers() },
+        Rank { descriptor: empty_descriptor(), offers: vec![] },
+    ]
+}
+
+pub(crate) fn transfer() -> [Transfer; 2] {
+    let peer = "sample".parse().expect("a name");
+    [
+        Transfer {
+            peer: Clone::clone(&peer),
+            descriptor: full_descriptor(),
+            size: Bytes::mib(10_240),
+        },
+        Transfer { peer, descriptor: empty_descriptor(), size: Bytes(0) },
+    ]
+}

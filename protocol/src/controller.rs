@@ -1,0 +1,1026 @@
+//! The Controller: the main migration algorithm (papers/003, III-C-1), and gathering offers for
+//! others as their Intermediary.
+//!
+//! ```text
+//!  collect ─▶ choose ─▶ force ─▶ initiate ─▶ verify ─▶ deliver ─▶ retire
+//!     ▲                   │         │          │          └─▶ handback ─┐
+//!     └──── next offer ◀──┴─ abort ◀┴──────────┘ ◀────────────────────┘
+//! ```
+//!
+//! Every step can be repeated: after a crash the journey goes on from CHOSEN by asking again.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use model::decision::{Candidate, Delegate, Expose, Rank};
+use model::{EdgeHandle, HostName, MigrationId, Offer, OperationId, PeerName, RequestId, VmId};
+
+use crate::effect::{CallError, CallId, Caller, Effect, Reply};
+use crate::message::{Answer, Hop, Op, Origin, Outcome, Request};
+use crate::path::{Verifier, back_off};
+use crate::row::{Chosen, Down, Edge, Evict, Goal, Journey, Mode, Party, Result as Ended, Row};
+use crate::site::{
+    Asker, Gathering, JourneyMemory, MAX_GATHERINGS, OfferAt, OfferMade, Phase, Step, Timer,
+    Waiting,
+};
+
+/// How long an eviction waits before it asks everybody again.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// How often a step that may be given up is tried against a site that does not answer.
+const MAX_FAILURES: u32 = 6;
+
+impl Step<'_> {
+    // Gathering offers.
+
+    /// Migration request (papers/003, III-C-2), from a peer.
+    pub(crate) fn migration_request(&mut self, caller: Caller, from: Party, request: Request) {
+        let Op::MigrationRequest { vm, request: id, descriptor } = &request.origin.op else {
+            return self.answer(caller, Answer::Unknown);
+        };
+        let (vm, id) = (*vm, *id);
+        let Party::Peer(peer) = from else { return self.answer(caller, Answer::Unknown) };
+        let none = |reason: &str| Answer::Offers { offers: vec![], reasons: vec![reason.into()] };
+        match self.site.gatherings.get_mut(&id).map(|gathering| &mut gathering.asker) {
+            Some(Asker::Peer { peer: first, callers }) if *first == peer => {
+                return callers.push(caller);
+            }
+            Some(Asker::Answered { peer: first, answer }) if *first == peer => {
+                let answer = (**answer).clone();
+                return self.answer(caller, answer);
+            }
+            Some(_) => return self.answer(caller, none("the request has been here already")),
+            None => {}
+        }
+        if self.site.gatherings.len() >= MAX_GATHERINGS {
+            return self.answer(caller, none("too many requests are under way; ask again later"));
+        }
+        if request.hop.hops_left == 0 {
+            return self.answer(caller, none("the request has passed as many sites as it may"));
+        }
+        if let Err(error) = descriptor.check() {
+            return self.answer(caller, none(&format!("the descriptor is not legal: {error}")));
+        }
+        let on_path = self.site.state.vms.get(&vm).filter(|vm| !vm.destroyed);
+        if on_path.is_some_and(|vm| vm.up.as_ref().is_none_or(|up| up.peer != peer)) {
+            return self.answer(caller, none("this site answers for the VM already"));
+        }
+        let asker = Party::Peer(peer.clone());
+        let (offers, reasons) = self.local_offers(&asker, vm, id, descriptor, None, false);
+        let hops_left = request.hop.hops_left.min(model::limit::MAX_HOPS) - 1;
+        let limit = request.hop.time_left.min(self.site.config.request_limit).mul_f32(0.8);
+        let gathering = Gathering {
+            vm,
+            asker: Asker::Peer { peer: peer.clone(), callers: vec![caller] },
+            descriptor: descriptor.clone(),
+            awaiting: BTreeSet::new(),
+            offers: offers.into_iter().map(|offer| (None, offer)).collect(),
+            reasons,
+            asked: BTreeSet::new(),
+            forget: self.world.now().after(self.site.config.offer_life),
+        };
+        let mut out_of_question = BTreeSet::from([peer.clone()]);
+        // A delegate that is to be relieved is not asked, and neither is a second way to it.
+        if let Some(Down::Edge(edge)) = self.site.state.vms.get(&vm).map(|vm| &vm.down) {
+            out_of_question.insert(edge.peer.clone());
+        }
+        self.site.gatherings.insert(id, gathering);
+        let peers = self.site.peers.difference(&out_of_question).cloned().collect();
+        self.ask_peers(id, request.origin, peers, Some(peer), hops_left, limit);
+    }
+
+    /// Sends a Migration request to every peer that policy lets it go to.
+    fn ask_peers(
+        &mut self,
+        id: RequestId,
+        origin: Origin,
+        peers: BTreeSet<PeerName>,
+        asker: Option<PeerName>,
+        hops_left: u8,
+        limit: Duration,
+    ) {
+        let descriptor = match &origin.op {
+            Op::MigrationRequest { descriptor, .. } => descriptor.clone(),
+            _ => return,
+        };
+        for to in peers {
+            let input = Delegate {
+                peer: asker.clone(),
+                to: to.clone(),
+                descriptor: descriptor.clone(),
+                hops_left,
+            };
+            if let model::decision::Verdict::Refuse(why) = self.world.policy().delegate(&input) {
+                // Whoever asked need not know how many peers there are, or what they are called.
+                let gathering = self.site.gatherings.get_mut(&id).expect("just made");
+                for reason in why {
+                    let reason = format!("not passed on: {reason}");
+                    if !gathering.reasons.contains(&reason) {
+                        gathering.reasons.push(reason);
+                    }
+                }
+                continue;
+            }
+            let hop = Hop { hops_left, time_left: limit, ..Hop::default() };
+            let request = Request { origin: origin.clone(), hop };
+            let waiting = Waiting::Gather(id, to.clone());
+            let call = self.send(&Party::Peer(to.clone()), request, waiting);
+            let gathering = self.site.gatherings.get_mut(&id).expect("just made");
+            gathering.awaiting.insert(call);
+            gathering.asked.insert(to);
+        }
+        if self.site.gatherings[&id].awaiting.is_empty() {
+            self.close_gathering(id);
+        } else {
+            self.arm_after(Timer::Collect(id), limit);
+        }
+    }
+
+    pub(crate) fn gathered(
+        &mut self,
+        id: RequestId,
+        peer: PeerName,
+        call: CallId,
+        answer: Result<Answer, CallError>,
+    ) {
+        let Some(gathering) = self.site.gatherings.get_mut(&id) else { return };
+        gathering.awaiting.remove(&call);
+        if matches!(gathering.asker, Asker::Answered { .. }) {
+            return;
+        }
+        match answer {
+            Ok(Answer::Offers { offers, reasons }) => {
+                let verify = Verifier(self.world);
+                let sound = offers.into_iter().filter(|offer| offer.target.is_proven(&verify));
+                let offers = sound.take(model::limit::MAX_OFFERS);
+                gathering.offers.extend(offers.map(|offer| (Some(peer.clone()), offer)));
+                for reason in reasons.into_iter().take(model::limit::MAX_REASONS) {
+                    if !gathering.reasons.contains(&reason) {
+                        gathering.reasons.push(reason);
+                    }
+                }
+            }
+            Ok(Answer::Refused { reasons }) => gathering.reasons.extend(reasons),
+            Ok(other) => gathering.reasons.push(format!("unexpected answer: {}", short(&other))),
+            Err(CallError::Unreachable(_)) => {
+                gathering.reasons.push("a site does not answer".to_owned());
+            }
+            Err(CallError::Garbled(_)) => {
+                gathering.reasons.push("a site's answer could not be read".to_owned());
+            }
+        }
+        if gathering.awaiting.is_empty() {
+            self.close_gathering(id);
+        }
+    }
+
+    /// All have answered, or the time is up.
+    pub(crate) fn close_gathering(&mut self, id: RequestId) {
+        self.disarm(&Timer::Collect(id));
+        let Some(gathering) = self.site.gatherings.get(&id).cloned() else { return };
+        match gathering.asker.clone() {
+            Asker::Journey(operation) => {
+                self.site.gatherings.get_mut(&id).expect("just seen").awaiting.clear();
+                self.offers_are_in(operation, id, gathering);
+            }
+            Asker::Peer { peer, callers } => {
+                let answer = self.expose(id, &peer, gathering);
+                for caller in callers {
+                    self.answer(caller, answer.clone());
+                }
+                let gathering = self.site.gatherings.get_mut(&id).expect("just seen");
+                gathering.asker = Asker::Answered { peer, answer: Box::new(answer) };
+                gathering.offers.clear();
+                if !self.site.timers.iter().any(|(_, timer)| *timer == Timer::Offers) {
+                    self.arm_after(Timer::Offers, self.site.config.offer_life);
+                }
+            }
+            Asker::Answered { .. } => {}
+        }
+    }
+
+    /// Re-labels what peers offered, so that they stay unknown, and shows what policy lets show.
+    fn expose(&mut self, id: RequestId, peer: &PeerName, gathering: Gathering) -> Answer {
+        let input = Expose { peer: peer.clone(), offers: candidates(&gathering.offers) };
+        let shown = self.world.policy().expose(&input);
+        let mut offers = Vec::new();
+        for (at, (via, mut offer)) in gathering.offers.into_iter().enumerate() {
+            if !shown.contains(&at) || offers.len() >= model::limit::MAX_OFFERS {
+                if via.is_none() {
+                    self.site.offers.remove(&offer.edge);
+                }
+                continue;
+            }
+            if let Some(via) = via {
+                let edge = EdgeHandle(self.random16());
+                let made = OfferMade {
+                    vm: gathering.vm,
+                    request: id,
+                    asker: Party::Peer(peer.clone()),
+                    descriptor: gathering.descriptor.clone(),
+                    terms: offer.terms.clone(),
+                    at: OfferAt::Peer(Edge { peer: via, handle: offer.edge }),
+                };
+                self.keep_offer(edge, made);
+                offer.edge = edge;
+                offer.distance = offer.distance.saturating_add(1);
+            }
+            offers.push(offer);
+        }
+        let mut reasons = gathering.reasons;
+        reasons.truncate(model::limit::MAX_REASONS);
+        Answer::Offers { offers, reasons }
+    }
+
+    /// Passes a withdrawal on to whoever was asked on that request's behalf.
+    pub(crate) fn withdraw_below(&mut self, vm: VmId, id: RequestId, from: &Party) {
+        let Some(gathering) = self.site.gatherings.get(&id) else { return };
+        let rightful = match (&gathering.asker, from) {
+            (Asker::Answered { peer, .. } | Asker::Peer { peer, .. }, Party::Peer(from)) => {
+                peer == from
+            }
+            (Asker::Journey(_), Party::Here) => true,
+            _ => false,
+        };
+        if !rightful {
+            return;
+        }
+        for peer in gathering.asked.clone() {
+            let key = self.world.create_key();
+            let origin = Origin { op: Op::Withdraw { vm, request: id }, key, sealed: None };
+            let hop = Hop {
+                hops_left: model::limit::MAX_HOPS,
+                time_left: self.site.config.request_limit,
+                ..Hop::default()
+            };
+            self.send(&Party::Peer(peer), Request { origin, hop }, Waiting::Nobody);
+        }
+    }
+
+    // Beginning and ending journeys.
+
+    pub(crate) fn ask_move(
+        &mut self,
+        ask: u64,
+        operation: OperationId,
+        vm: VmId,
+        goal: Goal,
+        dry_run: bool,
+    ) {
+        if self.site.state.vms.get(&vm).is_none_or(|vm| vm.destroyed) {
+            return self.reply(ask, Reply::NotFound(format!("there is no VM {vm}")));
+        }
+        if let Some(open) = self.site.state.open_journey(vm) {
+            let text = format!("operation {} is moving this VM already", open.operation);
+            return self.reply(ask, Reply::Conflict(text));
+        }
+        if let Some(unknown) = goal.peers.iter().find(|peer| !self.site.peers.contains(*peer)) {
+            return self.reply(ask, Reply::NotFound(format!("there is no peer {unknown}")));
+        }
+        self.begin(operation, vm, goal, dry_run);
+        self.reply(ask, Reply::Began);
+        self.drive(operation);
+    }
+
+    fn begin(&mut self, operation: OperationId, vm: VmId, goal: Goal, dry_run: bool) {
+        self.persist(Row::Began { operation, vm, goal });
+        let memory = JourneyMemory { dry_run, ..JourneyMemory::default() };
+        self.site.journeys.insert(operation, memory);
+    }
+
+    pub(crate) fn ask_evict(
+        &mut self,
+        ask: u64,
+        operation: OperationId,
+        vm: VmId,
+        reason: String,
+        within: Duration,
+    ) {
+        let Some(entry) = self.site.state.vms.get(&vm).filter(|vm| !vm.destroyed) else {
+            return self.reply(ask, Reply::NotFound(format!("there is no VM {vm}")));
+        };
+        if entry.stay.is_none() {
+            let text = "this site does not have the VM; evict it where it runs, or migrate it";
+            return self.reply(ask, Reply::Conflict(text.to_owned()));
+        }
+        if let Some(open) = self.site.state.open_journey(vm) {
+            let text = format!("operation {} is moving this VM already", open.operation);
+            return self.reply(ask, Reply::Conflict(text));
+        }
+        let goal = self.eviction(Party::Here, reason, None, within);
+        self.begin(operation, vm, goal, false);
+        self.reply(ask, Reply::Began);
+        self.drive(operation);
+    }
+
+    fn eviction(
+        &self,
+        from: Party,
+        reason: String,
+        leave: Option<HostName>,
+        within: Duration,
+    ) -> Goal {
+        Goal {
+            boot: false,
+            mode: Mode::Hibernate,
+            peers: BTreeSet::new(),
+            local_only: false,
+            leave,
+            evict: Some(Evict { from, reason }),
+            deadline: self.world.now().after(within),
+        }
+    }
+
+    /// Forced migration from below: never refused, never ignored (papers/003, II-B, 6).
+    pub(crate) fn evict_from_below(
+        &mut self,
+        caller: Caller,
+        from: Party,
+        vm: VmId,
+        reason: String,
+        hop: Hop,
+    ) {
+        let Party::Peer(peer) = &from else { return self.answer(caller, Answer::Unknown) };
+        let entry = self.site.state.vms.get(&vm);
+        let below = entry.is_some_and(|vm| match &vm.down {
+            Down::Edge(edge) => edge.peer == *peer && Some(edge.handle) == hop.edge,
+            Down::Here => false,
+        });
+        if !below {
+            return self.answer(caller, Answer::Unknown);
+        }
+        if self.site.state.open_journey(vm).is_none() {
+            let operation = OperationId(self.random16());
+            self.note(vm, format!("the delegate must be rid of it: {reason}"));
+            let goal = self.eviction(from, reason, None, hop.time_left);
+            self.begin(operation, vm, goal, false);
+            self.drive(operation);
+        }
+        self.answer(caller, Answer::Accepted);
+    }
+
+    pub(crate) fn drain_host(&mut self, ask: u64, host: HostName, draining: bool) {
+        let Some(known) = self.site.state.hosts.get(&host) else {
+            return self.reply(ask, Reply::NotFound(format!("there is no host {host}")));
+        };
+        if known.draining != draining {
+            self.persist(Row::HostDraining { host: host.clone(), draining });
+        }
+        let mut operations = Vec::new();
+        if draining {
+            let vms: Vec<VmId> = self
+                .site
+                .state
+                .vms
+                .iter()
+                .filter(|(_, vm)| vm.stay.as_ref().is_some_and(|stay| stay.host == host))
+                .map(|(vm, _)| *vm)
+                .collect();
+            for vm in vms {
+                if let Some(open) = self.site.state.open_journey(vm) {
+                    operations.push(open.operation);
+                    continue;
+                }
+                let operation = OperationId(self.random16());
+                let reason = "the host it runs on is being emptied".to_owned();
+                let within = self.site.config.source_patience;
+                let goal = self.eviction(Party::Here, reason, Some(host.clone()), within);
+                self.begin(operation, vm, goal, false);
+                operations.push(operation);
+            }
+        }
+        self.reply(ask, Reply::BeganMany(operations.clone()));
+        for operation in operations {
+            self.drive(operation);
+        }
+    }
+
+    pub(crate) fn cancel(&mut self, ask: u64, operation: OperationId) {
+        let Some(journey) = self.site.state.journeys.get(&operation).cloned() else {
+            return self.reply(ask, Reply::NotFound(format!("there is no operation {operation}")));
+        };
+        if journey.result.is_some() {
+            return self.reply(ask, Reply::Conflict("the operation has ended".to_owned()));
+        }
+        let phase = self.memory(operation).phase;
+        if matches!(phase, Phase::Verify | Phase::Deliver | Phase::Handback | Phase::Retire) {
+            let text = "everything has arrived and is being handed over; it ends by itself";
+            return self.reply(ask, Reply::Conflict(text.to_owned()));
+        }
+        self.conclude(operation, Ended::Cancelled);
+        if let Some(chosen) = &journey.chosen {
+            // The Source aborts; this call needs no follower, since the Source aborts by itself.
+            self.send_to_source(&journey, chosen, None, Waiting::Nobody);
+        }
+        self.reply(ask, Reply::Done);
+    }
+
+    fn conclude(&mut self, operation: OperationId, result: Ended) {
+        let memory = self.memory(operation).clone();
+        self.persist(Row::Concluded { operation, result });
+        self.disarm(&Timer::Journey(operation));
+        let journey = self.site.state.journeys[&operation].clone();
+        if let Some(request) = memory.request {
+            self.withdraw(journey.vm, request, &Party::Here);
+            self.site.gatherings.remove(&request);
+        }
+        self.effect(Effect::Ended(Box::new(journey)));
+    }
+
+    fn memory(&mut self, operation: OperationId) -> &mut JourneyMemory {
+        self.site.journeys.entry(operation).or_default()
+    }
+
+    fn tell(&mut self, operation: OperationId, text: impl Into<String>) {
+        self.effect(Effect::Progress { operation, text: text.into() });
+    }
+
+    // Driving a journey.
+
+    /// Does the next step of a journey, if none is on its way.
+    pub(crate) fn drive(&mut self, operation: OperationId) {
+        let Some(journey) = self.site.state.journeys.get(&operation).cloned() else { return };
+        let memory = self.memory(operation).clone();
+        if memory.busy || (journey.result.is_some() && memory.phase != Phase::Retire) {
+            return;
+        }
+        if journey.result.is_none() && memory.phase <= Phase::Initiate && self.out_of_time(&journey)
+        {
+            return;
+        }
+        match (memory.phase, journey.chosen.clone()) {
+            (Phase::Collect, _) => self.collect(&journey),
+            (Phase::PassUp, _) => self.pass_up(&journey),
+            (Phase::Force, Some(chosen)) => self.force(&journey, &chosen),
+            (Phase::Initiate, Some(chosen)) => self.initiate(&journey, &chosen),
+            (Phase::Verify, Some(chosen)) => {
+                let ready = memory.ready.clone();
+                self.busy(operation);
+                let waiting = Waiting::Journey(operation, "verify");
+                self.send_to_source(&journey, &chosen, ready, waiting);
+            }
+            (Phase::Abort, Some(chosen)) => {
+                self.busy(operation);
+                let waiting = Waiting::Journey(operation, "abort");
+                self.send_to_source(&journey, &chosen, None, waiting);
+            }
+            (Phase::Deliver, Some(chosen)) => self.deliver(&journey, &chosen),
+            (Phase::Handback, Some(chosen)) => self.pass_handback(&journey, &chosen),
+            (Phase::Retire, Some(chosen)) => self.retire(&journey, &chosen),
+            (_, None) => {
+                self.memory(operation).phase = Phase::Collect;
+                self.collect(&journey);
+            }
+        }
+    }
+
+    fn busy(&mut self, operation: OperationId) {
+        self.memory(operation).busy = true;
+    }
+
+    fn go(&mut self, operation: OperationId, phase: Phase) {
+        let memory = self.memory(operation);
+        memory.phase = phase;
+        memory.failures = 0;
+        self.drive(operation);
+    }
+
+    fn later(&mut self, operation: OperationId, wait: Duration) {
+        self.arm_after(Timer::Journey(operation), wait);
+    }
+
+    /// An eviction that is fulfilled, or whose time is up, ends here.
+    fn out_of_time(&mut self, journey: &Journey) -> bool {
+        let operation = journey.operation;
+        let now = self.world.now();
+        if let Some(evict) = &journey.goal.evict {
+            let entry = self.site.state.vms.get(&journey.vm);
+            let still_there = match (&evict.from, entry) {
+                (_, None) => false,
+                (Party::Here, Some(vm)) => {
+                    let stay = vm.stay.as_ref();
+                    let left =
+                        |stay: &crate::row::Stay| journey.goal.leave.as_ref() == Some(&stay.host);
+                    stay.is_some_and(|stay| journey.goal.leave.is_none() || left(stay))
+                }
+                (Party::Peer(peer), Some(vm)) => {
+                    matches!(&vm.down, Down::Edge(edge) if edge.peer == *peer)
+                }
+            };
+            let released = self.site.state.open_source(journey.vm).is_none()
+                && entry.is_some_and(|vm| vm.stay.is_none() && vm.down == Down::Here);
+            if !still_there && !released {
+                self.conclude(operation, Ended::PassedUp);
+                return true;
+            }
+        }
+        if now < journey.goal.deadline {
+            return false;
+        }
+        let last = self.memory(operation).last_failure.clone();
+        let why = last.unwrap_or_else(|| "no site takes it".to_owned());
+        if journey.chosen.is_some() && self.memory(operation).phase > Phase::Collect {
+            let chosen = journey.chosen.clone().expect("just seen");
+            self.send_to_source(journey, &chosen, None, Waiting::Nobody);
+        }
+        let parks = journey.goal.evict.as_ref().is_some_and(|evict| evict.from == Party::Here);
+        if parks {
+            let reason = format!("no other place was found in time: {why}");
+            self.park(journey.vm, &reason);
+            self.conclude(operation, Ended::Parked(reason));
+        } else {
+            self.conclude(operation, Ended::GaveUp(format!("out of time: {why}")));
+        }
+        true
+    }
+
+    /// Steps 1 and 2.
+    fn collect(&mut self, journey: &Journey) {
+        let operation = journey.operation;
+        let Some(entry) = self.site.state.vms.get(&journey.vm) else {
+            return self.conclude(operation, Ended::GaveUp("the VM is not here any more".into()));
+        };
+        let descriptor = entry.descriptor.clone();
+        let (up, goal) = (entry.up.clone(), &journey.goal);
+        let id = RequestId(self.random16());
+        let evict = goal.evict.as_ref();
+        let from_here = evict.is_some_and(|evict| evict.from == Party::Here);
+        let storage = evict.is_some() && up.is_none();
+        // Whoever wants a VM gone from this site does not offer its hosts; draining one host does.
+        let own_hosts = goal.peers.is_empty() && !(from_here && goal.leave.is_none());
+        let (offers, reasons) = if own_hosts || storage {
+            let here = Party::Here;
+            let (mut offers, reasons) =
+                self.local_offers(&here, journey.vm, id, &descriptor, goal.leave.as_ref(), storage);
+            if !own_hosts {
+                offers.retain(|offer| !offer.terms.runs);
+            }
+            (offers, reasons)
+        } else {
+            (vec![], vec![])
+        };
+        let mut peers = BTreeSet::new();
+        // A Source that wants a VM gone is Controller only among its own hosts.
+        if !goal.local_only && !(from_here && up.is_some()) {
+            peers =
+                if goal.peers.is_empty() { self.site.peers.clone() } else { goal.peers.clone() };
+            if let Some(up) = &up {
+                peers.remove(&up.peer);
+            }
+            if let Some(Evict { from: Party::Peer(peer), .. }) = evict {
+                peers.remove(peer);
+            }
+        }
+        let gathering = Gathering {
+            vm: journey.vm,
+            asker: Asker::Journey(operation),
+            descriptor: descriptor.clone(),
+            awaiting: BTreeSet::new(),
+            offers: offers.into_iter().map(|offer| (None, offer)).collect(),
+            reasons,
+            asked: peers.clone(),
+            forget: self.world.now().after(self.site.config.offer_life),
+        };
+        self.site.gatherings.insert(id, gathering);
+        let memory = self.memory(operation);
+        memory.request = Some(id);
+        memory.busy = true;
+        self.tell(operation, format!("asking this site and {} peers for a place", peers.len()));
+        let op = Op::MigrationRequest { vm: journey.vm, request: id, descriptor };
+        let key = self.world.create_key();
+        let origin = Origin { op, key, sealed: None };
+        let limit = self.site.config.request_limit;
+        self.ask_peers(id, origin, peers, None, model::limit::DEFAULT_HOPS, limit);
+    }
+
+    /// Step 3.
+    fn offers_are_in(&mut self, operation: OperationId, id: RequestId, gathering: Gathering) {
+        let memory = self.memory(operation);
+        if memory.request != Some(id) || memory.phase != Phase::Collect {
+            return;
+        }
+        memory.busy = false;
+        let Some(journey) = self.site.state.journeys.get(&operation).cloned() else { return };
+        if journey.result.is_some() {
+            return;
+        }
+        let input = Rank {
+            descriptor: gathering.descriptor.clone(),
+            offers: candidates(&gathering.offers),
+        };
+        let ranked = self.world.policy().rank(&input);
+        let mut left = Vec::new();
+        let mut lines = Vec::new();
+        let mut reasons = gathering.reasons.clone();
+        for place in ranked {
+            let Some((via, offer)) = gathering.offers.get(place.offer) else { continue };
+            let at = via.clone().map_or(Party::Here, Party::Peer);
+            let whence = match &at {
+                Party::Here => "this site".to_owned(),
+                Party::Peer(peer) => format!("peer {peer}"),
+            };
+            let terms = &offer.terms;
+            let stores = if terms.runs { "" } else { ", stores only" };
+            let price = format!("{}.{:03}", terms.price_milli / 1000, terms.price_milli % 1000);
+            let line = format!(
+                "{whence}: class {}, price {price} an hour, {} sites further on{stores}; {}",
+                terms.class,
+                offer.distance,
+                place.reasons.join(", "),
+            );
+            if place.excluded {
+                reasons.push(format!("{whence}: {}", place.reasons.join(", ")));
+                lines.push(format!("out of the question: {line}"));
+            } else {
+                lines.push(line);
+                left.push((at, offer.clone()));
+            }
+        }
+        if self.memory(operation).dry_run {
+            let result =
+                if left.is_empty() { Ended::NoPlace(reasons) } else { Ended::Ranking(lines) };
+            return self.conclude(operation, result);
+        }
+        self.tell(operation, format!("{} offers", left.len()));
+        let memory = self.memory(operation);
+        memory.left = left;
+        memory.tries = 0;
+        if !reasons.is_empty() {
+            memory.last_failure = Some(reasons.join("; "));
+        }
+        self.next_offer(operation, &reasons);
+    }
+
+    /// Takes the best offer that was not tried, or ends for want of one.
+    fn next_offer(&mut self, operation: OperationId, reasons: &[String]) {
+        let Some(journey) = self.site.state.journeys.get(&operation).cloned() else { return };
+        let max_tries = self.site.config.max_tries;
+        let memory = self.memory(operation);
+        if memory.left.is_empty() || memory.tries >= max_tries {
+            return self.no_place(&journey, reasons);
+        }
+        memory.tries += 1;
+        let (at, offer) = memory.left.remove(0);
+        let whence = match &at {
+            Party::Here => "this site".to_owned(),
+            Party::Peer(peer) => format!("peer {peer}"),
+        };
+        let migration = MigrationId(self.random16());
+        let key = self.world.create_key();
+        self.persist(Row::Chosen {
+            operation,
+            migration,
+            key,
+            at,
+            handle: offer.edge,
+            target: offer.target,
+        });
+        self.tell(operation, format!("chose the offer of {whence}; migration {migration}"));
+        self.go(operation, Phase::Force);
+    }
+
+    fn no_place(&mut self, journey: &Journey, reasons: &[String]) {
+        let operation = journey.operation;
+        let Some(_) = &journey.goal.evict else {
+            let tried = journey.chosen.is_some();
+            let last = self.memory(operation).last_failure.clone();
+            let result = match last {
+                Some(last) if tried => Ended::GaveUp(last),
+                _ => Ended::NoPlace(reasons.to_vec()),
+            };
+            return self.conclude(operation, result);
+        };
+        let up = self.site.state.vms.get(&journey.vm).and_then(|vm| vm.up.as_ref());
+        if up.is_some() {
+            self.go(operation, Phase::PassUp);
+        } else {
+            self.tell(operation, "no place yet; asking again");
+            self.memory(operation).phase = Phase::Collect;
+            self.later(operation, ASK_AGAIN);
+        }
+    }
+
+    fn pass_up(&mut self, journey: &Journey) {
+        let operation = journey.operation;
+        let (Some(up), Some(evict)) = (
+            self.site.state.vms.get(&journey.vm).and_then(|vm| vm.up.clone()),
+            journey.goal.evict.clone(),
+        ) else {
+            self.memory(operation).phase = Phase::Collect;
+            return self.later(operation, ASK_AGAIN);
+        };
+        // A site on the way keeps half of the time for itself, so that it hears of a failure.
+        let left = journey.goal.deadline.since(self.world.now());
+        let time_left = if evict.from == Party::Here { left } else { left / 2 };
+        let op = Op::Evict { vm: journey.vm, reason: evict.reason };
+        let key = self.world.create_key();
+        let origin = Origin { op, key, sealed: None };
+        let hop = Hop {
+            edge: Some(up.handle),
+            hops_left: model::limit::MAX_HOPS,
+            time_left,
+            ..Hop::default()
+        };
+        self.busy(operation);
+        self.tell(operation, "asking the delegator to find another place");
+        let waiting = Waiting::Journey(operation, "pass up");
+        self.send(&Party::Peer(up.peer), Request { origin, hop }, waiting);
+    }
+
+    /// Step 4.
+    fn force(&mut self, journey: &Journey, chosen: &Chosen) {
+        let Some(down) = self.down(journey) else { return };
+        let op = Op::ForcedMigration {
+            vm: journey.vm,
+            migration: chosen.migration,
+            target_vm_key: chosen.target.vm_key,
+            target_transfer_key: chosen.target.transfer_key,
+            mode: journey.goal.mode,
+        };
+        let origin = Origin { op, key: chosen.key, sealed: None };
+        self.busy(journey.operation);
+        let limit = self.site.config.request_limit;
+        self.send_down(&down, origin, limit, Waiting::Journey(journey.operation, "force"));
+    }
+
+    fn down(&mut self, journey: &Journey) -> Option<Down> {
+        let down = self.site.state.vms.get(&journey.vm).map(|vm| vm.down.clone());
+        if down.is_none() {
+            self.conclude(journey.operation, Ended::GaveUp("the VM is not here any more".into()));
+        }
+        down
+    }
+
+    /// Step 5.
+    fn initiate(&mut self, journey: &Journey, chosen: &Chosen) {
+        let memory = self.memory(journey.operation).clone();
+        let (Some(source), Some(chain)) = (memory.source, memory.chain) else {
+            return self.go(journey.operation, Phase::Force);
+        };
+        let op = Op::InitiateTransfer {
+            vm: journey.vm,
+            migration: chosen.migration,
+            chain,
+            profile: memory.profile,
+            boot: journey.goal.boot || memory.active,
+        };
+        let origin = Origin { op, key: chosen.key, sealed: None };
+        let hop = Hop {
+            edge: Some(chosen.handle),
+            hops_left: model::limit::MAX_HOPS,
+            time_left: self.site.config.source_patience,
+            source: Some(source),
+        };
+        self.busy(journey.operation);
+        self.tell(journey.operation, "the Source is ready; the files move");
+        let waiting = Waiting::Journey(journey.operation, "initiate");
+        self.send(&chosen.at, Request { origin, hop }, waiting);
+    }
+
+    /// Step 6, or with no READY a request to abort.
+    fn send_to_source(
+        &mut self,
+        journey: &Journey,
+        chosen: &Chosen,
+        ready: Option<model::Signed<model::Statement>>,
+        waiting: Waiting,
+    ) {
+        let Some(down) = self.site.state.vms.get(&journey.vm).map(|vm| vm.down.clone()) else {
+            return;
+        };
+        let op = Op::TransferVerification { vm: journey.vm, migration: chosen.migration, ready };
+        let origin = Origin { op, key: chosen.key, sealed: None };
+        let limit = self.site.config.request_limit;
+        self.send_down(&down, origin, limit, waiting);
+    }
+
+    /// Step 8.
+    fn deliver(&mut self, journey: &Journey, chosen: &Chosen) {
+        let Some(certificate) = self.memory(journey.operation).certificate.clone() else {
+            return self.go(journey.operation, Phase::Verify);
+        };
+        let op = Op::Deliver { vm: journey.vm, migration: chosen.migration, certificate };
+        let origin = Origin { op, key: chosen.key, sealed: None };
+        let hop = Hop {
+            edge: Some(chosen.handle),
+            hops_left: model::limit::MAX_HOPS,
+            time_left: DELIVER_LIMIT,
+            ..Hop::default()
+        };
+        self.busy(journey.operation);
+        self.tell(journey.operation, "released by the Source; handing over");
+        let waiting = Waiting::Journey(journey.operation, "deliver");
+        self.send(&chosen.at, Request { origin, hop }, waiting);
+    }
+
+    fn pass_handback(&mut self, journey: &Journey, chosen: &Chosen) {
+        let Some(certificate) = self.memory(journey.operation).back.clone() else {
+            return self.go(journey.operation, Phase::Deliver);
+        };
+        let Some(down) = self.down(journey) else { return };
+        let op = Op::Handback { vm: journey.vm, migration: chosen.migration, certificate };
+        let origin = Origin { op, key: chosen.key, sealed: None };
+        self.busy(journey.operation);
+        let limit = self.site.config.request_limit;
+        self.send_down(&down, origin, limit, Waiting::Journey(journey.operation, "handback"));
+    }
+
+    fn retire(&mut self, journey: &Journey, chosen: &Chosen) {
+        let migration = self.site.state.migrations.get(&chosen.migration);
+        let old =
+            migration.filter(|m| !m.retired).and_then(|m| Some((m.old.clone()?, m.owned.clone()?)));
+        let Some(((_, down), owned)) = old else { return };
+        let op = Op::Retire { vm: journey.vm, migration: chosen.migration, owned };
+        let origin = Origin { op, key: chosen.key, sealed: None };
+        self.busy(journey.operation);
+        let limit = self.site.config.request_limit;
+        self.send_down(&down, origin, limit, Waiting::Journey(journey.operation, "retire"));
+    }
+
+    /// The end of a journey's call.
+    pub(crate) fn journey_answer(
+        &mut self,
+        operation: OperationId,
+        answer: Result<Answer, CallError>,
+    ) {
+        let Some(journey) = self.site.state.journeys.get(&operation).cloned() else { return };
+        let memory = self.memory(operation);
+        memory.busy = false;
+        let phase = memory.phase;
+        if journey.result.is_some() && phase != Phase::Retire {
+            return;
+        }
+        let answer = answer.unwrap_or_else(|error| Answer::Failed {
+            reason: match error {
+                CallError::Unreachable(why) => format!("no answer: {why}"),
+                CallError::Garbled(why) => format!("an answer that cannot be used: {why}"),
+            },
+        });
+        match (phase, answer) {
+            (Phase::Force, Answer::Prepared { source, chain, active, profile }) => {
+                let memory = self.memory(operation);
+                memory.source = Some(source);
+                memory.chain = Some(chain);
+                memory.active = active;
+                memory.profile = profile;
+                self.go(operation, Phase::Initiate);
+            }
+            (Phase::Force, Answer::Conflict { reason, retry_after }) => {
+                self.memory(operation).last_failure = Some(reason);
+                self.later(operation, retry_after);
+            }
+            (Phase::Initiate, Answer::Arrived { ready, size, wire }) => {
+                self.tell(operation, format!("all {size} arrived, {wire} on the wire"));
+                self.memory(operation).ready = Some(ready);
+                self.go(operation, Phase::Verify);
+            }
+            (Phase::Initiate, Answer::Gone { reason }) => self.attempt_failed(operation, reason),
+            (Phase::Force | Phase::Verify | Phase::Abort, Answer::Verified(outcome)) => {
+                self.outcome(operation, phase, outcome);
+            }
+            (Phase::Abort, Answer::Unknown) => self.next_offer(operation, &[]),
+            (Phase::Deliver, Answer::Owned { statement }) => {
+                self.delivered(&journey, &statement);
+            }
+            (Phase::Deliver, Answer::HandedBack { certificate }) => {
+                self.memory(operation).back = Some(certificate);
+                self.tell(operation, "the Destination could not start it and gives it back");
+                self.go(operation, Phase::Handback);
+            }
+            (Phase::Handback, Answer::Done) => {
+                self.memory(operation).last_failure =
+                    Some("the Destination could not start it".to_owned());
+                self.next_offer(operation, &[]);
+            }
+            (Phase::Retire, Answer::Done | Answer::Unknown) => {
+                let chosen = journey.chosen.expect("only a chosen migration is retired");
+                self.retired(chosen.migration, journey.vm);
+                self.site.journeys.remove(&operation);
+            }
+            (Phase::PassUp, Answer::Accepted) => {
+                self.tell(operation, "the delegator is looking for another place");
+                self.later(operation, ASK_AGAIN);
+            }
+            (phase, answer) => self.step_failed(operation, phase, &answer),
+        }
+    }
+
+    fn outcome(&mut self, operation: OperationId, phase: Phase, outcome: Outcome) {
+        match outcome {
+            Outcome::Released(certificate) => {
+                self.memory(operation).certificate = Some(certificate);
+                self.go(operation, Phase::Deliver);
+            }
+            Outcome::Aborted(_) => {
+                if phase == Phase::Verify {
+                    self.memory(operation).last_failure = Some("the Source kept it".to_owned());
+                }
+                self.next_offer(operation, &[]);
+            }
+            Outcome::Open { reason } => {
+                let memory = self.memory(operation);
+                memory.failures += 1;
+                memory.last_failure = Some(reason);
+                let wait = back_off(memory.failures);
+                self.later(operation, wait);
+            }
+            Outcome::Differs { .. } => {
+                let reason = "what arrived differs from what was sent".to_owned();
+                self.attempt_failed(operation, reason);
+            }
+        }
+    }
+
+    fn delivered(&mut self, journey: &Journey, statement: &model::Signed<model::Statement>) {
+        let operation = journey.operation;
+        let chosen = journey.chosen.clone().expect("only a chosen migration is delivered");
+        let certificate = self.memory(operation).certificate.clone().expect("it was delivered");
+        if self.proves_ownership(&certificate, statement).is_none() {
+            let answer = Answer::Failed { reason: "a statement that does not hold".to_owned() };
+            return self.step_failed(operation, Phase::Deliver, &answer);
+        }
+        if matches!(chosen.at, Party::Peer(_)) && !flipped_here(self, &chosen) {
+            self.persist(Row::Flipped {
+                migration: chosen.migration,
+                certificate,
+                owned: statement.clone(),
+            });
+        }
+        self.memory(operation).phase = Phase::Retire;
+        self.conclude(operation, Ended::Done);
+        self.report_up(journey.vm);
+        self.drive(operation);
+    }
+
+    /// This attempt came to nothing: the Source is to abort, then the next offer is tried.
+    fn attempt_failed(&mut self, operation: OperationId, reason: String) {
+        self.tell(operation, format!("this offer failed: {reason}"));
+        self.memory(operation).last_failure = Some(reason);
+        self.go(operation, Phase::Abort);
+    }
+
+    /// A step got no usable answer.
+    fn step_failed(&mut self, operation: OperationId, phase: Phase, answer: &Answer) {
+        let reason = short(answer);
+        let memory = self.memory(operation);
+        memory.failures += 1;
+        memory.last_failure = Some(reason.clone());
+        let (failures, wait) = (memory.failures, back_off(memory.failures));
+        match phase {
+            // What is not known at the Source cannot have been released.
+            Phase::Verify if matches!(answer, Answer::Unknown) && failures > MAX_FAILURES => {
+                self.conclude(operation, Ended::GaveUp(reason));
+            }
+            Phase::Initiate if matches!(answer, Answer::Failed { .. }) && failures > 2 => {
+                self.attempt_failed(operation, reason);
+            }
+            Phase::Initiate => {
+                // The Source may have a new token; the Destination goes on where it stopped.
+                self.memory(operation).phase = Phase::Force;
+                self.later(operation, wait);
+            }
+            Phase::Force if failures > MAX_FAILURES => self.attempt_failed(operation, reason),
+            Phase::PassUp => {
+                self.memory(operation).phase = Phase::Collect;
+                self.later(operation, ASK_AGAIN);
+            }
+            _ => {
+                self.tell(operation, format!("asking again: {reason}"));
+                self.later(operation, wait);
+            }
+        }
+    }
+}
+
+/// Whether this site's own edge points along the chosen offer already.
+fn flipped_here(step: &Step<'_>, chosen: &Chosen) -> bool {
+    let vm = step.site.state.migrations.get(&chosen.migration).map(|migration| migration.vm);
+    let entry = vm.and_then(|vm| step.site.state.vms.get(&vm));
+    entry.is_some_and(|vm| matches!(&vm.down, Down::Edge(edge) if edge.handle == chosen.handle))
+}
+
+/// How long a Destination may take to launch the guest and become the owner.
+const DELIVER_LIMIT: Duration = Duration::from_secs(120);
+
+fn candidates(offers: &[(Option<PeerName>, Offer)]) -> Vec<Candidate> {
+    let one = |(via, offer): &(Option<PeerName>, Offer)| Candidate {
+        via: via.clone(),
+        price_milli: offer.terms.price_milli,
+        class: offer.terms.class.clone(),
+        country: offer.terms.country.clone(),
+        distance: if via.is_some() { offer.distance.saturating_add(1) } else { 0 },
+        runs: offer.terms.runs,
+    };
+    offers.iter().map(one).collect()
+}
+
+/// An answer in a few words, for a reason.
+fn short(answer: &Answer) -> String {
+    match answer {
+        Answer::Failed { reason } | Answer::Gone { reason } | Answer::Conflict { reason, .. } => {
+            reason.clone()
+        }
+        Answer::Refused { reasons } => reasons.join("; "),
+        Answer::Unknown => "the other side does not know of it".to_owned(),
+        _ => "an answer that does not fit the request".to_owned(),
+    }
+}

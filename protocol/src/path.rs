@@ -1,0 +1,347 @@
+//! The path of a VM: passing requests on along it, and what every site on it knows.
+//!
+//! A site stands on a VM's path at most once. Requests to the Source go down the path's edges;
+//! requests to a Destination go down the edges of the offers that led there, which become the
+//! path when the Destination owns the VM.
+
+use model::statement::{Cause, Fact};
+use model::{Certificate, Chain, Descriptor, Epoch, HostName, PublicKey, Signed, Statement, VmId};
+
+use crate::effect::{CallError, Caller, Duty, Reply};
+use crate::message::{Action, Answer, Hop, Op, Origin, Request};
+use crate::row::{Down, Edge, LIBRARY, Party, Row};
+use crate::site::{OfferAt, Step, Timer, Waiting};
+
+impl Step<'_> {
+    /// A request that goes to the Source, by the path as it is or as a migration left it.
+    pub(crate) fn along_old_path(&mut self, caller: Caller, from: Party, request: Request) {
+        let vm = request.origin.op.vm();
+        let down = match &from {
+            Party::Here => Some(Down::Here),
+            Party::Peer(peer) => request
+                .hop
+                .edge
+                .and_then(|handle| self.down_of(vm, &Edge { peer: peer.clone(), handle })),
+        };
+        match down {
+            Some(Down::Here) => self.at_source(caller, request),
+            Some(Down::Edge(edge)) => self.pass_on(caller, edge, request),
+            // The path is closed, but the Controller that closed it may not have heard so.
+            None if self.spoke_before(&request.origin) => self.at_source(caller, request),
+            None => self.answer(caller, Answer::Unknown),
+        }
+    }
+
+    fn down_of(&self, vm: VmId, up: &Edge) -> Option<Down> {
+        let current = self.site.state.vms.get(&vm).filter(|vm| vm.up.as_ref() == Some(up));
+        if let Some(vm) = current {
+            return Some(vm.down.clone());
+        }
+        let left = self.site.state.migrations.values().filter(|m| m.vm == vm);
+        left.filter_map(|migration| migration.old.as_ref())
+            .find(|(old_up, _)| old_up.as_ref() == Some(up))
+            .map(|(_, down)| down.clone())
+    }
+
+    fn spoke_before(&self, origin: &Origin) -> bool {
+        let migration = origin.op.migration().and_then(|id| self.site.state.migrations.get(&id));
+        let source = migration.and_then(|migration| migration.source.as_ref());
+        source.is_some_and(|source| source.controller == origin.key)
+    }
+
+    /// A request that goes to a Destination, by the edges of the offers.
+    pub(crate) fn along_new_path(&mut self, caller: Caller, from: Party, request: Request) {
+        let op = &request.origin.op;
+        let (vm, migration) = (op.vm(), op.migration().expect("these operations have one"));
+        let Some(handle) = request.hop.edge else {
+            return self.answer(caller, Answer::Unknown);
+        };
+        if let Some(known) = self.site.state.migrations.get(&migration) {
+            let mine = known.target.as_ref().is_some_and(|t| t.handle == handle && t.asker == from);
+            if mine {
+                return self.at_target(caller, request);
+            }
+            if let (Some((up, down)), Party::Peer(peer)) = (&known.pending, &from)
+                && up.peer == *peer
+                && up.handle == handle
+            {
+                let down = down.clone();
+                return self.pass_on(caller, down, request);
+            }
+        }
+        let offer = self.site.offers.get(&handle);
+        let Some(offer) = offer.filter(|o| o.asker == from && o.vm == vm).cloned() else {
+            return self.answer(
+                caller,
+                match op {
+                    Op::InitiateTransfer { .. } => {
+                        Answer::Gone { reason: "the offer has expired or was withdrawn".to_owned() }
+                    }
+                    _ => Answer::Unknown,
+                },
+            );
+        };
+        let Op::InitiateTransfer { chain, .. } = op else {
+            return self.answer(caller, Answer::Unknown);
+        };
+        match (offer.at.clone(), from) {
+            (OfferAt::Local { host, end }, from) => {
+                self.admit(caller, &from, &offer, host, end, request);
+            }
+            (OfferAt::Peer(down), Party::Peer(peer)) => {
+                self.persist(Row::Pending {
+                    migration,
+                    vm,
+                    descriptor: offer.descriptor,
+                    chain: chain.clone(),
+                    up: Edge { peer, handle },
+                    down: down.clone(),
+                });
+                self.pass_on(caller, down, request);
+            }
+            // This site's own journeys go to the peer directly.
+            (OfferAt::Peer(_), Party::Here) => self.answer(caller, Answer::Unknown),
+        }
+    }
+
+    /// Hands a request to the next site, in this site's own name, and its answer back.
+    fn pass_on(&mut self, caller: Caller, edge: Edge, request: Request) {
+        if request.hop.hops_left == 0 {
+            let reason = "the request has passed as many sites as it may".to_owned();
+            return self.answer(caller, Answer::Failed { reason });
+        }
+        let hop =
+            Hop { edge: Some(edge.handle), hops_left: request.hop.hops_left - 1, ..request.hop };
+        let waiting = Waiting::Relay(caller, Box::new(request.origin.op.clone()));
+        let request = Request { origin: request.origin, hop };
+        self.send(&Party::Peer(edge.peer), request, waiting);
+    }
+
+    /// The answer to a request that was passed on.
+    pub(crate) fn relayed(&mut self, caller: Caller, op: Op, answer: Result<Answer, CallError>) {
+        let answer = match answer {
+            Ok(answer) => answer,
+            // Nothing about the site beyond is told.
+            Err(_) => {
+                let reason = "a site on the way does not answer now; ask again".to_owned();
+                return self.answer(caller, Answer::Failed { reason });
+            }
+        };
+        match (&op, &answer) {
+            (Op::Deliver { migration, certificate, .. }, Answer::Owned { statement }) => {
+                if self.proves_ownership(certificate, statement).is_none() {
+                    let reason = "the Destination's statement does not hold".to_owned();
+                    return self.answer(caller, Answer::Failed { reason });
+                }
+                let flipped = self.site.state.migrations.get(migration);
+                if flipped.is_some_and(|migration| migration.owned.is_none()) {
+                    self.persist(Row::Flipped {
+                        migration: *migration,
+                        certificate: certificate.clone(),
+                        owned: statement.clone(),
+                    });
+                    self.wake_journeys(op.vm());
+                }
+            }
+            (Op::Retire { migration, vm, .. }, Answer::Done | Answer::Unknown) => {
+                self.retired(*migration, *vm);
+                return self.answer(caller, Answer::Done);
+            }
+            (Op::Control { vm, action: Action::Destroy }, Answer::Done)
+                if self.site.state.vms.get(vm).is_some_and(|vm| !vm.destroyed) =>
+            {
+                self.persist(Row::Destroyed { vm: *vm });
+            }
+            _ => {}
+        }
+        self.answer(caller, answer);
+    }
+
+    /// The epoch that `statement` proves owned under `certificate`, if it does.
+    pub(crate) fn proves_ownership(
+        &self,
+        certificate: &Signed<Certificate>,
+        statement: &Signed<Statement>,
+    ) -> Option<Epoch> {
+        let certificate = certificate.peek().ok()?;
+        let verify = |key: &PublicKey| statement.open(key, &Verifier(self.world)).ok();
+        let statement = verify(&certificate.owner)?;
+        let owned = Fact::Owned { epoch: certificate.epoch };
+        let fits = statement.vm == certificate.vm
+            && Some(statement.migration) == certificate.migration()
+            && statement.fact == owned;
+        fits.then_some(certificate.epoch)
+    }
+
+    /// The old path of a migration is closed below this site.
+    pub(crate) fn retired(&mut self, migration: model::MigrationId, vm: VmId) {
+        let known = self.site.state.migrations.get(&migration);
+        if known.is_none_or(|migration| !migration.retired) {
+            self.persist(Row::Retired { migration, vm });
+            self.wake_journeys(vm);
+        }
+    }
+
+    // Reports: what sites above know.
+
+    /// Tells the site above what this one knows now, until it has it.
+    pub(crate) fn report_up(&mut self, vm: VmId) {
+        let Some(entry) = self.site.state.vms.get(&vm) else { return };
+        if entry.up.is_none() {
+            return;
+        }
+        let duty = Duty { chain: entry.chain.clone(), parked: entry.parked.clone(), attempts: 0 };
+        self.site.reports.insert(vm, duty);
+        self.send_report(vm);
+    }
+
+    pub(crate) fn send_report(&mut self, vm: VmId) {
+        let Some(duty) = self.site.reports.get(&vm).cloned() else { return };
+        let up = self.site.state.vms.get(&vm).and_then(|entry| entry.up.clone());
+        let Some(up) = up else {
+            self.site.reports.remove(&vm);
+            return;
+        };
+        let key = duty.chain.newest().owner;
+        let origin = Origin {
+            op: Op::Report { vm, chain: duty.chain, parked: duty.parked },
+            key: self.speaking_key(vm, key),
+            sealed: None,
+        };
+        let hop = Hop {
+            edge: Some(up.handle),
+            hops_left: model::limit::MAX_HOPS,
+            time_left: self.site.config.request_limit,
+            ..Hop::default()
+        };
+        self.send(&Party::Peer(up.peer), Request { origin, hop }, Waiting::Report(vm));
+    }
+
+    /// A key of this site's own to speak with: the VM's if it owns it, else a new one.
+    fn speaking_key(&mut self, vm: VmId, owner: PublicKey) -> PublicKey {
+        let own = self.site.state.vms.get(&vm).and_then(|vm| vm.stay.as_ref());
+        match own {
+            Some(stay) if stay.key == owner => owner,
+            _ => self.world.create_key(),
+        }
+    }
+
+    pub(crate) fn report_ended(&mut self, vm: VmId, answer: Result<Answer, CallError>) {
+        let Some(duty) = self.site.reports.get_mut(&vm) else { return };
+        if matches!(answer, Ok(Answer::Done | Answer::Unknown)) {
+            self.site.reports.remove(&vm);
+            return;
+        }
+        duty.attempts += 1;
+        let wait = back_off(duty.attempts);
+        self.arm_after(Timer::Report(vm), wait);
+    }
+
+    pub(crate) fn report_from_below(
+        &mut self,
+        caller: Caller,
+        from: &Party,
+        vm: VmId,
+        chain: &Chain,
+        parked: Option<String>,
+        hop: &Hop,
+    ) {
+        let Party::Peer(peer) = from else { return self.answer(caller, Answer::Done) };
+        let below = Down::Edge(Edge { peer: peer.clone(), handle: hop.edge.unwrap_or(NO_EDGE) });
+        let Some(entry) = self.site.state.vms.get(&vm).filter(|vm| vm.down == below) else {
+            return self.answer(caller, Answer::Unknown);
+        };
+        if chain.verify(vm, &Verifier(self.world)).is_err() {
+            let reason = "the chain of certificates does not hold".to_owned();
+            return self.answer(caller, Answer::Failed { reason });
+        }
+        let news = chain.epoch() > entry.chain.epoch() || parked != entry.parked;
+        if news && chain.epoch() >= entry.chain.epoch() {
+            let chain = chain.clone();
+            if let Some(reason) = &parked {
+                self.note(vm, format!("parked at the site that has it: {reason}"));
+            } else {
+                self.note(vm, format!("moved below; epoch {}", chain.epoch()));
+            }
+            self.persist(Row::Learned { vm, chain, parked });
+            self.report_up(vm);
+        }
+        self.answer(caller, Answer::Done);
+    }
+
+    // What users ask of the site as a whole.
+
+    pub(crate) fn import(&mut self, ask: u64, descriptor: Descriptor, k0: PublicKey) {
+        let vm = VmId::of(&k0);
+        let owner = self.world.create_key();
+        let certificate = Certificate { vm, epoch: Epoch(0), owner, cause: Cause::Import };
+        let signed = self.seal(k0, &certificate);
+        let chain = Chain { k0, certificates: vec![signed] };
+        self.persist(Row::Imported { vm, descriptor, chain });
+        self.note(vm, "imported into the library");
+        self.reply(ask, Reply::Imported(vm));
+    }
+
+    pub(crate) fn remove_host(&mut self, ask: u64, host: HostName) {
+        if !self.site.state.hosts.contains_key(&host) {
+            return self.reply(ask, Reply::NotFound(format!("there is no host {host}")));
+        }
+        let guests = self.site.state.vms.values().filter_map(|vm| vm.stay.as_ref());
+        let frozen = self.site.state.migrations.values().filter_map(|migration| {
+            let source = migration.source.as_ref()?;
+            (source.step == crate::row::SourceStep::Released).then_some(&source.copy)
+        });
+        let count = guests.chain(frozen).filter(|stay| stay.host == host).count();
+        if count > 0 {
+            let text = format!("host {host} still has {count} VMs; drain it first");
+            return self.reply(ask, Reply::Conflict(text));
+        }
+        self.site.profiles.remove(&host);
+        self.persist(Row::HostRemoved { host });
+        self.reply(ask, Reply::Done);
+    }
+
+    pub(crate) fn ask_control(&mut self, ask: u64, vm: VmId, action: Action) {
+        let Some(entry) = self.site.state.vms.get(&vm) else {
+            return self.reply(ask, Reply::NotFound(format!("there is no VM {vm}")));
+        };
+        if entry.destroyed {
+            return self.reply(ask, Reply::NotFound(format!("VM {vm} was destroyed")));
+        }
+        let down = entry.down.clone();
+        let key = self.world.create_key();
+        let origin = Origin { op: Op::Control { vm, action }, key, sealed: None };
+        self.send_down(&down, origin, CONTROL_LIMIT, Waiting::User(ask));
+    }
+
+    /// Whether `host` can run guests.
+    pub(crate) fn runs_guests(host: &HostName) -> bool {
+        host.as_str() != LIBRARY
+    }
+}
+
+/// How long a Control may take: an ACPI stop with its grace, or saving the run state.
+const CONTROL_LIMIT: std::time::Duration = std::time::Duration::from_secs(300);
+
+const NO_EDGE: model::EdgeHandle = model::EdgeHandle([0; 16]);
+
+/// How long to wait before a repeat: doubling from a quarter of a second, to half a minute.
+pub(crate) fn back_off(attempts: u32) -> std::time::Duration {
+    let millis = 250_u64 << attempts.saturating_sub(1).min(7);
+    std::time::Duration::from_millis(millis.min(30_000))
+}
+
+/// The world's verification, as the model's trait object.
+pub(crate) struct Verifier<'a>(pub &'a dyn crate::site::World);
+
+impl model::key::Verify for Verifier<'_> {
+    fn verify(
+        &self,
+        key: &PublicKey,
+        payload_type: &str,
+        body: &[u8],
+        signature: &model::Signature,
+    ) -> bool {
+        self.0.verify(key, payload_type, body, signature)
+    }
+}

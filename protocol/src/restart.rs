@@ -1,0 +1,217 @@
+//! Going on after a restart: the same steps, from what the journal says and what still runs.
+
+use model::PowerState;
+
+use crate::effect::{Command, Found, GuestEvent, Output};
+use crate::row::{Down, Party, Result as Ended, Row, SourceStep, TargetStep};
+use crate::site::{JourneyMemory, Phase, Site, Step, Timer, World};
+
+impl Site {
+    /// To be called once, before any event, with every guest process that was found.
+    ///
+    /// Guests that run and are not this site's are ended: the effects that do so come first, and
+    /// must be done before peers and users are let in. Owned ones are adopted.
+    pub fn restart(&mut self, world: &mut dyn World, found: &[Found]) -> Output {
+        let inbox = std::collections::VecDeque::new();
+        let mut step = Step { site: self, world, out: Output::default(), inbox };
+        step.end_strangers(found);
+        step.adopt(found);
+        step.resume_sources();
+        step.resume_targets();
+        step.resume_journeys();
+        step.run();
+        step.out
+    }
+}
+
+impl Step<'_> {
+    fn end_strangers(&mut self, found: &[Found]) {
+        for guest in found {
+            let owned = self.stay_matches(guest);
+            let open = self.site.state.migrations.values().any(|migration| {
+                migration.vm == guest.vm
+                    && migration.target.as_ref().is_some_and(|target| {
+                        target.step == TargetStep::Ready
+                            && target.epoch() == guest.epoch
+                            && target.host == guest.host
+                    })
+            });
+            if !owned && !(open && guest.power == PowerState::Paused) {
+                self.note(guest.vm, "a guest that this site does not own was found and ended");
+                self.command(Command::Kill(guest.host.clone(), guest.vm, guest.epoch));
+            }
+        }
+    }
+
+    fn stay_matches(&self, guest: &Found) -> bool {
+        let stay = self.site.state.vms.get(&guest.vm).and_then(|vm| vm.stay.as_ref());
+        stay.is_some_and(|stay| stay.epoch == guest.epoch && stay.host == guest.host)
+    }
+
+    fn adopt(&mut self, found: &[Found]) {
+        let stays: Vec<_> = self
+            .site
+            .state
+            .vms
+            .iter()
+            .filter_map(|(vm, entry)| Some((*vm, entry.stay.clone()?, entry.parked.is_some())))
+            .collect();
+        for (vm, stay, parked) in stays {
+            let guest = found.iter().find(|guest| guest.vm == vm && self.stay_matches(guest));
+            let open = self.site.state.open_source(vm).map(|(_, source)| source.step);
+            let moving = open.is_some_and(|step| step > SourceStep::Offered);
+            let should_run = stay.power == PowerState::Active || stay.starting || stay.wanted;
+            match guest.map(|guest| guest.power) {
+                Some(_) if moving => {}
+                Some(_) if parked => {
+                    self.command(Command::Hibernate(stay.host, vm, stay.epoch));
+                }
+                Some(PowerState::Active) if stay.power != PowerState::Active => {
+                    self.note(vm, "found running, and adopted");
+                    self.on_guest(vm, stay.epoch, GuestEvent::Resumed);
+                }
+                Some(PowerState::Active) => self.note(vm, "found running, and adopted"),
+                Some(_) if should_run => self.let_run(vm),
+                Some(_) => {}
+                None => {
+                    let was_up = matches!(stay.power, PowerState::Active | PowerState::Paused);
+                    if stay.starting {
+                        // It may have executed: its saved state is behind its disks.
+                        let drop = Command::DropState(stay.host.clone(), vm, stay.epoch);
+                        self.command(drop);
+                    }
+                    if was_up || stay.starting {
+                        self.note(vm, "its process is gone");
+                        let power = PowerState::Defined;
+                        self.persist(Row::Stopped { vm, epoch: stay.epoch, power });
+                    }
+                    if should_run && !parked && !moving {
+                        self.start_again(vm);
+                    }
+                }
+            }
+        }
+        let hosted: Vec<_> = self.site.state.vms.keys().copied().collect();
+        for vm in hosted {
+            if self.site.state.vms[&vm].stay.is_some() {
+                self.report_up(vm);
+            }
+        }
+    }
+
+    fn resume_sources(&mut self) {
+        let now = self.world.now();
+        let purge_after = self.site.config.purge_after;
+        let roles: Vec<_> = self
+            .site
+            .state
+            .migrations
+            .iter()
+            .filter_map(|(id, migration)| Some((*id, migration.vm, migration.source.clone()?)))
+            .collect();
+        for (migration, vm, source) in roles {
+            match source.step {
+                SourceStep::Offered
+                | SourceStep::Initiated
+                | SourceStep::Quiesced
+                | SourceStep::Sent => {
+                    self.arm(Timer::SourceDeadline(migration), source.deadline);
+                    self.serve(migration);
+                    match source.step {
+                        SourceStep::Initiated => self.quiesce(migration),
+                        SourceStep::Quiesced | SourceStep::Sent => self.provide(migration),
+                        _ => {}
+                    }
+                }
+                SourceStep::Released => {
+                    self.serve(migration);
+                    self.tell_outcome(migration);
+                }
+                // The Destination may not have heard: it is told when it dials, for a while.
+                SourceStep::Aborted if source.deadline.after(purge_after) > now => {
+                    self.serve(migration);
+                    self.tell_outcome(migration);
+                }
+                SourceStep::Aborted | SourceStep::Returned => {}
+                SourceStep::Receipted => {
+                    self.arm(Timer::Purge(migration), source.purge.unwrap_or(now));
+                }
+                SourceStep::Tombstone => {
+                    let copy = source.copy;
+                    self.command(Command::Purge(copy.host, vm, copy.epoch));
+                }
+            }
+        }
+    }
+
+    fn resume_targets(&mut self) {
+        let roles: Vec<_> = self
+            .site
+            .state
+            .migrations
+            .iter()
+            .filter_map(|(id, migration)| Some((*id, migration.vm, migration.target.clone()?)))
+            .collect();
+        for (migration, vm, target) in roles {
+            match target.step {
+                TargetStep::Admitted | TargetStep::Receiving => {
+                    self.arm(Timer::AdmitExpiry(migration), target.expires);
+                    self.pull(migration);
+                }
+                TargetStep::Ready => self.pull(migration),
+                TargetStep::Owned => {}
+                TargetStep::HandedBack | TargetStep::Dropped => {
+                    self.command(Command::Purge(target.host.clone(), vm, target.epoch()));
+                }
+            }
+        }
+    }
+
+    fn resume_journeys(&mut self) {
+        let journeys: Vec<_> = self.site.state.journeys.values().cloned().collect();
+        for journey in journeys {
+            let phase = match (&journey.result, &journey.chosen) {
+                (None, None) => Phase::Collect,
+                (None, Some(_)) => Phase::Force,
+                (Some(Ended::Done), Some(chosen)) => {
+                    let migration = self.site.state.migrations.get(&chosen.migration);
+                    let left = migration.is_some_and(|m| !m.retired && m.old.is_some());
+                    if !left {
+                        continue;
+                    }
+                    Phase::Retire
+                }
+                _ => continue,
+            };
+            let operation = journey.operation;
+            self.site.journeys.insert(operation, JourneyMemory { phase, ..Default::default() });
+            // Peers may not be reachable in the first moment; a step that fails is repeated.
+            self.arm_after(Timer::Journey(operation), std::time::Duration::ZERO);
+        }
+    }
+
+    /// Journeys that wait for this VM to be elsewhere look again at once.
+    pub(crate) fn wake_journeys(&mut self, vm: model::VmId) {
+        let open: Vec<_> = self
+            .site
+            .state
+            .journeys
+            .values()
+            .filter(|journey| journey.vm == vm && journey.result.is_none())
+            .filter(|journey| match (&journey.goal.evict, self.site.state.vms.get(&vm)) {
+                (None, _) => false,
+                (Some(_), None) => true,
+                (Some(evict), Some(entry)) => match &evict.from {
+                    Party::Here => entry.stay.is_none() && entry.down != Down::Here,
+                    Party::Peer(peer) => {
+                        !matches!(&entry.down, Down::Edge(edge) if edge.peer == *peer)
+                    }
+                },
+            })
+            .map(|journey| journey.operation)
+            .collect();
+        for operation in open {
+            self.arm_after(Timer::Journey(operation), std::time::Duration::ZERO);
+        }
+    }
+}

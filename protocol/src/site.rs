@@ -1,0 +1,502 @@
+//! The machine: one event in, rows and effects out.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use model::decision::Policy;
+use model::key::Verify;
+use model::{
+    EdgeHandle, HostName, MigrationId, OperationId, PeerName, PublicKey, RequestId, RunProfile,
+    Signature, Signed, Terms, Time, Token, TransferEnd, VmId,
+};
+
+use crate::effect::{Ask, CallError, CallId, Caller, Command, Duty, Effect, Event, Output, Reply};
+use crate::message::{Answer, Hop, Op, Origin, Request};
+use crate::row::{Down, Edge, Party, Row, State};
+
+/// Everything outside the machine that it may use while it handles an event.
+pub trait World: Verify {
+    /// The time.
+    fn now(&self) -> Time;
+    /// 32 random bytes.
+    fn random(&mut self) -> [u8; 32];
+    /// A new key pair; the private half is kept with the rows of this event.
+    fn create_key(&mut self) -> PublicKey;
+    /// A signature by a key that [`World::create_key`] made.
+    fn sign(&self, key: &PublicKey, payload_type: &str, body: &[u8]) -> Signature;
+    /// The token that this site's Source gives out for a migration: always the same one, derived
+    /// from a secret of the site, so that it need not be stored.
+    fn source_token(&self, migration: MigrationId) -> Token;
+    /// The URI of the transfer proxy for files on a host.
+    fn proxy_uri(&self, host: &HostName) -> model::ProxyUri;
+    /// The site's rules.
+    fn policy(&self) -> &dyn Policy;
+}
+
+/// What an operator sets.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Config {
+    /// The country that the site tells (ISO 3166-1); empty for none.
+    pub country: String,
+    /// Price per hour that it asks, in thousandths.
+    pub price_milli: u64,
+    /// How long a peer may take to answer a Migration request.
+    pub request_limit: Duration,
+    /// How long an offer stands.
+    pub offer_life: Duration,
+    /// How long an admitted migration may stay without READY.
+    pub admit_life: Duration,
+    /// How long a Source waits, from the token to READY, before it aborts by itself.
+    pub source_patience: Duration,
+    /// How long a frozen copy is kept after the receipt.
+    pub purge_after: Duration,
+    /// How many offers a journey tries.
+    pub max_tries: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            country: String::new(),
+            price_milli: 0,
+            request_limit: Duration::from_secs(10),
+            offer_life: Duration::from_secs(120),
+            admit_life: Duration::from_secs(24 * 3600),
+            source_patience: Duration::from_secs(24 * 3600),
+            purge_after: Duration::from_secs(24 * 3600),
+            max_tries: 3,
+        }
+    }
+}
+
+/// A timer of the machine; it is not durable, and set anew after a restart.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Timer {
+    /// A Controller's next step.
+    Journey(OperationId),
+    /// A Migration request's answers so far must do.
+    Collect(RequestId),
+    /// A Source aborts by itself.
+    SourceDeadline(MigrationId),
+    /// An admitted migration never became READY.
+    AdmitExpiry(MigrationId),
+    /// A READY Destination dials its Source again.
+    Pull(MigrationId),
+    /// A Source deletes its frozen copy.
+    Purge(MigrationId),
+    /// The site above is to be told again.
+    Report(VmId),
+    /// Old offers are forgotten.
+    Offers,
+}
+
+/// An offer that this site made, or passed on, in memory only.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct OfferMade {
+    pub vm: VmId,
+    pub request: RequestId,
+    pub asker: Party,
+    pub descriptor: model::Descriptor,
+    pub terms: Terms,
+    pub at: OfferAt,
+}
+
+/// Who stands behind an offer.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum OfferAt {
+    /// A host of this site.
+    Local { host: HostName, end: TransferEnd },
+    /// A peer, by its own edge.
+    Peer(Edge),
+}
+
+/// A Migration request on its way: this site's own journey, or one that it passes on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Gathering {
+    pub vm: VmId,
+    pub asker: Asker,
+    pub descriptor: model::Descriptor,
+    pub awaiting: BTreeSet<CallId>,
+    /// Offer as the asker sees it, and the peer that it came by.
+    pub offers: Vec<(Option<PeerName>, model::Offer)>,
+    pub reasons: Vec<String>,
+    pub asked: BTreeSet<PeerName>,
+    /// When a repeat need not be recognised any more.
+    pub forget: Time,
+}
+
+/// Who a gathering is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Asker {
+    /// A journey of this site.
+    Journey(OperationId),
+    /// A peer's request.
+    Peer { peer: PeerName, callers: Vec<Caller> },
+    /// A peer's request that was answered; kept so that a repeat gets the same answer.
+    Answered { peer: PeerName, answer: Box<Answer> },
+}
+
+/// What to do when a call that this site made ends.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Waiting {
+    /// It belongs to a gathering.
+    Gather(RequestId, PeerName),
+    /// It is the step of a journey; the text names it.
+    Journey(OperationId, &'static str),
+    /// It was passed on for somebody.
+    Relay(Caller, Box<Op>),
+    /// A user waits for it.
+    User(u64),
+    /// A report up the path.
+    Report(VmId),
+    /// Nobody waits.
+    Nobody,
+}
+
+/// What a step of a journey knows besides its rows. Lost at a restart, and found again by asking.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(crate) struct JourneyMemory {
+    pub phase: Phase,
+    pub dry_run: bool,
+    pub request: Option<RequestId>,
+    pub asked: BTreeSet<PeerName>,
+    /// Offers not tried yet, best first.
+    pub left: Vec<(Party, model::Offer)>,
+    pub tries: usize,
+    pub failures: u32,
+    pub source: Option<TransferEnd>,
+    pub chain: Option<model::Chain>,
+    pub active: bool,
+    pub profile: Option<RunProfile>,
+    pub ready: Option<Signed<model::Statement>>,
+    pub certificate: Option<Signed<model::Certificate>>,
+    pub back: Option<Signed<model::Certificate>>,
+    pub last_failure: Option<String>,
+    /// A call of this journey is on its way.
+    pub busy: bool,
+}
+
+/// The steps of the main migration algorithm (papers/003, III-C-1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub(crate) enum Phase {
+    /// Step 1–3: offers.
+    #[default]
+    Collect,
+    /// Step 4: forced migration.
+    Force,
+    /// Step 5: initiate transfer.
+    Initiate,
+    /// Step 6: transfer verification.
+    Verify,
+    /// Step 8: hand over.
+    Deliver,
+    /// Step 8: tell the Source that it came back.
+    Handback,
+    /// Close the old path.
+    Retire,
+    /// Have the Source abort, before the next offer.
+    Abort,
+    /// Nobody below or here has room: the site above is asked.
+    PassUp,
+}
+
+/// A site's behaviour towards its peers. See the crate's documentation for the calling order.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Site {
+    /// What is durable.
+    pub state: State,
+    pub(crate) config: Config,
+    pub(crate) peers: BTreeSet<PeerName>,
+    pub(crate) profiles: BTreeMap<HostName, RunProfile>,
+    pub(crate) offers: BTreeMap<EdgeHandle, OfferMade>,
+    pub(crate) gatherings: BTreeMap<RequestId, Gathering>,
+    pub(crate) waiting: BTreeMap<CallId, Waiting>,
+    pub(crate) journeys: BTreeMap<OperationId, JourneyMemory>,
+    /// Callers that wait for a transfer to end, and for a delivery to be accepted.
+    pub(crate) arriving: BTreeMap<MigrationId, Vec<Caller>>,
+    pub(crate) delivering: BTreeMap<MigrationId, Vec<Caller>>,
+    /// The certificate that an accepting Destination holds while its guest is launched.
+    pub(crate) accepting: BTreeMap<MigrationId, Signed<model::Certificate>>,
+    /// Callers that wait for a guest to change its state, and what they want.
+    pub(crate) controls: BTreeMap<VmId, Vec<(Caller, crate::message::Action)>>,
+    pub(crate) reports: BTreeMap<VmId, Duty>,
+    pub(crate) timers: BTreeSet<(Time, Timer)>,
+    pub(crate) next_call: u64,
+}
+
+/// Most offers that a site keeps in mind at once.
+pub(crate) const MAX_OFFERS_KEPT: usize = 10_000;
+/// Most Migration requests under way, or remembered for a repeat.
+pub(crate) const MAX_GATHERINGS: usize = 10_000;
+
+impl Site {
+    /// A site with what its journal says, and nothing else.
+    pub fn new(config: Config, state: State) -> Self {
+        Self {
+            state,
+            config,
+            peers: BTreeSet::new(),
+            profiles: BTreeMap::new(),
+            offers: BTreeMap::new(),
+            gatherings: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            journeys: BTreeMap::new(),
+            arriving: BTreeMap::new(),
+            delivering: BTreeMap::new(),
+            accepting: BTreeMap::new(),
+            controls: BTreeMap::new(),
+            reports: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            next_call: 0,
+        }
+    }
+
+    /// Handles one event. The rows of the output must be durable before its effects are done.
+    pub fn handle(&mut self, world: &mut dyn World, event: Event) -> Output {
+        let mut step = Step { site: self, world, out: Output::default(), inbox: VecDeque::new() };
+        step.inbox.push_back(event);
+        step.run();
+        step.out
+    }
+
+    /// When [`Event::Tick`] is due at the latest.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+}
+
+/// One event being handled.
+pub(crate) struct Step<'a> {
+    pub site: &'a mut Site,
+    pub world: &'a mut dyn World,
+    pub out: Output,
+    pub inbox: VecDeque<Event>,
+}
+
+impl Step<'_> {
+    pub(crate) fn run(&mut self) {
+        while let Some(event) = self.inbox.pop_front() {
+            self.dispatch(event);
+        }
+    }
+
+    fn dispatch(&mut self, event: Event) {
+        match event {
+            Event::Request { caller, from, request } => {
+                self.on_request(caller, Party::Peer(from), *request);
+            }
+            Event::Answered { call, answer } => self.on_answer(call, answer.map(|a| *a)),
+            Event::Ask { ask, wish } => self.on_ask(ask, *wish),
+            Event::Guest { vm, epoch, event } => self.on_guest(vm, epoch, event),
+            Event::Transfer { migration, event } => self.on_transfer(migration, event),
+            Event::Peers(peers) => self.site.peers = peers,
+            Event::Profile(host, profile) => {
+                self.site.profiles.insert(host, profile);
+            }
+            Event::Tick => self.on_tick(),
+        }
+    }
+
+    fn on_tick(&mut self) {
+        let now = self.world.now();
+        while let Some((at, timer)) = self.site.timers.first().cloned()
+            && at <= now
+        {
+            self.site.timers.remove(&(at, timer.clone()));
+            match timer {
+                Timer::Journey(operation) => self.drive(operation),
+                Timer::Collect(request) => self.close_gathering(request),
+                Timer::SourceDeadline(migration) => self.source_deadline(migration),
+                Timer::AdmitExpiry(migration) => self.admit_expired(migration),
+                Timer::Pull(migration) => self.pull(migration),
+                Timer::Purge(migration) => self.purge(migration),
+                Timer::Report(vm) => self.send_report(vm),
+                Timer::Offers => self.forget_old_offers(),
+            }
+        }
+    }
+
+    /// Sends one request up, down or here, and remembers what its answer is for.
+    fn on_request(&mut self, caller: Caller, from: Party, request: Request) {
+        match &request.origin.op {
+            Op::MigrationRequest { .. } => self.migration_request(caller, from, request),
+            Op::Withdraw { vm, request: id } => {
+                let (vm, id) = (*vm, *id);
+                self.withdraw(vm, id, &from);
+                self.answer(caller, Answer::Done);
+            }
+            Op::Evict { vm, reason } => {
+                let (vm, reason) = (*vm, reason.clone());
+                self.evict_from_below(caller, from, vm, reason, request.hop);
+            }
+            Op::Report { vm, chain, parked } => {
+                let (vm, chain, parked) = (*vm, chain.clone(), parked.clone());
+                self.report_from_below(caller, &from, vm, &chain, parked, &request.hop);
+            }
+            Op::InitiateTransfer { .. } | Op::Deliver { .. } => {
+                self.along_new_path(caller, from, request);
+            }
+            Op::ForcedMigration { .. }
+            | Op::TransferVerification { .. }
+            | Op::Handback { .. }
+            | Op::Retire { .. }
+            | Op::Control { .. } => self.along_old_path(caller, from, request),
+        }
+    }
+
+    fn on_answer(&mut self, call: CallId, answer: Result<Answer, CallError>) {
+        let Some(waiting) = self.site.waiting.remove(&call) else { return };
+        match waiting {
+            Waiting::Gather(request, peer) => self.gathered(request, peer, call, answer),
+            Waiting::Journey(operation, _) => self.journey_answer(operation, answer),
+            Waiting::Relay(caller, op) => self.relayed(caller, *op, answer),
+            Waiting::User(ask) => self.reply(ask, user_reply(answer)),
+            Waiting::Report(vm) => self.report_ended(vm, answer),
+            Waiting::Nobody => {}
+        }
+    }
+
+    fn on_ask(&mut self, ask: u64, wish: Ask) {
+        match wish {
+            Ask::Import { descriptor, k0 } => self.import(ask, descriptor, k0),
+            Ask::AddHost(host, capacity) => {
+                self.persist(Row::HostAdded { host, capacity });
+                self.reply(ask, Reply::Done);
+            }
+            Ask::RemoveHost(host) => self.remove_host(ask, host),
+            Ask::DrainHost(host, draining) => self.drain_host(ask, host, draining),
+            Ask::Move { operation, vm, peers, local_only, boot, mode, dry_run } => {
+                let now = self.world.now();
+                let goal = crate::row::Goal {
+                    boot,
+                    mode,
+                    peers,
+                    local_only,
+                    leave: None,
+                    evict: None,
+                    deadline: now.after(self.site.config.source_patience),
+                };
+                self.ask_move(ask, operation, vm, goal, dry_run);
+            }
+            Ask::Evict { operation, vm, reason, within } => {
+                self.ask_evict(ask, operation, vm, reason, within);
+            }
+            Ask::Cancel(operation) => self.cancel(ask, operation),
+            Ask::Control(vm, action) => self.ask_control(ask, vm, action),
+        }
+    }
+
+    // What the other files use.
+
+    /// Writes a row, and lets it count at once.
+    pub(crate) fn persist(&mut self, row: Row) {
+        self.site.state.apply(&row).expect("the machine only writes rows that follow");
+        self.out.rows.push(row);
+    }
+
+    pub(crate) fn effect(&mut self, effect: Effect) {
+        self.out.effects.push(effect);
+    }
+
+    pub(crate) fn command(&mut self, command: Command) {
+        self.effect(Effect::Do(command));
+    }
+
+    pub(crate) fn note(&mut self, vm: VmId, text: impl Into<String>) {
+        self.effect(Effect::Note { vm, text: text.into() });
+    }
+
+    pub(crate) fn reply(&mut self, ask: u64, reply: Reply) {
+        self.effect(Effect::Reply { ask, reply });
+    }
+
+    pub(crate) fn answer(&mut self, caller: Caller, answer: Answer) {
+        match caller {
+            Caller::Own(call) => {
+                self.inbox.push_back(Event::Answered { call, answer: Ok(Box::new(answer)) })
+            }
+            Caller::Peer(_) => self.effect(Effect::Answer { caller, answer: Box::new(answer) }),
+        }
+    }
+
+    pub(crate) fn arm(&mut self, timer: Timer, at: Time) {
+        self.site.timers.retain(|(_, other)| *other != timer);
+        self.site.timers.insert((at, timer));
+    }
+
+    pub(crate) fn arm_after(&mut self, timer: Timer, span: Duration) {
+        let at = self.world.now().after(span);
+        self.arm(timer, at);
+    }
+
+    pub(crate) fn disarm(&mut self, timer: &Timer) {
+        self.site.timers.retain(|(_, other)| other != timer);
+    }
+
+    pub(crate) fn random16(&mut self) -> [u8; 16] {
+        self.world.random()[..16].try_into().expect("16 of 32 bytes")
+    }
+
+    pub(crate) fn seal<T: model::key::Payload>(&self, key: PublicKey, value: &T) -> Signed<T> {
+        Signed::seal(value, key, |kind, body| self.world.sign(&key, kind, body))
+    }
+
+    fn new_call(&mut self, waiting: Waiting) -> CallId {
+        let call = CallId(self.site.next_call);
+        self.site.next_call += 1;
+        self.site.waiting.insert(call, waiting);
+        call
+    }
+
+    /// Sends a request to a peer, or to this very site, and remembers what its answer is for.
+    pub(crate) fn send(&mut self, to: &Party, request: Request, waiting: Waiting) -> CallId {
+        let call = self.new_call(waiting);
+        match to {
+            Party::Peer(peer) => {
+                let request = Box::new(request);
+                self.effect(Effect::Send { call, to: peer.clone(), request });
+            }
+            Party::Here => self.on_request(Caller::Own(call), Party::Here, request),
+        }
+        call
+    }
+
+    /// Sends a request of this site's own down the VM's path, from its row on.
+    pub(crate) fn send_down(
+        &mut self,
+        down: &Down,
+        origin: Origin,
+        limit: Duration,
+        waiting: Waiting,
+    ) {
+        let hop = Hop { hops_left: model::limit::MAX_HOPS, time_left: limit, ..Hop::default() };
+        match down {
+            Down::Here => {
+                let request = Request { origin, hop };
+                self.send(&Party::Here, request, waiting);
+            }
+            Down::Edge(edge) => {
+                let hop = Hop { edge: Some(edge.handle), ..hop };
+                let to = Party::Peer(edge.peer.clone());
+                self.send(&to, Request { origin, hop }, waiting);
+            }
+        }
+    }
+
+    fn forget_old_offers(&mut self) {
+        let now = self.world.now();
+        self.site.offers.retain(|_, offer| offer.terms.expires > now);
+        self.site.gatherings.retain(|_, gathering| gathering.forget > now);
+        if !self.site.offers.is_empty() || !self.site.gatherings.is_empty() {
+            self.arm_after(Timer::Offers, self.site.config.offer_life);
+        }
+    }
+}
+
+/// An answer that came for a user.
+fn user_reply(answer: Result<Answer, CallError>) -> Reply {
+    match answer {
+        Ok(answer) => Reply::Answer(Box::new(answer)),
+        Err(CallError::Unreachable(why) | CallError::Garbled(why)) => Reply::Unavailable(why),
+    }
+}

@@ -1,0 +1,644 @@
+//! The Source: making ready, deciding, and keeping the frozen copy.
+//!
+//! ```text
+//!  OFFERED ──session──▶ INITIATED ──guest quiet──▶ QUIESCED ──all read──▶ SENT
+//!     │                     │                          │                   │ READY = SENT
+//!     └─────────────────────┴──────────────────────────┴──▶ ABORTED        ▼
+//!                                                        (runs on)      RELEASED ──▶ RECEIPTED ──▶ TOMBSTONE
+//!                                                                          └──▶ RETURNED (runs on)
+//! ```
+//!
+//! One failure arm, [`Step::abort`]: up to SENT the VM runs on here. From RELEASED on nothing here
+//! can make it run again but a certificate.
+
+use model::statement::{Cause, Fact};
+use model::{
+    Certificate, Epoch, FileId, MigrationId, PowerState, PublicKey, Signed, Statement, TransferEnd,
+    VmId,
+};
+
+use crate::effect::{Caller, Command, GuestEvent, TransferEvent};
+use crate::message::{Action, Answer, Op, Outcome, Request, Told};
+use crate::path::Verifier;
+use crate::row::{Down, Mode, Row, SourceRole, SourceStep, Stay, TargetStep};
+use crate::site::{Step, Timer};
+
+/// How long another Controller is told to wait while a migration of the VM is open.
+const CONFLICT_RETRY: std::time::Duration = std::time::Duration::from_secs(5);
+
+impl Step<'_> {
+    /// A request that reached the site that has the VM, or had it.
+    pub(crate) fn at_source(&mut self, caller: Caller, request: Request) {
+        let controller = request.origin.key;
+        match request.origin.op {
+            Op::ForcedMigration { vm, migration, target_vm_key, target_transfer_key, mode } => {
+                let target = (target_vm_key, target_transfer_key);
+                self.prepare(caller, vm, migration, controller, target, mode);
+            }
+            Op::TransferVerification { vm, migration, ready } => {
+                self.verify(caller, vm, migration, controller, ready);
+            }
+            Op::Handback { migration, certificate, .. } => {
+                let answer = match self.take_back(migration, &certificate) {
+                    Ok(()) => Answer::Done,
+                    Err(reason) => Answer::Failed { reason },
+                };
+                self.answer(caller, answer);
+            }
+            Op::Retire { vm, migration, owned } => {
+                self.receipt(migration, &owned);
+                self.retired(migration, vm);
+                self.answer(caller, Answer::Done);
+            }
+            Op::Control { vm, action } => self.control(caller, vm, action),
+            _ => self.answer(caller, Answer::Unknown),
+        }
+    }
+
+    fn prepare(
+        &mut self,
+        caller: Caller,
+        vm: VmId,
+        migration: MigrationId,
+        controller: PublicKey,
+        (target_vm_key, target_transfer_key): (PublicKey, PublicKey),
+        mode: Mode,
+    ) {
+        let known = self.site.state.migrations.get(&migration).and_then(|m| m.source.clone());
+        if let Some(source) = &known {
+            if source.controller != controller {
+                return self.answer(caller, Answer::Unknown);
+            }
+            // Decided: a Controller that lost its memory goes on from the outcome.
+            let decided = match (&source.certificate, &source.aborted) {
+                (Some(certificate), _) => Some(Outcome::Released(certificate.clone())),
+                (None, Some(statement)) => Some(Outcome::Aborted(statement.clone())),
+                (None, None) => None,
+            };
+            if let Some(outcome) = decided {
+                return self.answer(caller, Answer::Verified(outcome));
+            }
+        }
+        if self.site.state.open_source(vm).is_some_and(|(open, _)| open != migration) {
+            let reason = "another migration of this VM is under way".to_owned();
+            return self.answer(caller, Answer::Conflict { reason, retry_after: CONFLICT_RETRY });
+        }
+        let Some(entry) = self.site.state.vms.get(&vm) else {
+            return self.answer(caller, Answer::Unknown);
+        };
+        let Some(stay) = entry.stay.clone().filter(|_| !entry.destroyed) else {
+            let reason = "this site does not have the VM now; ask again".to_owned();
+            return self.answer(caller, Answer::Conflict { reason, retry_after: CONFLICT_RETRY });
+        };
+        let chain = entry.chain.clone();
+        let bound = known.as_ref().filter(|source| {
+            source.step > SourceStep::Offered
+                || (source.target_vm_key, source.target_transfer_key)
+                    == (target_vm_key, target_transfer_key)
+        });
+        if let Some(source) = bound
+            && source.target_vm_key != target_vm_key
+        {
+            let reason = "this migration already has another Destination".to_owned();
+            return self.answer(caller, Answer::Failed { reason });
+        }
+        let token = self.world.source_token(migration);
+        let transfer_key = match &bound {
+            Some(source) => source.transfer_key,
+            None => {
+                let transfer_key = self.world.create_key();
+                let deadline = self.world.now().after(self.site.config.source_patience);
+                self.persist(Row::Offered {
+                    migration,
+                    vm,
+                    controller,
+                    target_vm_key,
+                    target_transfer_key,
+                    transfer_key,
+                    token: token.hash(),
+                    hint: token.hint(),
+                    mode,
+                    deadline,
+                });
+                self.arm(Timer::SourceDeadline(migration), deadline);
+                transfer_key
+            }
+        };
+        self.serve(migration);
+        let proof = self.world.sign(&stay.key, TransferEnd::TYPE, &transfer_key.0);
+        let uri = self.world.proxy_uri(&stay.host);
+        let source = TransferEnd { uri, token, transfer_key, vm_key: stay.key, proof };
+        let will_move = matches!(mode, Mode::Hibernate) || stay.power == PowerState::Suspended;
+        let ran = stay.power != PowerState::Defined || stay.starting;
+        let profile = stay.profile.clone().filter(|_| will_move && ran);
+        let active = known.filter(|s| s.step > SourceStep::Offered).map_or(ran, |s| s.active);
+        self.answer(caller, Answer::Prepared { source, chain, active, profile });
+    }
+
+    pub(crate) fn serve(&mut self, migration: MigrationId) {
+        let Some((vm, source)) = self.source_role(migration) else { return };
+        let command = Command::Serve {
+            migration,
+            vm,
+            token: source.token,
+            hint: source.hint,
+            key: source.transfer_key,
+            peer_key: source.target_transfer_key,
+        };
+        self.command(command);
+    }
+
+    fn source_role(&self, migration: MigrationId) -> Option<(VmId, &SourceRole)> {
+        let entry = self.site.state.migrations.get(&migration)?;
+        Some((entry.vm, entry.source.as_ref()?))
+    }
+
+    /// The transfer's events at this end.
+    pub(crate) fn on_transfer(&mut self, migration: MigrationId, event: TransferEvent) {
+        match event {
+            TransferEvent::Opened => self.opened(migration),
+            TransferEvent::Sent { digest } => {
+                let role =
+                    self.source_role(migration).map(|(_, source)| (source.step, source.sent));
+                match role {
+                    Some((SourceStep::Quiesced, _)) => {
+                        self.persist(Row::Sent { migration, digest })
+                    }
+                    Some((SourceStep::Sent, sent)) if sent != Some(digest) => {
+                        self.abort(migration, "the files changed while they were read");
+                    }
+                    _ => {}
+                }
+            }
+            TransferEvent::Receiving => self.receiving(migration),
+            TransferEvent::Received { digest, size, wire, has_state } => {
+                self.received(migration, digest, size, wire, has_state);
+            }
+            TransferEvent::Told { source: true, told } => match told {
+                Told::Owned(owned) => self.receipt(migration, &owned),
+                Told::HandedBack(certificate) => {
+                    // What does not hold is not acted upon; the path brings it too.
+                    let _ = self.take_back(migration, &certificate);
+                }
+                Told::Released(_) | Told::Aborted(_) => {}
+            },
+            TransferEvent::Told { source: false, told } => match told {
+                Told::Released(certificate) => self.accept(migration, certificate, None),
+                Told::Aborted(statement) => self.source_aborted(migration, &statement),
+                Told::Owned(_) | Told::HandedBack(_) => {}
+            },
+            TransferEvent::Failed { source: true, reason } => {
+                self.abort(migration, &format!("the transfer failed: {reason}"));
+            }
+            TransferEvent::Failed { source: false, reason } => {
+                self.transfer_failed(migration, &reason);
+            }
+        }
+    }
+
+    /// The Destination's proxy is there: only now is a running guest disturbed.
+    fn opened(&mut self, migration: MigrationId) {
+        let Some((vm, source)) = self.source_role(migration) else { return };
+        match source.step {
+            SourceStep::Offered => {}
+            // A session came back after a cut.
+            SourceStep::Initiated | SourceStep::Quiesced | SourceStep::Sent => return,
+            _ => return self.tell_outcome(migration),
+        }
+        let Some(stay) = self.stay_of(vm) else { return };
+        let active = stay.power == PowerState::Active || stay.starting;
+        self.persist(Row::Initiated { migration, active });
+        self.quiesce(migration);
+    }
+
+    fn stay_of(&self, vm: VmId) -> Option<Stay> {
+        self.site.state.vms.get(&vm)?.stay.clone()
+    }
+
+    /// Quiets the guest, or goes on if it is quiet.
+    pub(crate) fn quiesce(&mut self, migration: MigrationId) {
+        let Some((vm, source)) = self.source_role(migration) else { return };
+        let mode = source.mode;
+        let Some(stay) = self.stay_of(vm) else { return };
+        if !stay.starting && matches!(stay.power, PowerState::Defined | PowerState::Suspended) {
+            self.persist(Row::Quiesced { migration });
+            return self.provide(migration);
+        }
+        self.note(
+            vm,
+            match mode {
+                Mode::Hibernate => "saving its run state to move",
+                Mode::Restart => "shutting down to move",
+            },
+        );
+        self.command(match mode {
+            Mode::Hibernate => Command::Hibernate(stay.host, vm, stay.epoch),
+            Mode::Restart => Command::ShutDown(stay.host, vm, stay.epoch),
+        });
+    }
+
+    /// Lets the proxy read the files of the quiet guest.
+    pub(crate) fn provide(&mut self, migration: MigrationId) {
+        let Some((vm, source)) = self.source_role(migration) else { return };
+        let copy = source.copy.clone();
+        let Some(entry) = self.site.state.vms.get(&vm) else { return };
+        let mut files: Vec<FileId> = entry.descriptor.disks.iter().map(|disk| disk.file).collect();
+        if copy.power == PowerState::Suspended {
+            files.push(FileId::STATE);
+        }
+        files.sort_unstable();
+        self.command(Command::Provide { migration, host: copy.host, vm, epoch: copy.epoch, files });
+    }
+
+    /// Transfer verification (papers/003, III-C-3), and the commit.
+    fn verify(
+        &mut self,
+        caller: Caller,
+        vm: VmId,
+        migration: MigrationId,
+        controller: PublicKey,
+        ready: Option<Signed<Statement>>,
+    ) {
+        let role = self.source_role(migration).filter(|(known, _)| *known == vm);
+        let Some((_, source)) = role.filter(|(_, source)| source.controller == controller) else {
+            return self.answer(caller, Answer::Unknown);
+        };
+        let source = source.clone();
+        let outcome = match (source.step, ready) {
+            (SourceStep::Aborted, _) => {
+                Outcome::Aborted(source.aborted.expect("ABORTED holds its statement"))
+            }
+            (step, _) if step >= SourceStep::Released => {
+                Outcome::Released(source.certificate.expect("RELEASED holds its certificate"))
+            }
+            (_, None) => {
+                self.abort(migration, "the Controller gave this attempt up");
+                let (_, source) = self.source_role(migration).expect("just aborted");
+                Outcome::Aborted(source.aborted.clone().expect("ABORTED holds its statement"))
+            }
+            (SourceStep::Sent, Some(ready)) => self.commit(vm, migration, &source, &ready),
+            (_, Some(_)) => {
+                Outcome::Open { reason: "the Source has not read everything yet".to_owned() }
+            }
+        };
+        self.answer(caller, Answer::Verified(outcome));
+    }
+
+    /// Decides. SENT must equal READY, and READY must be the Destination's own.
+    fn commit(
+        &mut self,
+        vm: VmId,
+        migration: MigrationId,
+        source: &SourceRole,
+        ready: &Signed<Statement>,
+    ) -> Outcome {
+        let sent = source.sent.expect("SENT holds its digest");
+        let Ok(statement) = ready.open(&source.target_vm_key, &Verifier(self.world)) else {
+            return Outcome::Open { reason: "READY is not signed by the Destination".to_owned() };
+        };
+        if statement.vm != vm || statement.migration != migration {
+            return Outcome::Open { reason: "READY is for another migration".to_owned() };
+        }
+        if statement.fact != (Fact::Ready { digest: sent }) {
+            return Outcome::Differs { sent };
+        }
+        let certificate = Certificate {
+            vm,
+            epoch: self.site.state.vms[&vm].chain.epoch().next(),
+            owner: source.target_vm_key,
+            cause: Cause::Release { migration, digest: sent },
+        };
+        let certificate = self.seal(source.copy.key, &certificate);
+        self.persist(Row::Released { migration, certificate: certificate.clone() });
+        self.disarm(&Timer::SourceDeadline(migration));
+        self.note(vm, "released to the Destination");
+        self.tell_outcome(migration);
+        Outcome::Released(certificate)
+    }
+
+    /// Says the outcome over the session; the proxy keeps it until the other end has it.
+    pub(crate) fn tell_outcome(&mut self, migration: MigrationId) {
+        let Some((_, source)) = self.source_role(migration) else { return };
+        let told = match (&source.certificate, &source.aborted) {
+            (Some(certificate), _) => Told::Released(certificate.clone()),
+            (None, Some(statement)) => Told::Aborted(statement.clone()),
+            (None, None) => return,
+        };
+        self.command(Command::Tell { migration, source: true, told });
+    }
+
+    /// The failure arm: nothing is released, the VM stays, and its guest goes on as it was.
+    pub(crate) fn abort(&mut self, migration: MigrationId, reason: &str) {
+        let Some((vm, source)) = self.source_role(migration) else { return };
+        if source.step >= SourceStep::Released {
+            return;
+        }
+        let (active, key, step) = (source.active, source.copy.key, source.step);
+        let statement = self.seal(key, &Statement { vm, migration, fact: Fact::Aborted });
+        self.persist(Row::Aborted { migration, statement, reason: reason.to_owned() });
+        self.disarm(&Timer::SourceDeadline(migration));
+        self.note(vm, format!("migration aborted, the VM stays here: {reason}"));
+        self.tell_outcome(migration);
+        // While it is still being quieted, the end of that decides: see `stopped`.
+        if step > SourceStep::Initiated && active {
+            self.start_again(vm);
+        }
+        if step == SourceStep::Offered {
+            self.command(Command::Close { migration, source: true });
+        }
+    }
+
+    pub(crate) fn source_deadline(&mut self, migration: MigrationId) {
+        self.abort(migration, "no outcome in the time that the Source waits");
+    }
+
+    /// The Destination owns it: the frozen copy has had its use, after a while.
+    fn receipt(&mut self, migration: MigrationId, owned: &Signed<Statement>) {
+        let Some((vm, source)) = self.source_role(migration) else { return };
+        if source.step != SourceStep::Released {
+            return;
+        }
+        let certificate = source.certificate.clone().expect("RELEASED holds its certificate");
+        if self.proves_ownership(&certificate, owned).is_none() {
+            return;
+        }
+        let purge = self.world.now().after(self.site.config.purge_after);
+        self.persist(Row::Receipted { migration, owned: owned.clone(), purge });
+        self.note(vm, "the Destination has it");
+        self.arm(Timer::Purge(migration), purge);
+        self.command(Command::Close { migration, source: true });
+    }
+
+    pub(crate) fn purge(&mut self, migration: MigrationId) {
+        let Some((vm, source)) = self.source_role(migration) else { return };
+        if !matches!(source.step, SourceStep::Receipted | SourceStep::Tombstone) {
+            return;
+        }
+        let copy = source.copy.clone();
+        if source.step == SourceStep::Receipted {
+            self.persist(Row::Tombstone { migration });
+        }
+        self.command(Command::Purge(copy.host, vm, copy.epoch));
+    }
+
+    /// The Destination gave it back before its guest could execute: the frozen copy thaws.
+    fn take_back(
+        &mut self,
+        migration: MigrationId,
+        certificate: &Signed<Certificate>,
+    ) -> Result<(), String> {
+        let (vm, source) = self.source_role(migration).ok_or("no such migration here")?;
+        match source.step {
+            SourceStep::Returned => return Ok(()),
+            SourceStep::Released => {}
+            _ => return Err("this migration is not in a state to be handed back".to_owned()),
+        }
+        let (active, key) = (source.active, source.copy.key);
+        let chain = self.site.state.vms[&vm].chain.extended(certificate.clone());
+        let owner = chain.verify(vm, &Verifier(self.world)).map_err(|e| e.to_string())?;
+        if owner.key != key || chain.newest().cause != (Cause::Handback { migration }) {
+            return Err("the certificate does not give the VM back to this site".to_owned());
+        }
+        self.persist(Row::Returned { migration, certificate: certificate.clone() });
+        self.note(vm, "handed back by the Destination");
+        self.command(Command::Close { migration, source: true });
+        if active {
+            self.start_again(vm);
+        }
+        Ok(())
+    }
+
+    // The guest.
+
+    /// Starts the guest as its stay says: from its saved state, or by booting.
+    pub(crate) fn start_again(&mut self, vm: VmId) {
+        let Some(stay) = self.stay_of(vm) else { return };
+        if stay.starting {
+            // It may have executed: its saved state is behind its disks.
+            self.command(Command::DropState(stay.host.clone(), vm, stay.epoch));
+        }
+        let loads = stay.power == PowerState::Suspended && !stay.starting;
+        let descriptor = self.site.state.vms[&vm].descriptor.clone();
+        self.command(Command::Launch {
+            vm,
+            epoch: stay.epoch,
+            host: stay.host,
+            descriptor,
+            state: stay.profile.filter(|_| loads),
+        });
+    }
+
+    /// The one way that a guest gets to execute: this site owns the VM, the intent is durable.
+    pub(crate) fn let_run(&mut self, vm: VmId) {
+        let Some(entry) = self.site.state.vms.get(&vm) else { return };
+        let Some(stay) = entry.stay.clone().filter(|_| !entry.destroyed) else { return };
+        let owns = entry.chain.newest().owner == stay.key;
+        assert!(owns, "a stay ends in the transaction that releases the VM");
+        if !stay.starting {
+            self.persist(Row::StartIntent { vm, epoch: stay.epoch });
+        }
+        self.command(Command::Resume(stay.host, vm, stay.epoch));
+    }
+
+    /// What happened to a guest of this site.
+    pub(crate) fn on_guest(&mut self, vm: VmId, epoch: Epoch, event: GuestEvent) {
+        if let Some(migration) = self.accepting(vm, epoch) {
+            match event {
+                GuestEvent::Launched(_) => return self.own(migration),
+                GuestEvent::LaunchFailed(reason) => return self.hand_back(migration, &reason),
+                _ => {}
+            }
+        }
+        let Some(stay) = self.stay_of(vm).filter(|stay| stay.epoch == epoch) else { return };
+        match event {
+            GuestEvent::Launched(_) => {
+                let quiet = self.site.state.open_source(vm);
+                if quiet.is_none_or(|(_, source)| source.step == SourceStep::Offered) {
+                    self.let_run(vm);
+                }
+            }
+            GuestEvent::LaunchFailed(reason) => {
+                self.note(vm, format!("could not be started: {reason}"));
+                self.controls_failed(vm, &reason);
+            }
+            GuestEvent::Resumed => {
+                let profile = stay.profile.clone();
+                let profile = profile.or_else(|| self.site.profiles.get(&stay.host).cloned());
+                let profile = profile.expect("a host that runs guests told its profile");
+                let loaded = stay.power == PowerState::Suspended;
+                self.persist(Row::Started { vm, epoch, profile });
+                if loaded {
+                    self.command(Command::DropState(stay.host, vm, epoch));
+                }
+                self.note(vm, "running");
+                self.power_changed(vm);
+            }
+            GuestEvent::Paused => self.stopped(vm, epoch, PowerState::Paused),
+            GuestEvent::Ended => self.stopped(vm, epoch, PowerState::Defined),
+            GuestEvent::Hibernated => self.stopped(vm, epoch, PowerState::Suspended),
+            GuestEvent::Failed(reason) => {
+                self.note(vm, reason.clone());
+                self.controls_failed(vm, &reason);
+                let open = self.site.state.open_source(vm).map(|(id, source)| (id, source.step));
+                if let Some((migration, SourceStep::Initiated)) = open {
+                    self.abort_in_place(migration, &reason);
+                }
+            }
+        }
+    }
+
+    /// The guest could not be quieted: it was left as it was, so nothing is to be started again.
+    fn abort_in_place(&mut self, migration: MigrationId, reason: &str) {
+        let Some((vm, source)) = self.source_role(migration) else { return };
+        let key = source.copy.key;
+        let statement = self.seal(key, &Statement { vm, migration, fact: Fact::Aborted });
+        let reason = format!("the guest could not be quieted: {reason}");
+        self.persist(Row::Aborted { migration, statement, reason: reason.clone() });
+        self.note(vm, format!("migration aborted, the VM stays here: {reason}"));
+        self.tell_outcome(migration);
+        self.let_run(vm);
+    }
+
+    fn stopped(&mut self, vm: VmId, epoch: Epoch, power: PowerState) {
+        self.persist(Row::Stopped { vm, epoch, power });
+        self.note(vm, power.to_string());
+        let open = self.site.state.open_source(vm).map(|(id, source)| (id, source.step));
+        if let Some((migration, SourceStep::Initiated)) = open {
+            self.quiesce(migration);
+        }
+        if self.stay_of(vm).is_some_and(|stay| stay.wanted) {
+            self.start_again(vm);
+        }
+        self.power_changed(vm);
+    }
+
+    /// Control (DMTF DSP1057, "State management"): legal changes only, each named.
+    fn control(&mut self, caller: Caller, vm: VmId, action: Action) {
+        let entry = self.site.state.vms.get(&vm).filter(|vm| !vm.destroyed);
+        let Some((stay, parked)) = entry.and_then(|vm| Some((vm.stay.clone()?, vm.parked.clone())))
+        else {
+            let handing = entry.is_some_and(|vm| vm.down == Down::Here);
+            return self.answer(
+                caller,
+                if handing {
+                    Answer::Failed { reason: "it is being handed over; ask again".to_owned() }
+                } else {
+                    Answer::Unknown
+                },
+            );
+        };
+        if action == Action::Show {
+            return self.answer_state(caller, vm);
+        }
+        let moving = self.site.state.open_source(vm);
+        if moving.is_some_and(|(_, source)| source.step > SourceStep::Offered) {
+            let reason = "it is being moved".to_owned();
+            return self.answer(caller, Answer::Conflict { reason, retry_after: CONFLICT_RETRY });
+        }
+        let (host, epoch) = (stay.host.clone(), stay.epoch);
+        let fail = |reason: String| Answer::Failed { reason };
+        use PowerState::{Active, Defined, Paused, Suspended};
+        let command = match (action, stay.power) {
+            (Action::Start, Defined | Suspended) if !Self::runs_guests(&host) => {
+                return self.answer(caller, fail("it is in the library; place it first".into()));
+            }
+            (Action::Start, Defined | Suspended) => match parked {
+                Some(why) => {
+                    return self.answer(caller, fail(format!("it is parked ({why}); move it")));
+                }
+                None => None,
+            },
+            (Action::Start | Action::Resume, Active)
+            | (Action::Stop, Defined)
+            | (Action::Pause, Paused)
+            | (Action::Hibernate, Suspended) => return self.answer_state(caller, vm),
+            (Action::Stop, Active | Paused) => Some(Command::ShutDown(host, vm, epoch)),
+            (Action::Pause, Active) => Some(Command::Pause(host, vm, epoch)),
+            (Action::Start | Action::Resume, Paused) => {
+                self.wait_for_guest(caller, vm, action);
+                return self.let_run(vm);
+            }
+            (Action::Hibernate, Active | Paused) => Some(Command::Hibernate(host, vm, epoch)),
+            (Action::Destroy, Active | Paused) => Some(Command::Kill(host, vm, epoch)),
+            (Action::Destroy, Defined | Suspended) => {
+                self.destroy(vm);
+                return self.answer(caller, Answer::Done);
+            }
+            (action, power) => {
+                let what = format!("{action:?}").to_lowercase();
+                return self.answer(caller, fail(format!("cannot {what} a VM that is {power}")));
+            }
+        };
+        self.wait_for_guest(caller, vm, action);
+        match command {
+            Some(command) => self.command(command),
+            None => self.start_again(vm),
+        }
+    }
+
+    fn wait_for_guest(&mut self, caller: Caller, vm: VmId, action: Action) {
+        self.site.controls.entry(vm).or_default().push((caller, action));
+    }
+
+    fn answer_state(&mut self, caller: Caller, vm: VmId) {
+        let entry = &self.site.state.vms[&vm];
+        let power = entry.stay.as_ref().expect("the caller saw the stay").power;
+        let (epoch, parked) = (entry.chain.epoch(), entry.parked.clone());
+        self.answer(caller, Answer::State { power, epoch, parked });
+    }
+
+    /// The guest's state is final for now: whoever waited for it is told.
+    fn power_changed(&mut self, vm: VmId) {
+        for (caller, action) in self.site.controls.remove(&vm).unwrap_or_default() {
+            if action == Action::Destroy {
+                self.destroy(vm);
+                self.answer(caller, Answer::Done);
+            } else {
+                self.answer_state(caller, vm);
+            }
+        }
+    }
+
+    fn controls_failed(&mut self, vm: VmId, reason: &str) {
+        for (caller, _) in self.site.controls.remove(&vm).unwrap_or_default() {
+            self.answer(caller, Answer::Failed { reason: reason.to_owned() });
+        }
+    }
+
+    fn destroy(&mut self, vm: VmId) {
+        let Some(stay) = self.stay_of(vm) else { return };
+        let open = self.site.state.open_source(vm).map(|(id, _)| id);
+        if let Some(migration) = open {
+            self.abort(migration, "the VM was destroyed");
+        }
+        self.persist(Row::Destroyed { vm });
+        self.note(vm, "destroyed");
+        self.command(Command::Purge(stay.host, vm, stay.epoch));
+    }
+
+    /// Stops the VM for want of a place and keeps its files, with its run state.
+    pub(crate) fn park(&mut self, vm: VmId, reason: &str) {
+        let Some(stay) = self.stay_of(vm) else { return };
+        let open = self.site.state.open_source(vm).map(|(id, _)| id);
+        if let Some(migration) = open {
+            self.abort(migration, "the VM is parked");
+        }
+        self.persist(Row::Parked { vm, reason: Some(reason.to_owned()) });
+        self.note(vm, format!("parked: {reason}"));
+        if stay.power == PowerState::Active || stay.power == PowerState::Paused || stay.starting {
+            self.command(Command::Hibernate(stay.host, vm, stay.epoch));
+        }
+        self.report_up(vm);
+    }
+
+    /// The migration whose certificate this site holds while the guest is launched.
+    fn accepting(&self, vm: VmId, epoch: Epoch) -> Option<MigrationId> {
+        self.site.accepting.keys().copied().find(|id| {
+            self.site.state.migrations.get(id).is_some_and(|migration| {
+                let target = migration.target.as_ref();
+                migration.vm == vm
+                    && target.is_some_and(|t| t.step == TargetStep::Ready && t.epoch() == epoch)
+            })
+        })
+    }
+}

@@ -1,0 +1,503 @@
+//! The Destination: offering, fetching, and becoming the owner.
+//!
+//! ```text
+//!  (offer) ──initiate──▶ ADMITTED ──▶ RECEIVING ──all checked──▶ READY ──certificate──▶ OWNED ──▶ (guest)
+//!                           │             │                        │
+//!                           └─────────────┴──────▶ DROPPED ◀───────┤ the Source says ABORTED
+//!                                                                  └──▶ HANDED_BACK (cannot start)
+//! ```
+//!
+//! Up to READY this site may drop what it has at any time. From READY on it keeps the record until
+//! it is told; from OWNED on only it may run the VM.
+
+use model::decision::{Admit, Verdict};
+use model::statement::{Cause, Fact};
+use model::{
+    Bytes, Certificate, Descriptor, Digest, EdgeHandle, FileId, HostName, MigrationId, Offer,
+    PeerName, RequestId, Resources, Signed, Statement, Terms, TransferEnd, VmId,
+};
+
+use crate::effect::{Caller, Command};
+use crate::message::{Answer, Op, Request, Told};
+use crate::path::Verifier;
+use crate::row::{LIBRARY, Party, Row, TargetRole, TargetStep, library};
+use crate::site::{MAX_OFFERS_KEPT, OfferAt, OfferMade, Step, Timer};
+
+/// The capacity class of every host, until classes are configured.
+const CLASS: &str = "standard";
+
+/// How long a READY Destination waits before it dials a Source again that hung up.
+const REDIAL: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// What a saved run state may take beside the guest's memory: device state, page headers.
+const STATE_OVERHEAD: u64 = 64 << 20;
+
+impl Step<'_> {
+    /// The offers that this site's own hosts make, or the reasons for none.
+    ///
+    /// A peer sees one per capacity class at most; a journey of this site sees every host.
+    pub(crate) fn local_offers(
+        &mut self,
+        asker: &Party,
+        vm: VmId,
+        request: RequestId,
+        descriptor: &Descriptor,
+        leave: Option<&HostName>,
+        storage: bool,
+    ) -> (Vec<Offer>, Vec<String>) {
+        let here = self.site.state.vms.get(&vm).and_then(|vm| vm.stay.as_ref());
+        let current = here.map(|stay| stay.host.clone());
+        let mut hosts: Vec<(HostName, Resources)> = self
+            .site
+            .state
+            .hosts
+            .iter()
+            .filter(|(name, host)| {
+                !host.draining && Some(*name) != leave && Some(*name) != current.as_ref()
+            })
+            .map(|(name, host)| (name.clone(), host.capacity.minus(&self.site.state.used(name))))
+            .collect();
+        hosts.sort_by_key(|(name, free)| {
+            (std::cmp::Reverse((free.memory, free.cpus)), name.clone())
+        });
+        let mut reasons = Vec::new();
+        if hosts.is_empty() {
+            reasons.push("no host takes VMs here now".to_owned());
+        }
+        let peer = match asker {
+            Party::Peer(peer) => Some(peer.clone()),
+            Party::Here => None,
+        };
+        let vms_of_peer = self.vms_of(peer.as_ref());
+        let mut offers = Vec::new();
+        for (host, free) in hosts {
+            let input = Admit {
+                peer: peer.clone(),
+                descriptor: descriptor.clone(),
+                free,
+                vms_of_peer,
+                contract: false,
+                price_milli: self.site.config.price_milli,
+                country: self.site.config.country.clone(),
+                now: self.world.now(),
+            };
+            match self.world.policy().admit(&input) {
+                Verdict::Allow => {
+                    let offer = self.offer(asker, vm, request, descriptor, host, true);
+                    offers.push(offer);
+                    if peer.is_some() {
+                        break;
+                    }
+                }
+                Verdict::Refuse(why) => {
+                    for reason in why {
+                        if !reasons.contains(&reason) {
+                            reasons.push(reason);
+                        }
+                    }
+                }
+            }
+        }
+        if storage && current.is_none_or(|host| host.as_str() != LIBRARY) {
+            offers.push(self.offer(asker, vm, request, descriptor, library(), false));
+        }
+        (offers, reasons)
+    }
+
+    fn vms_of(&self, peer: Option<&PeerName>) -> u32 {
+        let vms = self.site.state.vms.values();
+        let count = vms.filter(|vm| {
+            vm.stay.is_some() && peer.is_some() && vm.up.as_ref().map(|up| &up.peer) == peer
+        });
+        u32::try_from(count.count()).unwrap_or(u32::MAX)
+    }
+
+    fn offer(
+        &mut self,
+        asker: &Party,
+        vm: VmId,
+        request: RequestId,
+        descriptor: &Descriptor,
+        host: HostName,
+        runs: bool,
+    ) -> Offer {
+        let vm_key = self.world.create_key();
+        let transfer_key = self.world.create_key();
+        let proof = self.world.sign(&vm_key, TransferEnd::TYPE, &transfer_key.0);
+        let token = model::Token(self.world.random());
+        let uri = self.world.proxy_uri(&host);
+        let target = TransferEnd { uri, token, transfer_key, vm_key, proof };
+        let terms = Terms {
+            price_milli: self.site.config.price_milli,
+            class: CLASS.to_owned(),
+            country: self.site.config.country.clone(),
+            expires: self.world.now().after(self.site.config.offer_life),
+            runs,
+        };
+        let edge = EdgeHandle(self.random16());
+        let made = OfferMade {
+            vm,
+            request,
+            asker: asker.clone(),
+            descriptor: descriptor.clone(),
+            terms: terms.clone(),
+            at: OfferAt::Local { host, end: target.clone() },
+        };
+        self.keep_offer(edge, made);
+        Offer { edge, target, terms, distance: 0 }
+    }
+
+    pub(crate) fn keep_offer(&mut self, edge: EdgeHandle, made: OfferMade) {
+        if self.site.offers.len() >= MAX_OFFERS_KEPT {
+            let oldest = self.site.offers.iter().min_by_key(|(_, offer)| offer.terms.expires);
+            if let Some(edge) = oldest.map(|(edge, _)| *edge) {
+                self.site.offers.remove(&edge);
+            }
+        }
+        self.site.offers.insert(edge, made);
+        if !self.site.timers.iter().any(|(_, timer)| *timer == Timer::Offers) {
+            self.arm_after(Timer::Offers, self.site.config.offer_life);
+        }
+    }
+
+    /// Drops the offers of a request, for whoever got them.
+    pub(crate) fn withdraw(&mut self, vm: VmId, request: RequestId, from: &Party) {
+        self.site.offers.retain(|_, o| !(o.vm == vm && o.request == request && o.asker == *from));
+        self.withdraw_below(vm, request, from);
+    }
+
+    /// Initiate transfer (papers/003, III-C-2): takes the capacity, and fetches.
+    pub(crate) fn admit(
+        &mut self,
+        caller: Caller,
+        from: &Party,
+        offer: &OfferMade,
+        host: HostName,
+        end: TransferEnd,
+        request: Request,
+    ) {
+        let controller = request.origin.key;
+        let Op::InitiateTransfer { vm, migration, chain, profile, boot } = request.origin.op else {
+            return self.answer(caller, Answer::Unknown);
+        };
+        let handle = request.hop.edge.expect("the offer was found by it");
+        let gone = |reason: &str| Answer::Gone { reason: reason.to_owned() };
+        let Some(source) = request.hop.source else {
+            return self.answer(caller, gone("the request names no source"));
+        };
+        let owner = match chain.verify(vm, &Verifier(self.world)) {
+            Ok(owner) => owner,
+            Err(error) => return self.answer(caller, gone(&error.to_string())),
+        };
+        if owner.key != source.vm_key || !source.is_proven(&Verifier(self.world)) {
+            return self.answer(caller, gone("the source is not the VM's owner"));
+        }
+        let newest = self.site.state.vms.get(&vm).map(|vm| vm.chain.epoch());
+        if newest.is_some_and(|epoch| epoch > owner.epoch) {
+            return self.answer(caller, gone("the VM has changed its owner since"));
+        }
+        if Self::runs_guests(&host) {
+            let Some(known) = self.site.state.hosts.get(&host).filter(|host| !host.draining) else {
+                return self.answer(caller, gone("the capacity was given away"));
+            };
+            let free = known.capacity.minus(&self.site.state.used(&host));
+            if !free.fits(&offer.descriptor.resources) {
+                return self.answer(caller, gone("the capacity was given away"));
+            }
+            if let (Some(saved), Some(mine)) = (&profile, self.site.profiles.get(&host))
+                && let Some(mismatch) = saved.mismatch(mine)
+            {
+                return self.answer(caller, gone(&mismatch));
+            }
+        }
+        let expires = self.world.now().after(self.site.config.admit_life);
+        self.persist(Row::Admitted {
+            migration,
+            vm,
+            descriptor: offer.descriptor.clone(),
+            asker: from.clone(),
+            handle,
+            host,
+            vm_key: end.vm_key,
+            transfer_key: end.transfer_key,
+            controller,
+            source,
+            chain,
+            profile,
+            boot,
+            expires,
+        });
+        self.site.offers.remove(&handle);
+        self.arm(Timer::AdmitExpiry(migration), expires);
+        self.note(vm, "admitted; fetching its files");
+        self.site.arriving.entry(migration).or_default().push(caller);
+        self.pull(migration);
+    }
+
+    fn target_role(&self, migration: MigrationId) -> Option<(VmId, &TargetRole)> {
+        let entry = self.site.state.migrations.get(&migration)?;
+        Some((entry.vm, entry.target.as_ref()?))
+    }
+
+    pub(crate) fn pull(&mut self, migration: MigrationId) {
+        let Some((vm, target)) = self.target_role(migration) else { return };
+        let disks = &target.descriptor.disks;
+        let mut files: Vec<FileId> = disks.iter().map(|disk| disk.file).collect();
+        let mut budget: u64 = disks.iter().map(|disk| disk.capacity.0).sum();
+        if target.profile.is_some() {
+            files.push(FileId::STATE);
+            budget += target.descriptor.resources.memory.0 + STATE_OVERHEAD;
+        }
+        let command = Command::Pull {
+            migration,
+            vm,
+            source: Box::new(target.source.clone()),
+            key: target.transfer_key,
+            host: target.host.clone(),
+            epoch: target.epoch(),
+            files,
+            budget: Bytes(budget),
+        };
+        self.command(command);
+    }
+
+    /// A request for a migration that this site has admitted.
+    pub(crate) fn at_target(&mut self, caller: Caller, request: Request) {
+        let migration = request.origin.op.migration().expect("these operations have one");
+        let (_, target) = self.target_role(migration).expect("the caller found it");
+        if target.controller != request.origin.key {
+            return self.answer(caller, Answer::Unknown);
+        }
+        match request.origin.op {
+            Op::InitiateTransfer { .. } => match (target.step, &target.ready) {
+                (TargetStep::Dropped, _) => {
+                    let reason = "this transfer was given up".to_owned();
+                    self.answer(caller, Answer::Gone { reason });
+                }
+                (_, Some((ready, _, _, size, wire))) => {
+                    let answer = Answer::Arrived { ready: ready.clone(), size: *size, wire: *wire };
+                    self.answer(caller, answer);
+                }
+                (_, None) => {
+                    self.site.arriving.entry(migration).or_default().push(caller);
+                    self.pull(migration);
+                }
+            },
+            Op::Deliver { certificate, .. } => self.accept(migration, certificate, Some(caller)),
+            _ => self.answer(caller, Answer::Unknown),
+        }
+    }
+
+    pub(crate) fn receiving(&mut self, migration: MigrationId) {
+        let step = self.target_role(migration).map(|(_, target)| target.step);
+        if step == Some(TargetStep::Admitted) {
+            self.persist(Row::Receiving { migration });
+        }
+    }
+
+    pub(crate) fn received(
+        &mut self,
+        migration: MigrationId,
+        digest: Digest,
+        size: Bytes,
+        wire: Bytes,
+        has_state: bool,
+    ) {
+        let Some((vm, target)) = self.target_role(migration) else { return };
+        match target.step {
+            TargetStep::Admitted | TargetStep::Receiving => {}
+            // The same content, found again after a restart.
+            _ => return,
+        }
+        if has_state && target.profile.is_none() {
+            return self.drop_target(migration, "a run state came that was not announced");
+        }
+        let key = target.vm_key;
+        let statement = self.seal(key, &Statement { vm, migration, fact: Fact::Ready { digest } });
+        let row =
+            Row::Ready { migration, statement: statement.clone(), digest, has_state, size, wire };
+        self.persist(row);
+        self.disarm(&Timer::AdmitExpiry(migration));
+        self.note(vm, format!("all {size} are here and checked"));
+        for caller in self.site.arriving.remove(&migration).unwrap_or_default() {
+            self.answer(caller, Answer::Arrived { ready: statement.clone(), size, wire });
+        }
+    }
+
+    /// The transfer cannot go on: the Controller hears it, and decides.
+    pub(crate) fn transfer_failed(&mut self, migration: MigrationId, reason: &str) {
+        let step = self.target_role(migration).map(|(_, target)| target.step);
+        match step {
+            Some(TargetStep::Admitted | TargetStep::Receiving) => {
+                self.drop_target(migration, reason);
+            }
+            // The record stays; the certificate may come by the path, or after the next dial.
+            Some(TargetStep::Ready) => self.arm_after(Timer::Pull(migration), REDIAL),
+            // The Source has heard all it must and hung up, or will hear it by the path.
+            Some(_) => self.command(Command::Close { migration, source: false }),
+            None => {}
+        }
+    }
+
+    pub(crate) fn admit_expired(&mut self, migration: MigrationId) {
+        self.transfer_failed(migration, "nothing arrived in time");
+    }
+
+    /// The Source keeps the VM: what arrived is of no use.
+    pub(crate) fn source_aborted(&mut self, migration: MigrationId, statement: &Signed<Statement>) {
+        let Some((vm, target)) = self.target_role(migration) else { return };
+        let Ok(said) = statement.open(&target.source.vm_key, &Verifier(self.world)) else { return };
+        let aborted = said == Statement { vm, migration, fact: Fact::Aborted };
+        if aborted && target.step <= TargetStep::Ready {
+            self.drop_target(migration, "the Source kept the VM");
+        }
+    }
+
+    fn drop_target(&mut self, migration: MigrationId, reason: &str) {
+        let Some((vm, target)) = self.target_role(migration) else { return };
+        let (host, epoch) = (target.host.clone(), target.epoch());
+        self.persist(Row::Dropped { migration, reason: reason.to_owned() });
+        self.disarm(&Timer::AdmitExpiry(migration));
+        self.note(vm, format!("transfer given up: {reason}"));
+        self.command(Command::Close { migration, source: false });
+        self.command(Command::Purge(host, vm, epoch));
+        for caller in self.site.arriving.remove(&migration).unwrap_or_default() {
+            self.answer(caller, Answer::Failed { reason: reason.to_owned() });
+        }
+    }
+
+    /// The certificate came, over the session or by the path.
+    pub(crate) fn accept(
+        &mut self,
+        migration: MigrationId,
+        certificate: Signed<Certificate>,
+        caller: Option<Caller>,
+    ) {
+        let Some((vm, target)) = self.target_role(migration) else {
+            if let Some(caller) = caller {
+                self.answer(caller, Answer::Unknown);
+            }
+            return;
+        };
+        match target.step {
+            TargetStep::Ready => {}
+            TargetStep::Owned | TargetStep::HandedBack => {
+                let answer = match (&target.owned, &target.back) {
+                    (Some(statement), _) => Answer::Owned { statement: statement.clone() },
+                    (None, back) => Answer::HandedBack {
+                        certificate: back.clone().expect("HANDED_BACK holds its certificate"),
+                    },
+                };
+                if caller.is_none() {
+                    self.tell_accepted(migration);
+                }
+                return caller.into_iter().for_each(|caller| self.answer(caller, answer.clone()));
+            }
+            _ => {
+                let reason = "not everything has arrived here".to_owned();
+                let answer = Answer::Failed { reason };
+                return caller.into_iter().for_each(|caller| self.answer(caller, answer.clone()));
+            }
+        }
+        if let Err(reason) = self.check_release(vm, migration, target, &certificate) {
+            let answer = Answer::Failed { reason };
+            return caller.into_iter().for_each(|caller| self.answer(caller, answer.clone()));
+        }
+        let runs = Self::runs_guests(&target.host);
+        let has_state = target.ready.as_ref().is_some_and(|ready| ready.2);
+        let launch = (runs && (target.boot || has_state)).then(|| Command::Launch {
+            vm,
+            epoch: target.epoch(),
+            host: target.host.clone(),
+            descriptor: target.descriptor.clone(),
+            state: target.profile.clone().filter(|_| has_state),
+        });
+        if let Some(caller) = caller {
+            self.site.delivering.entry(migration).or_default().push(caller);
+        }
+        if self.site.accepting.insert(migration, certificate).is_some() {
+            return; // its guest is being launched
+        }
+        match launch {
+            Some(launch) => self.command(launch),
+            None => self.own(migration),
+        }
+    }
+
+    fn check_release(
+        &self,
+        vm: VmId,
+        migration: MigrationId,
+        target: &TargetRole,
+        certificate: &Signed<Certificate>,
+    ) -> Result<(), String> {
+        let chain = target.chain.extended(certificate.clone());
+        let owner = chain.verify(vm, &Verifier(self.world)).map_err(|e| e.to_string())?;
+        let digest = target.ready.as_ref().expect("READY holds its digest").1;
+        let release = Cause::Release { migration, digest };
+        if owner.key != target.vm_key || chain.newest().cause != release {
+            return Err("the certificate does not give this site what arrived here".to_owned());
+        }
+        Ok(())
+    }
+
+    /// The guest is there and has executed nothing, or none is wanted: the VM is this site's.
+    pub(crate) fn own(&mut self, migration: MigrationId) {
+        let Some(certificate) = self.site.accepting.remove(&migration) else { return };
+        let Some((vm, target)) = self.target_role(migration) else { return };
+        let (key, epoch) = (target.vm_key, target.epoch());
+        let has_state = target.ready.as_ref().is_some_and(|ready| ready.2);
+        let runs = Self::runs_guests(&target.host) && (target.boot || has_state);
+        let statement = self.seal(key, &Statement { vm, migration, fact: Fact::Owned { epoch } });
+        self.persist(Row::Owned { migration, certificate, statement });
+        self.note(vm, format!("this site owns it; epoch {epoch}"));
+        if runs {
+            self.let_run(vm);
+        }
+        self.tell_accepted(migration);
+        self.settle_delivery(migration);
+        self.report_up(vm);
+    }
+
+    /// It cannot be started here, and nothing of it has executed: back it goes.
+    pub(crate) fn hand_back(&mut self, migration: MigrationId, reason: &str) {
+        let Some(certificate) = self.site.accepting.remove(&migration) else { return };
+        let Some((vm, target)) = self.target_role(migration) else { return };
+        let back = Certificate {
+            vm,
+            epoch: target.epoch().next(),
+            owner: target.source.vm_key,
+            cause: Cause::Handback { migration },
+        };
+        let (key, host, epoch) = (target.vm_key, target.host.clone(), target.epoch());
+        let back = self.seal(key, &back);
+        self.persist(Row::HandedBack { migration, certificate, back });
+        self.note(vm, format!("handed back, it cannot be started here: {reason}"));
+        self.tell_accepted(migration);
+        self.settle_delivery(migration);
+        self.command(Command::Purge(host, vm, epoch));
+    }
+
+    /// Says over the session what became of the certificate.
+    pub(crate) fn tell_accepted(&mut self, migration: MigrationId) {
+        let Some((_, target)) = self.target_role(migration) else { return };
+        let told = match (&target.owned, &target.back) {
+            (Some(statement), _) => Told::Owned(statement.clone()),
+            (None, Some(back)) => Told::HandedBack(back.clone()),
+            (None, None) => return,
+        };
+        self.command(Command::Tell { migration, source: false, told });
+    }
+
+    fn settle_delivery(&mut self, migration: MigrationId) {
+        let Some((_, target)) = self.target_role(migration) else { return };
+        let answer = match (&target.owned, &target.back) {
+            (Some(statement), _) => Answer::Owned { statement: statement.clone() },
+            (None, Some(back)) => Answer::HandedBack { certificate: back.clone() },
+            (None, None) => return,
+        };
+        for caller in self.site.delivering.remove(&migration).unwrap_or_default() {
+            self.answer(caller, answer.clone());
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! What users are shown of a VM: roles, state, and who has the next move.
+
+use model::{Descriptor, Epoch, HostName, MigrationId, PeerName, PowerState, Time, VmId};
+
+use crate::row::{Down, Journey, SourceStep, TargetStep};
+use crate::site::{Phase, Site};
+
+/// A VM as this site knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmView {
+    /// Its id.
+    pub vm: VmId,
+    /// Its descriptor.
+    pub descriptor: Descriptor,
+    /// The newest epoch known here.
+    pub epoch: Epoch,
+    /// Whether this site is its primary.
+    pub primary: bool,
+    /// The delegator, if any.
+    pub delegator: Option<PeerName>,
+    /// The delegate, if any.
+    pub delegate: Option<PeerName>,
+    /// The host it is on and what it does, if this site has it.
+    pub here: Option<(HostName, PowerState)>,
+    /// Why it is parked, if it is.
+    pub parked: Option<String>,
+    /// Whether it was destroyed.
+    pub destroyed: bool,
+    /// What is under way, if anything.
+    pub next: Option<NextMove>,
+}
+
+/// Who must act next on a migration, as seen here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NextMove {
+    /// The migration, once there is one.
+    pub migration: Option<MigrationId>,
+    /// The role of this site and the step, in the journal's words.
+    pub state: String,
+    /// Who has the next move, and what it is.
+    pub who: String,
+    /// What happens by itself at this time; none where it is repeated until it succeeds.
+    pub until: Option<(Time, &'static str)>,
+}
+
+/// How far an operation is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// The journey, as far as it is durable.
+    pub journey: Journey,
+    /// What it is doing, in words.
+    pub phase: &'static str,
+}
+
+impl Site {
+    /// Every VM that this site knows, in order of id.
+    pub fn vms(&self) -> impl Iterator<Item = VmView> + '_ {
+        self.state.vms.keys().filter_map(|vm| self.vm(*vm))
+    }
+
+    /// One VM.
+    pub fn vm(&self, id: VmId) -> Option<VmView> {
+        let vm = self.state.vms.get(&id)?;
+        Some(VmView {
+            vm: id,
+            descriptor: vm.descriptor.clone(),
+            epoch: vm.chain.epoch(),
+            primary: vm.up.is_none(),
+            delegator: vm.up.as_ref().map(|up| up.peer.clone()),
+            delegate: match &vm.down {
+                Down::Edge(edge) => Some(edge.peer.clone()),
+                Down::Here => None,
+            },
+            here: vm.stay.as_ref().map(|stay| (stay.host.clone(), stay.power)),
+            parked: vm.parked.clone(),
+            destroyed: vm.destroyed,
+            next: self.next_move(id),
+        })
+    }
+
+    /// Every operation, ended or not.
+    pub fn operations(&self) -> impl Iterator<Item = Progress> + '_ {
+        self.state.journeys.values().map(|journey| Progress {
+            journey: journey.clone(),
+            phase: self.journeys.get(&journey.operation).map_or("ended", |memory| {
+                match memory.phase {
+                    Phase::Collect => "collecting offers",
+                    Phase::Force => "asking the Source to make ready",
+                    Phase::Initiate => "moving the files",
+                    Phase::Verify => "verifying at the Source",
+                    Phase::Deliver => "handing over",
+                    Phase::Handback => "giving it back to the Source",
+                    Phase::Retire => "closing the old path",
+                    Phase::Abort => "giving the attempt up",
+                    Phase::PassUp => "waiting for the delegator",
+                }
+            }),
+        })
+    }
+
+    fn next_move(&self, id: VmId) -> Option<NextMove> {
+        let of_vm = self.state.migrations.iter().filter(|(_, migration)| migration.vm == id);
+        for (migration, known) in of_vm {
+            if let Some(source) = &known.source {
+                let (state, who) = match source.step {
+                    SourceStep::Offered => ("OFFERED", "the Destination: to come for the files"),
+                    SourceStep::Initiated => ("INITIATED", "this site: to quiet the guest"),
+                    SourceStep::Quiesced => ("QUIESCED", "this site: to read the files"),
+                    SourceStep::Sent => {
+                        ("SENT", "the Controller: to bring the Destination's READY")
+                    }
+                    SourceStep::Released => {
+                        ("RELEASED", "the Destination: to accept; repeated until it has")
+                    }
+                    _ => continue,
+                };
+                let until = (source.step < SourceStep::Released)
+                    .then_some((source.deadline, "this site aborts and keeps the VM"));
+                return Some(NextMove {
+                    migration: Some(*migration),
+                    state: format!("Source, {state}"),
+                    who: who.to_owned(),
+                    until,
+                });
+            }
+            if let Some(target) = &known.target {
+                let (state, who, until) = match target.step {
+                    TargetStep::Admitted | TargetStep::Receiving => (
+                        if target.step == TargetStep::Admitted { "ADMITTED" } else { "RECEIVING" },
+                        "this site: to fetch the files",
+                        Some((target.expires, "this site drops what it has")),
+                    ),
+                    TargetStep::Ready => {
+                        ("READY", "the Source: to release the VM, or to keep it", None)
+                    }
+                    _ => continue,
+                };
+                return Some(NextMove {
+                    migration: Some(*migration),
+                    state: format!("Destination, {state}"),
+                    who: who.to_owned(),
+                    until,
+                });
+            }
+        }
+        let journey = self.state.open_journey(id)?;
+        let phase = self.operations().find(|p| p.journey.operation == journey.operation)?.phase;
+        Some(NextMove {
+            migration: journey.chosen.as_ref().map(|chosen| chosen.migration),
+            state: format!("Controller, {phase}"),
+            who: "this site".to_owned(),
+            until: Some((journey.goal.deadline, "the operation ends")),
+        })
+    }
+}

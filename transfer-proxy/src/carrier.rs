@@ -1,0 +1,388 @@
+//! The QUIC carrier: one UDP port for every session of a proxy, listening and dialling.
+//!
+//! Nothing outside this module knows quinn. A second carrier offers the same types: an endpoint
+//! that accepts and dials, a [`Link`], and streams of bytes.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use model::PublicKey;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{ConnectionError, IdleTimeout, TransportConfig, VarInt};
+use rustls::pki_types::CertificateDer;
+
+use crate::tls;
+
+/// Requests for chunks that a target has under way at once.
+pub(crate) const DATA_STREAMS: u32 = 8;
+
+/// Bytes of one stream under way: two runs of chunks.
+const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+
+/// Bytes of one session under way, in each direction. It bounds the rate: 32 MiB is 10 Gbit/s at
+/// 25 ms, or 1 Gbit/s at 250 ms.
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
+
+/// A session from which nothing comes for so long has ended.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(12);
+
+/// How often a quiet session says that it is there.
+const KEEP_ALIVE: Duration = Duration::from_secs(3);
+
+/// A stream on which data is due and nothing comes for so long has stalled.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Buffer of the UDP socket in bytes, as far as the system grants it.
+const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+
+/// Packets of handshakes that wait to be looked at.
+const MAX_INCOMING: usize = 256;
+
+/// Bytes kept of one such handshake, and of all together.
+const INCOMING_BYTES: u64 = 16 << 10;
+const INCOMING_TOTAL_BYTES: u64 = 2 << 20;
+
+/// Why a session was closed, as one end tells the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Code {
+    /// This proxy goes away; the transfer may go on later. Also what a dropped session says.
+    Away,
+    /// The transfer is over.
+    Done,
+    /// Key, hint or token do not belong together, or there is no such transfer.
+    Refused,
+    /// A newer session of the same transfer took over.
+    Superseded,
+    /// One end gave up; it said why on the control stream.
+    Broken,
+}
+
+impl Code {
+    const ALL: [Self; 5] = [Self::Away, Self::Done, Self::Refused, Self::Superseded, Self::Broken];
+
+    fn number(self) -> VarInt {
+        VarInt::from_u32(self as u32)
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::Away => "away",
+            Self::Done => "done",
+            Self::Refused => "refused",
+            Self::Superseded => "superseded",
+            Self::Broken => "broken",
+        }
+    }
+}
+
+/// Why a session is over, as seen from here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Closed {
+    /// The other end closed it.
+    #[error("{}", .0.text())]
+    ByPeer(Code),
+    /// This end closed it.
+    #[error("closed here")]
+    Here,
+    /// It could not be made or held.
+    #[error("session lost: {0}")]
+    Lost(String),
+}
+
+impl From<ConnectionError> for Closed {
+    fn from(error: ConnectionError) -> Self {
+        // The codes of TLS alerts (RFC 9001, section 4.8).
+        let is_tls = |code: u64| (0x100..0x200).contains(&code);
+        match &error {
+            ConnectionError::ApplicationClosed(close) => Code::ALL
+                .into_iter()
+                .find(|code| code.number() == close.error_code)
+                .map_or_else(|| Self::Lost("closed for an unknown reason".into()), Self::ByPeer),
+            // Whether the other end did not like our key, or we not its: both are a refusal, and
+            // neither says which.
+            ConnectionError::TransportError(inner) if is_tls(inner.code.into()) => {
+                Self::ByPeer(Code::Refused)
+            }
+            ConnectionError::ConnectionClosed(close) if is_tls(close.error_code.into()) => {
+                Self::ByPeer(Code::Refused)
+            }
+            ConnectionError::LocallyClosed => Self::Here,
+            _ => Self::Lost(error.to_string()),
+        }
+    }
+}
+
+/// The stream, or the session as a whole, ended; the [`Link`] tells more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cut;
+
+/// Whether silence on a stream means that it stalled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stall {
+    /// Silence is normal.
+    Never,
+    /// Data is due: silence for `STALL_TIMEOUT` cuts the stream.
+    Watched,
+}
+
+/// The UDP port.
+pub(crate) struct Carrier {
+    tls: tls::Tls,
+    address: SocketAddr,
+    server: quinn::ServerConfig,
+    transport: Arc<TransportConfig>,
+    /// Taken when the port is closed.
+    endpoint: Mutex<Option<quinn::Endpoint>>,
+}
+
+impl Carrier {
+    /// Opens the port. Must be called within a tokio runtime.
+    pub(crate) fn bind(listen: SocketAddr, tls: tls::Tls) -> io::Result<Self> {
+        let socket = UdpSocket::bind(listen)?;
+        // The system may grant less; then bursts are lost earlier, and nothing else.
+        let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES);
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES);
+        let address = socket.local_addr()?;
+        let server = server_config(tls.listen());
+        let runtime = quinn::default_runtime().expect("called within a tokio runtime");
+        let endpoint = quinn::Endpoint::new(
+            quinn::EndpointConfig::default(),
+            Some(server.clone()),
+            socket,
+            runtime,
+        )?;
+        let transport = Arc::new(transport(0, 1));
+        Ok(Self { tls, address, server, transport, endpoint: Mutex::new(Some(endpoint)) })
+    }
+
+    /// Where the port is.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn endpoint(&self) -> Option<quinn::Endpoint> {
+        self.endpoint.lock().expect("no holder of this lock panics").clone()
+    }
+
+    /// Waits for the next one to dial; none once the port is closed.
+    pub(crate) async fn accept(&self) -> Option<Attempt> {
+        let endpoint = self.endpoint()?;
+        let incoming = endpoint.accept().await?;
+        Some(Attempt { incoming, server: self.server.clone(), tls: self.tls.clone() })
+    }
+
+    /// Makes a session with the proxy at `address`, which must show `peer`.
+    pub(crate) async fn dial(
+        &self,
+        address: SocketAddr,
+        key: tls::TransferKey,
+        peer: &PublicKey,
+        hint: &tls::Hint,
+    ) -> Result<Link, Closed> {
+        let endpoint = self.endpoint().ok_or(Closed::Here)?;
+        let crypto = QuicClientConfig::try_from(self.tls.dial(key, peer, hint))
+            .expect("the provider has the cipher suite of QUIC's first packets");
+        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+        config.transport_config(self.transport.clone());
+        // The name is needed by an interface and never sent.
+        let connecting = endpoint
+            .connect_with(config, address, "0.0.0.0")
+            .map_err(|error| Closed::Lost(error.to_string()))?;
+        Ok(Link(connecting.await?))
+    }
+
+    /// Closes every session and the port. What was told to the other ends is sent before the
+    /// future ends, unless that takes longer than `patience`.
+    pub(crate) async fn close(&self, patience: Duration) {
+        let endpoint = self.endpoint.lock().expect("no holder of this lock panics").take();
+        if let Some(endpoint) = endpoint {
+            endpoint.close(Code::Away.number(), Code::Away.text().as_bytes());
+            let _ = tokio::time::timeout(patience, endpoint.wait_idle()).await;
+        }
+    }
+
+    /// Closes every session without waiting.
+    pub(crate) fn hang_up(&self) {
+        if let Some(endpoint) = self.endpoint.lock().ok().and_then(|mut endpoint| endpoint.take()) {
+            endpoint.close(Code::Away.number(), Code::Away.text().as_bytes());
+        }
+    }
+}
+
+/// What both ends of a session have in common; `bidi` and `uni` are the streams that the other
+/// end may have open at once.
+fn transport(bidi: u32, uni: u32) -> TransportConfig {
+    let mut config = TransportConfig::default();
+    config
+        .max_concurrent_bidi_streams(bidi.into())
+        .max_concurrent_uni_streams(uni.into())
+        .stream_receive_window(STREAM_WINDOW_BYTES.into())
+        .receive_window(CONNECTION_WINDOW_BYTES.into())
+        .send_window(CONNECTION_WINDOW_BYTES.into())
+        .datagram_receive_buffer_size(None)
+        .max_idle_timeout(Some(
+            IdleTimeout::try_from(IDLE_TIMEOUT).expect("seconds fit a QUIC integer"),
+        ))
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .mtu_discovery_config(Some(quinn::MtuDiscoveryConfig::default()))
+        .congestion_controller_factory(Arc::new(quinn::congestion::CubicConfig::default()));
+    config
+}
+
+fn server_config(tls: rustls::ServerConfig) -> quinn::ServerConfig {
+    let crypto = QuicServerConfig::try_from(tls)
+        .expect("the provider has the cipher suite of QUIC's first packets");
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config
+        // The target opens the control stream and one stream per request.
+        .transport_config(Arc::new(transport(1 + DATA_STREAMS, 0)))
+        .max_incoming(MAX_INCOMING)
+        .incoming_buffer_size(INCOMING_BYTES)
+        .incoming_buffer_size_total(INCOMING_TOTAL_BYTES);
+    config
+}
+
+/// Someone dials. Nothing is known of them but an address that may be forged.
+pub(crate) struct Attempt {
+    incoming: quinn::Incoming,
+    server: quinn::ServerConfig,
+    tls: tls::Tls,
+}
+
+impl Attempt {
+    /// The address that the packets seem to come from.
+    pub(crate) fn from(&self) -> IpAddr {
+        self.incoming.remote_address().ip()
+    }
+
+    /// Whether the address is proven.
+    pub(crate) fn is_proven(&self) -> bool {
+        self.incoming.remote_address_validated()
+    }
+
+    /// Demands a proof of the address; costs no memory here.
+    pub(crate) fn demand_proof(self) {
+        if let Err(error) = self.incoming.retry() {
+            error.into_incoming().ignore();
+        }
+    }
+
+    /// Answers nothing at all.
+    pub(crate) fn ignore(self) {
+        self.incoming.ignore();
+    }
+
+    /// Makes the session, with the key that `key_of` has for the hint, and tells that hint.
+    pub(crate) async fn answer(
+        mut self,
+        key_of: impl Fn(&tls::Hint) -> tls::TransferKey + Send + Sync + 'static,
+    ) -> Result<(Link, tls::Hint), Closed> {
+        let (config, hint) = self.tls.answer(key_of);
+        self.server.crypto = Arc::new(
+            QuicServerConfig::try_from(config)
+                .expect("the provider has the cipher suite of QUIC's first packets"),
+        );
+        let connection = self.incoming.accept_with(Arc::new(self.server))?.await?;
+        let hint = *hint.get().expect("without a hint no key was found and no handshake done");
+        Ok((Link(connection), hint))
+    }
+}
+
+/// A session. Clones are the same session; it ends when all are dropped, or by [`Link::close`].
+#[derive(Clone)]
+pub(crate) struct Link(quinn::Connection);
+
+impl Link {
+    /// Tells two sessions apart.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.0.stable_id() == other.0.stable_id()
+    }
+
+    /// The transfer key that the other end proved to hold.
+    pub(crate) fn peer_key(&self) -> Option<PublicKey> {
+        let shown = self.0.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+        tls::shown_key(shown.first()?)
+    }
+
+    /// Opens a stream of both directions; waits while too many are open.
+    pub(crate) async fn open(&self) -> Result<(Sender, Receiver), Cut> {
+        let (sender, receiver) = self.0.open_bi().await.map_err(|_| Cut)?;
+        Ok((Sender(sender), Receiver(receiver)))
+    }
+
+    /// The next stream of both directions that the other end opened.
+    pub(crate) async fn accept(&self) -> Result<(Sender, Receiver), Cut> {
+        let (sender, receiver) = self.0.accept_bi().await.map_err(|_| Cut)?;
+        Ok((Sender(sender), Receiver(receiver)))
+    }
+
+    /// Opens a stream from here to the other end.
+    pub(crate) async fn open_one_way(&self) -> Result<Sender, Cut> {
+        Ok(Sender(self.0.open_uni().await.map_err(|_| Cut)?))
+    }
+
+    /// The next stream from the other end to here.
+    pub(crate) async fn accept_one_way(&self) -> Result<Receiver, Cut> {
+        Ok(Receiver(self.0.accept_uni().await.map_err(|_| Cut)?))
+    }
+
+    /// Ends the session now; what is not sent yet is lost.
+    pub(crate) fn close(&self, code: Code) {
+        self.0.close(code.number(), code.text().as_bytes());
+    }
+
+    /// Waits until the session is over.
+    pub(crate) async fn closed(&self) -> Closed {
+        self.0.closed().await.into()
+    }
+
+    /// Bytes in UDP datagrams so far, in both directions.
+    pub(crate) fn wire_bytes(&self) -> u64 {
+        let stats = self.0.stats();
+        stats.udp_tx.bytes + stats.udp_rx.bytes
+    }
+}
+
+/// The sending half of a stream.
+pub(crate) struct Sender(quinn::SendStream);
+
+impl Sender {
+    /// Sends `bytes`; waits while the windows are full.
+    pub(crate) async fn send(&mut self, bytes: bytes::Bytes) -> Result<(), Cut> {
+        self.0.write_chunk(bytes).await.map_err(|_| Cut)
+    }
+
+    /// Nothing more will be sent. Dropping it does the same.
+    pub(crate) fn finish(mut self) {
+        // Fails only if the other end does not want the stream any more.
+        let _ = self.0.finish();
+    }
+
+    /// What was sent last is not to be relied on.
+    pub(crate) fn abort(mut self) {
+        let _ = self.0.reset(Code::Broken.number());
+    }
+}
+
+/// The receiving half of a stream.
+pub(crate) struct Receiver(quinn::RecvStream);
+
+impl Receiver {
+    /// Fills `buffer`.
+    pub(crate) async fn fill(&mut self, buffer: &mut [u8], stall: Stall) -> Result<(), Cut> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            let reading = self.0.read(&mut buffer[filled..]);
+            let read = match stall {
+                Stall::Never => reading.await,
+                Stall::Watched => {
+                    tokio::time::timeout(STALL_TIMEOUT, reading).await.map_err(|_| Cut)?
+                }
+            };
+            filled += read.ok().flatten().ok_or(Cut)?;
+        }
+        Ok(())
+    }
+}
