@@ -13,10 +13,12 @@ pub(crate) fn partial(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Gives a file that is complete and synced its final name, durably.
+/// Gives a file that is complete and synced its final name, durably or not at all.
 pub(crate) fn complete(partial: &Path, path: &Path) -> Result<(), Error> {
     fs::rename(partial, path).map_err(Error::io("rename to", path))?;
-    sync_folder_of(path)
+    sync_folder_of(path).inspect_err(|_| {
+        let _ = fs::remove_file(path);
+    })
 }
 
 /// Makes a file's content durable; how long that takes depends on the file.

@@ -513,7 +513,9 @@ impl Hypervisor for Qemu {
             files::sync(&partial).await?;
             files::complete(&partial, state)?;
             // The record comes before the end, so that whoever finds no guest finds the record.
-            files::write_atomically(&hibernated, b"")
+            files::write_atomically(&hibernated, b"").inspect_err(|_| {
+                let _ = fs::remove_file(state);
+            })
         };
         if let Err(source) = saving.await {
             let left = self.undo_save(&mut qmp, status.running, &partial).await;

@@ -291,7 +291,11 @@ impl Hypervisor for Simulated {
         let save = || {
             self.faults().check(SimulatedFault::Hibernate)?;
             let memory = serde_json::to_vec(&record.memory).expect("memory is plain data");
-            files::write_atomically(state, &memory)
+            files::write_atomically(state, &memory)?;
+            // The record comes before the end, so that whoever finds no guest finds the record.
+            files::write_atomically(&hibernated, b"").inspect_err(|_| {
+                let _ = fs::remove_file(state);
+            })
         };
         save().map_err(|source| Error::Hibernate {
             instance,
@@ -302,8 +306,6 @@ impl Hypervisor for Simulated {
             },
             source: Box::new(source),
         })?;
-        // The record comes before the end, so that whoever finds no guest finds the record.
-        files::write_atomically(&hibernated, b"")?;
         self.end(instance)
     }
 

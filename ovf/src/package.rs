@@ -215,10 +215,8 @@ impl Package {
             warnings.push("the certificate is passed over: who signed is not checked".to_owned());
         }
         let named = check_manifest(&mut files, &used, manifest.as_ref(), &mut warnings)?;
-        let unused = |name: &&str| {
-            !used.contains(name)
-                && !["mf", "cert"].map(|end| files.beside(end)).iter().any(|n| n == name)
-        };
+        let beside = ["mf", "cert"].map(|ending| files.beside(ending));
+        let unused = |name: &&str| !used.contains(name) && !beside.iter().any(|n| n == name);
         for name in files.names().filter(unused) {
             warnings.push(format!("the file {:?} is passed over: nothing refers to it", cut(name)));
         }

@@ -4,7 +4,11 @@
 
 use model::decision::{Admit, Candidate, Delegate, Expose, Rank, Transfer};
 use model::vm::{Disk, Nic, Restrictions};
-use model::{Bytes, Descriptor, FileId, Resources, Time, limit};
+use model::{Bytes, Descriptor, FileId, PeerName, Resources, Time, limit};
+
+fn peer() -> PeerName {
+    "sample".parse().expect("a name")
+}
 
 fn full_descriptor() -> Descriptor {
     Descriptor {
@@ -32,9 +36,8 @@ fn empty_descriptor() -> Descriptor {
 
 /// As many offers as there can be, of every kind.
 fn offers() -> Vec<Candidate> {
-    let peer = "sample".parse().expect("a name");
     let offer = |at: usize| Candidate {
-        via: (at > 1).then(|| Clone::clone(&peer)),
+        via: (at > 1).then(peer),
         price_milli: 7 * (at as u64 % 5),
         class: "standard".to_owned(),
         country: ["DE", "US", ""][at % 3].to_owned(),
@@ -47,7 +50,7 @@ fn offers() -> Vec<Candidate> {
 pub(crate) fn admit() -> [Admit; 2] {
     [
         Admit {
-            peer: Some("sample".parse().expect("a name")),
+            peer: Some(peer()),
             descriptor: full_descriptor(),
             free: Resources { cpus: 2, memory: Bytes::mib(2048) },
             vms_of_peer: 3,
@@ -70,21 +73,19 @@ pub(crate) fn admit() -> [Admit; 2] {
 }
 
 pub(crate) fn delegate() -> [Delegate; 2] {
-    let to = "other".parse().expect("a name");
     [
+        Delegate { peer: Some(peer()), to: peer(), descriptor: full_descriptor(), hops_left: 0 },
         Delegate {
-            peer: Some("sample".parse().expect("a name")),
-            to: Clone::clone(&to),
-            descriptor: full_descriptor(),
-            hops_left: 0,
+            peer: None,
+            to: peer(),
+            descriptor: empty_descriptor(),
+            hops_left: limit::MAX_HOPS,
         },
-        Delegate { peer: None, to, descriptor: empty_descriptor(), hops_left: limit::MAX_HOPS },
     ]
 }
 
 pub(crate) fn expose() -> [Expose; 2] {
-    let peer = "sample".parse().expect("a name");
-    [Expose { peer: Clone::clone(&peer), offers: offers() }, Expose { peer, offers: vec![] }]
+    [Expose { peer: peer(), offers: offers() }, Expose { peer: peer(), offers: vec![] }]
 }
 
 pub(crate) fn rank() -> [Rank; 2] {
@@ -95,13 +96,8 @@ pub(crate) fn rank() -> [Rank; 2] {
 }
 
 pub(crate) fn transfer() -> [Transfer; 2] {
-    let peer = "sample".parse().expect("a name");
     [
-        Transfer {
-            peer: Clone::clone(&peer),
-            descriptor: full_descriptor(),
-            size: Bytes::mib(10_240),
-        },
-        Transfer { peer, descriptor: empty_descriptor(), size: Bytes(0) },
+        Transfer { peer: peer(), descriptor: full_descriptor(), size: Bytes::mib(10_240) },
+        Transfer { peer: peer(), descriptor: empty_descriptor(), size: Bytes(0) },
     ]
 }

@@ -1,1 +1,20 @@
-//! proto
+//! The wire: generated messages, and the sealed envelope around every request and answer.
+//!
+//! The only way to a [`Verified`] value is through [`envelope`]; handlers take nothing else.
+
+pub mod envelope;
+
+#[expect(missing_docs, clippy::all, reason = "generated; documented in the .proto files")]
+pub mod federation {
+    include!("gen/sojourn.federation.v1.rs");
+}
+
+#[expect(missing_docs, reason = "generated; documented in the .proto files")]
+pub mod admin {
+    include!("gen/sojourn.admin.v1.rs");
+}
+
+/// The descriptors of all services, for reflection on the admin socket.
+pub const DESCRIPTORS: &[u8] = include_bytes!("gen/descriptors.bin");
+
+pub use envelope::Verified;

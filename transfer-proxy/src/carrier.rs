@@ -277,7 +277,7 @@ impl Attempt {
     /// Makes the session, with the key that `key_of` has for the hint, and tells that hint.
     pub(crate) async fn answer(
         mut self,
-        key_of: impl Fn(&tls::Hint) -> tls::TransferKey + Send + Sync + 'static,
+        key_of: impl Fn(&tls::Hint) -> Option<tls::TransferKey> + Send + Sync + 'static,
     ) -> Result<(Link, tls::Hint), Closed> {
         let (config, hint) = self.tls.answer(key_of);
         self.server.crypto = Arc::new(

@@ -437,12 +437,14 @@ async fn open_session(
     shared: &Arc<Shared>,
     attempt: Attempt,
 ) -> Option<(Arc<Serving>, Link, ControlStream)> {
-    let keys = shared.clone();
-    let (link, hint) = attempt.answer(move |hint| keys.key_for(hint)).await.ok()?;
+    // A session's handshake must not keep alive what holds the session.
+    let keys = Arc::downgrade(shared);
+    let key_of = move |hint: &Hint| keys.upgrade().map(|shared| shared.key_for(hint));
+    let (link, hint) = attempt.answer(key_of).await.ok()?;
     let (sender, mut receiver) = link.accept().await.ok()?;
     let hello = message::receive(&mut receiver, MAX_GREETING_BYTES, Stall::Never).await;
     let serving = shared.by_hint(&hint).filter(|serving| {
-        // One comparison after the other takes the same time for whoever does not have the key.
+        // Hashes are compared: how far a guess agrees with the hash tells nothing of the token.
         link.peer_key() == Some(serving.peer_key)
             && matches!(&hello, Ok(Control::Hello { token }) if token.hash() == serving.token_hash)
     });

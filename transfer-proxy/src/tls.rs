@@ -99,7 +99,7 @@ impl Tls {
     /// The second value holds the hint once the handshake is over.
     pub(crate) fn answer(
         &self,
-        key_of: impl Fn(&Hint) -> TransferKey + Send + Sync + 'static,
+        key_of: impl Fn(&Hint) -> Option<TransferKey> + Send + Sync + 'static,
     ) -> (ServerConfig, Arc<OnceLock<Hint>>) {
         let hint = Arc::new(OnceLock::new());
         let mut config = self.server.clone();
@@ -256,7 +256,7 @@ impl ResolvesServerCert for NoKey {
 
 /// Finds the transfer key by the hint among the protocols that a dialler offers.
 struct KeyByHint {
-    key_of: Box<dyn Fn(&Hint) -> TransferKey + Send + Sync>,
+    key_of: Box<dyn Fn(&Hint) -> Option<TransferKey> + Send + Sync>,
     hint: Arc<OnceLock<Hint>>,
 }
 
@@ -271,7 +271,7 @@ impl ResolvesServerCert for KeyByHint {
         let hint: Hint = hello
             .alpn()?
             .find_map(|name| HEXLOWER.decode(name).ok().and_then(|hint| hint.try_into().ok()))?;
-        Some((self.key_of)(self.hint.get_or_init(|| hint)))
+        (self.key_of)(self.hint.get_or_init(|| hint))
     }
 
     fn only_raw_public_keys(&self) -> bool {

@@ -4,16 +4,18 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
     Flock, FlockType, Pid, PidfdFlags, Signal, fcntl_getlk, pidfd_open, pidfd_send_signal,
 };
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::time::timeout;
+use tokio::time::sleep;
 
 use crate::Error;
+
+/// Between two looks at whether a process has ended.
+const END_LOOK: Duration = Duration::from_millis(10);
 
 /// A process that lived when it was found. What is sent to it reaches it or nobody.
 #[derive(Debug)]
@@ -54,12 +56,20 @@ impl Process {
 
     /// Waits for its end; whether it came in time.
     pub(crate) async fn ended_within(&self, limit: Duration) -> Result<bool, Error> {
-        let fd = AsyncFd::with_interest(&self.fd, Interest::READABLE)
-            .map_err(|source| self.error("wait for", source))?;
-        // A pidfd is readable from its process's end on (pidfd_open(2)).
-        match timeout(limit, fd.readable()).await {
-            Err(_) => Ok(false),
-            Ok(ready) => ready.map(|_| true).map_err(|source| self.error("wait for", source)),
+        let deadline = Instant::now() + limit;
+        loop {
+            // A pidfd is readable from its process's end on (pidfd_open(2)). It is looked at in
+            // turns: tokio's own way of waiting for a foreign descriptor is not a safe function.
+            let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+            match poll(&mut fds, Some(&Timespec::default())) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => return Ok(true),
+                Err(errno) => return Err(self.error("wait for", errno.into())),
+            }
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            sleep(END_LOOK).await;
         }
     }
 

@@ -198,3 +198,127 @@ fn refusal(command: &str, error: &Value) -> QmpError {
 fn cut(text: &str) -> String {
     text.trim().chars().take(300).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GREETING: &str = "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\n";
+    const READY: &str = "{\"return\": {}, \"id\": 1}\n";
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    /// A client past its greeting, and the server's end of its socket.
+    async fn pair() -> (Qmp, UnixStream) {
+        let (client, mut server) = UnixStream::pair().unwrap();
+        server.write_all(format!("{GREETING}{READY}").as_bytes()).await.unwrap();
+        (Qmp::greet(client, LIMIT).await.unwrap(), server)
+    }
+
+    /// What a client makes of `answer` to its second command, before the server closes.
+    async fn answered(answer: &[u8]) -> Result<Value, QmpError> {
+        let (mut qmp, mut server) = pair().await;
+        let answer = answer.to_vec();
+        let serving = tokio::spawn(async move {
+            // The client may turn away in mid-answer.
+            let _ = server.write_all(&answer).await;
+            let _ = server.shutdown().await;
+            server
+        });
+        let result = qmp.run("query-status", json!({})).await;
+        drop(qmp);
+        serving.await.unwrap();
+        result
+    }
+
+    #[tokio::test]
+    async fn events_and_answers_to_others_are_read_past() {
+        let answer = b"{\"event\": \"STOP\", \"timestamp\": {}}\n\
+            {\"event\": \"FROM_THE_FUTURE\", \"data\": [1, {\"error\": 2}], \"id\": 9}\n\
+            {\"return\": 1, \"id\": 1}\n{\"return\": 5}\n{\"return\": 2, \"id\": 2}\n";
+        assert_eq!(answered(answer).await.unwrap(), json!(2));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_tells_the_command_and_the_servers_words() {
+        let answer = b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}, \"id\": 2}\n";
+        let error = answered(answer).await.unwrap_err().to_string();
+        assert_eq!(error, "QEMU refused query-status: GenericError: no");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_qmp_is_an_error_and_not_a_wait() {
+        for garbage in [&b"\x00\xff\n"[..], b"\n", b"{\"id\": 2}\n"] {
+            let error = answered(garbage).await.unwrap_err();
+            assert!(matches!(error, QmpError::Garbage(_)), "{error:?}");
+        }
+        // Valid JSON that answers nothing is read past, until the server closes.
+        assert!(matches!(answered(b"[1]\n17\n").await, Err(QmpError::Closed)));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_closes_in_mid_answer_is_told_from_one_that_answers() {
+        for cut in [&b""[..], b"{\"return\": {}, \"id\": 2}", b"{\"ret"] {
+            let error = answered(cut).await.unwrap_err();
+            assert!(matches!(error, QmpError::Closed), "{error:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_endless_line_is_given_up_at_its_limit() {
+        let line = vec![b'['; MAX_LINE_BYTES as usize + 10];
+        assert!(matches!(answered(&line).await, Err(QmpError::LineTooLong)));
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_events_is_given_up_at_its_limit() {
+        let flood = b"{\"event\": \"X\"}\n".repeat(MAX_LINES + 1);
+        assert!(matches!(answered(&flood).await, Err(QmpError::NoAnswer)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_server_is_given_up_in_time() {
+        let (mut qmp, _server) = pair().await;
+        assert!(matches!(qmp.run("stop", json!({})).await, Err(QmpError::Late(LIMIT))));
+        let (client, _server) = UnixStream::pair().unwrap();
+        assert!(matches!(Qmp::greet(client, LIMIT).await, Err(QmpError::Late(LIMIT))));
+    }
+
+    #[tokio::test]
+    async fn a_server_of_another_kind_is_refused_at_its_greeting() {
+        let (client, mut server) = UnixStream::pair().unwrap();
+        server.write_all(b"{\"SSH\": 2}\n").await.unwrap();
+        assert!(matches!(Qmp::greet(client, LIMIT).await, Err(QmpError::Garbage(_))));
+    }
+
+    #[tokio::test]
+    async fn a_descriptor_arrives_with_its_command() {
+        use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+        use std::io::{IoSliceMut, Read, Seek, Write};
+        let (mut qmp, mut server) = pair().await;
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"memory").unwrap();
+        file.rewind().unwrap();
+        let mut negotiation = [0; 200];
+        let read = server.read(&mut negotiation).await.unwrap();
+        assert!(String::from_utf8_lossy(&negotiation[..read]).contains("qmp_capabilities"));
+        server.write_all(b"{\"return\": {}, \"id\": 2}\n").await.unwrap();
+        qmp.give_fd("state", &file).await.unwrap();
+
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut line = [0; 200];
+        let message =
+            recvmsg(&server, &mut [IoSliceMut::new(&mut line)], &mut ancillary, RecvFlags::empty())
+                .unwrap();
+        let command: Value = serde_json::from_slice(&line[..message.bytes]).unwrap();
+        assert_eq!(command["execute"], "getfd");
+        assert_eq!(command["arguments"]["fdname"], "state");
+        let fd = ancillary.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        let mut content = String::new();
+        std::fs::File::from(fd.unwrap()).read_to_string(&mut content).unwrap();
+        assert_eq!(content, "memory");
+    }
+}

@@ -1,0 +1,533 @@
+//! What every implementation of `Hypervisor` keeps: one suite, run over the simulated host and over
+//! real QEMU with a real guest.
+//!
+//! The guest is made by `cargo xtask guest-image`. Where it or QEMU is missing, the QEMU half says
+//! so and passes, unless `SOJOURN_REQUIRE` names `qemu`.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use hypervisor::{
+    Accelerator, Error, Guest, Hypervisor, Instance, Launch, Qemu, QemuConfig, Simulated,
+    SimulatedFault,
+};
+use model::vm::{Disk, Nic, Restrictions};
+use model::{Bytes, Descriptor, Epoch, FileId, PowerState, Resources, VmId};
+use tempfile::TempDir;
+
+/// For anything that a guest is waited for, on a machine that emulates it and does more besides.
+const PATIENCE: Duration = Duration::from_secs(180);
+const GRACE: Duration = Duration::from_secs(120);
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Simulated,
+    Qemu,
+}
+
+/// A site with any number of hosts, in a folder of its own. Nothing of it is left when it goes.
+struct Site {
+    kind: Kind,
+    folder: TempDir,
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        // A failed test must not leave processes. Their locks name them.
+        for pid_file in glob_pid_files(self.folder.path()) {
+            if let Some(pid) = holder(&pid_file) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+}
+
+fn glob_pid_files(folder: &Path) -> Vec<PathBuf> {
+    let folders = |path: &Path| -> Vec<PathBuf> {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+    };
+    let guests = folders(folder).into_iter().flat_map(|host| folders(&host));
+    guests.map(|guest| guest.join("pid")).filter(|path| path.exists()).collect()
+}
+
+fn holder(pid_file: &Path) -> Option<rustix::process::Pid> {
+    use rustix::process::{Flock, FlockType, fcntl_getlk};
+    let file = fs::File::open(pid_file).ok()?;
+    fcntl_getlk(&file, &Flock::from(FlockType::WriteLock)).ok()??.pid
+}
+
+fn guest_image() -> PathBuf {
+    std::env::var_os("SOJOURN_GUEST_IMAGE").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest/disk.raw"),
+        PathBuf::from,
+    )
+}
+
+impl Site {
+    /// None, with the reason printed, where this machine cannot have it.
+    fn new(kind: Kind) -> Option<Self> {
+        if matches!(kind, Kind::Qemu) {
+            let image = guest_image();
+            let missing = if !image.exists() {
+                Some(format!("no guest at {}, run: cargo xtask guest-image", image.display()))
+            } else {
+                let version = Command::new("qemu-system-x86_64").arg("--version").output();
+                version.err().map(|error| format!("no qemu-system-x86_64: {error}"))
+            };
+            if let Some(why) = missing {
+                let required = std::env::var("SOJOURN_REQUIRE").unwrap_or_default();
+                assert!(!required.split(',').any(|name| name == "qemu"), "{why}");
+                println!("skipped: {why}");
+                return None;
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        // Guests run as another user, who must come through.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        Some(Self { kind, folder })
+    }
+
+    /// A host of the site. Asked again with the same name, it is the host after a restart.
+    fn host(&self, name: &str) -> Box<dyn Hypervisor> {
+        let runtime = self.folder.path().join(name);
+        match self.kind {
+            Kind::Simulated => Box::new(Simulated::new(runtime).unwrap()),
+            Kind::Qemu => Box::new(Qemu::new(QemuConfig::new(runtime)).unwrap()),
+        }
+    }
+
+    /// A VM's folder with its disk.
+    async fn vm(&self, name: &str, host: &dyn Hypervisor) -> Launch {
+        let folder = self.folder.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        let disk = folder.join(FileId::disk(0).file_name());
+        match self.kind {
+            Kind::Simulated => fs::write(&disk, [7; 4096]).unwrap(),
+            Kind::Qemu => drop(fs::copy(guest_image(), &disk).unwrap()),
+        }
+        Launch {
+            instance: Instance { vm: VmId([0x5a; 16]), epoch: Epoch(3) },
+            descriptor: Descriptor {
+                name: name.parse().unwrap(),
+                resources: Resources { cpus: 1, memory: Bytes::mib(128) },
+                disks: vec![Disk {
+                    file: FileId::disk(0),
+                    capacity: Bytes(fs::metadata(&disk).unwrap().len()),
+                }],
+                nics: vec![Nic { network: "lan".to_owned(), mac: [0x52, 0x54, 0, 1, 2, 3] }],
+                restrictions: Restrictions::default(),
+            },
+            folder,
+            state: None,
+            profile: host.profile().await.unwrap(),
+        }
+    }
+}
+
+/// A line that the guest prints about every second.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Beat {
+    counter: u64,
+    uptime: u64,
+    boot: String,
+    since: u64,
+}
+
+fn beats(console: &Path) -> Vec<Beat> {
+    let text = String::from_utf8_lossy(&fs::read(console).unwrap_or_default()).into_owned();
+    let mut found = Vec::new();
+    // The last line may not be whole.
+    for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+        let Some(rest) = line.trim().strip_prefix("sojourn-guest counter=") else { continue };
+        let line = format!("counter={rest}");
+        let value = |key: &str| {
+            let field =
+                line.split(' ').find_map(|field| field.strip_prefix(key)?.strip_prefix('='));
+            field.unwrap().to_owned()
+        };
+        found.push(Beat {
+            counter: value("counter").parse().unwrap(),
+            uptime: value("uptime").parse().unwrap(),
+            boot: value("boot"),
+            since: value("since").parse().unwrap(),
+        });
+    }
+    found
+}
+
+/// Waits until the guest has printed a beat that `wanted` takes.
+async fn beat(host: &dyn Hypervisor, i: Instance, wanted: impl Fn(&Beat) -> bool) -> Beat {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        // A simulated guest lives when it is looked at.
+        host.state(i).await.unwrap();
+        if let Some(beat) = beats(&host.console(i)).into_iter().find(&wanted) {
+            return beat;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let console = fs::read_to_string(host.console(i)).unwrap_or_default();
+    panic!("the guest did not come so far; its console: {console}");
+}
+
+async fn a_launched_guest_executes_nothing_until_it_is_resumed(kind: Kind) {
+    let Some(site) = Site::new(kind) else { return };
+    let host = site.host("a");
+    let vm = site.vm("vm", &*host).await;
+    let i = vm.instance;
+    let disk = vm.folder.join("disk0.raw");
+    let before = fs::read(&disk).unwrap();
+    assert_eq!(host.state(i).await.unwrap(), None);
+    host.launch(&vm).await.unwrap();
+    host.launch(&vm).await.expect("a launch may be repeated");
+    assert_eq!(host.list().await.unwrap(), [Guest { instance: i, state: PowerState::Paused }]);
+    assert_eq!(fs::read(host.console(i)).unwrap(), b"");
+    // Hibernated before its first instruction and launched from that, it has still executed none.
+    let state = vm.folder.join(FileId::STATE.file_name());
+    host.hibernate(i, &state).await.unwrap();
+    host.launch(&Launch { state: Some(state), ..vm.clone() }).await.unwrap();
+    assert_eq!(host.state(i).await.unwrap(), Some(PowerState::Paused));
+    assert_eq!(fs::read(host.console(i)).unwrap(), b"");
+    assert!(fs::read(&disk).unwrap() == before, "the disk was written");
+
+    host.resume(i).await.unwrap();
+    host.resume(i).await.expect("a resume may be repeated");
+    assert_eq!(host.state(i).await.unwrap(), Some(PowerState::Active));
+    let first = beat(&*host, i, |_| true).await;
+    assert_eq!(first.counter, first.since + first.uptime);
+    assert!(matches!(host.launch(&vm).await, Err(Error::Runs(_))));
+    assert!(matches!(host.forget(i).await, Err(Error::Runs(_))));
+    host.kill(i).await.unwrap();
+}
+
+async fn a_paused_guest_stands_still_and_goes_on(kind: Kind) {
+    let Some(site) = Site::new(kind) else { return };
+    let host = site.host("a");
+    let vm = site.vm("vm", &*host).await;
+    let i = vm.instance;
+    host.launch(&vm).await.unwrap();
+    host.resume(i).await.unwrap();
+    let first = beat(&*host, i, |_| true).await;
+    host.pause(i).await.unwrap();
+    host.pause(i).await.expect("a pause may be repeated");
+    assert_eq!(host.state(i).await.unwrap(), Some(PowerState::Paused));
+    host.resume(i).await.unwrap();
+    let later = beat(&*host, i, |beat| beat.uptime > first.uptime + 1).await;
+    assert_eq!(later.boot, first.boot);
+    // A guest that is paused cannot answer; it is ended without the grace.
+    host.pause(i).await.unwrap();
+    let asked = Instant::now();
+    host.shut_down(i, PATIENCE).await.unwrap();
+    assert!(asked.elapsed() < PATIENCE / 2, "a paused guest was waited for");
+    assert_eq!(host.state(i).await.unwrap(), None);
+}
+
+async fn a_hibernated_guest_goes_on_at_another_host(kind: Kind) {
+    let Some(site) = Site::new(kind) else { return };
+    let (source, destination) = (site.host("a"), site.host("b"));
+    let vm = site.vm("vm", &*source).await;
+    let i = vm.instance;
+    let state = vm.folder.join(FileId::STATE.file_name());
+    assert!(matches!(source.hibernate(i, &state).await, Err(Error::NoGuest(_))));
+    source.launch(&vm).await.unwrap();
+    source.resume(i).await.unwrap();
+    beat(&*source, i, |beat| beat.uptime >= 2).await;
+
+    source.hibernate(i, &state).await.unwrap();
+    assert_eq!(source.state(i).await.unwrap(), None, "its process is gone");
+    source.hibernate(i, &state).await.expect("a hibernation may be repeated");
+    site.host("a").hibernate(i, &state).await.expect("also after a restart of the node");
+    let last = beats(&source.console(i)).pop().expect("the console outlives the guest");
+
+    let moved = site.folder.path().join("moved");
+    fs::create_dir(&moved).unwrap();
+    for name in ["disk0.raw", "state0.bin"] {
+        fs::copy(vm.folder.join(name), moved.join(name)).unwrap();
+    }
+    let instance = Instance { epoch: Epoch(4), ..i };
+    let there = Launch {
+        instance,
+        folder: moved.clone(),
+        state: Some(moved.join("state0.bin")),
+        ..vm.clone()
+    };
+    destination.launch(&there).await.unwrap();
+    assert_eq!(destination.state(instance).await.unwrap(), Some(PowerState::Paused));
+    assert_eq!(beats(&destination.console(instance)), []);
+    destination.resume(instance).await.unwrap();
+    let next = beat(&*destination, instance, |beat| beat.uptime > last.uptime).await;
+    assert_eq!((&next.boot, next.since), (&last.boot, last.since), "it booted again");
+    assert!(next.uptime <= last.uptime + 2, "{last:?} was followed by {next:?}");
+    assert_eq!(next.counter, next.since + next.uptime, "disk and memory are of two moments");
+    destination.kill(instance).await.unwrap();
+
+    source.forget(i).await.unwrap();
+    source.forget(i).await.expect("may be repeated");
+    assert!(!source.console(i).exists());
+    // The file is still there, but nothing says any more that it is the newest state.
+    assert!(matches!(source.hibernate(i, &state).await, Err(Error::NoGuest(_))));
+}
+
+async fn a_guest_that_ran_on_after_its_hibernation_is_not_hibernated(kind: Kind) {
+    let Some(site) = Site::new(kind) else { return };
+    let host = site.host("a");
+    let mut vm = site.vm("vm", &*host).await;
+    let i = vm.instance;
+    let state = vm.folder.join(FileId::STATE.file_name());
+    host.launch(&vm).await.unwrap();
+    host.hibernate(i, &state).await.unwrap();
+    vm.state = Some(state.clone());
+    host.launch(&vm).await.unwrap();
+    host.resume(i).await.unwrap();
+    host.kill(i).await.unwrap();
+    assert!(matches!(host.hibernate(i, &state).await, Err(Error::NoGuest(_))));
+}
+
+async fn a_refused_hibernation_leaves_the_guest_as_it_was(kind: Kind) {
+    let Some(site) = Site::new(kind) else { return };
+    let host = site.host("a");
+    let vm = site.vm("vm", &*host).await;
+    let i = vm.instance;
+    host.launch(&vm).await.unwrap();
+    let nowhere = vm.folder.join("no-such-folder").join("state0.bin");
+    let refused = host.hibernate(i, &nowhere).await.unwrap_err().to_string();
+    assert!(refused.ends_with("the guest is left paused"), "{refused}");
+    assert_eq!(host.state(i).await.unwrap(), Some(PowerState::Paused));
+    host.resume(i).await.unwrap();
+    let first = beat(&*host, i, |_| true).await;
+    let refused = host.hibernate(i, &nowhere).await.unwrap_err().to_string();
+    assert!(refused.ends_with("the guest is left running"), "{refused}");
+    assert_eq!(host.state(i).await.unwrap(), Some(PowerState::Active));
+    let later = beat(&*host, i, |beat| beat.uptime > first.uptime + 1).await;
+    assert_eq!(later.boot, first.boot);
+    host.kill(i).await.unwrap();
+}
+
+async fn a_guest_that_is_asked_to_stop_powers_itself_off(kind: Kind) {
+    let Some(site) = Site::new(kind) else { return };
+    let host = site.host("a");
+    let mut vm = site.vm("vm", &*host).await;
+    let i = vm.instance;
+    host.launch(&vm).await.unwrap();
+    host.resume(i).await.unwrap();
+    beat(&*host, i, |_| true).await;
+    host.shut_down(i, GRACE).await.unwrap();
+    let console = fs::read_to_string(host.console(i)).unwrap();
+    assert!(console.contains("sojourn-guest powering off"), "{console}");
+    assert_eq!(host.list().await.unwrap(), []);
+    host.shut_down(i, GRACE).await.expect("may be repeated");
+    host.kill(i).await.expect("there is nothing to end");
+    for verb in [host.resume(i).await, host.pause(i).await] {
+        assert!(matches!(verb, Err(Error::NoGuest(_))));
+    }
+    // Its next stay is another instance; what it wrote to its disk is there.
+    let before = beats(&host.console(i)).pop().unwrap();
+    vm.instance.epoch = Epoch(4);
+    host.launch(&vm).await.unwrap();
+    host.resume(vm.instance).await.unwrap();
+    let after = beat(&*host, vm.instance, |_| true).await;
+    assert_ne!(after.boot, before.boot);
+    if matches!(kind, Kind::Qemu) {
+        assert_eq!(after.since, before.counter);
+    }
+    host.kill(vm.instance).await.unwrap();
+}
+
+async fn a_restarted_node_finds_its_guests_again(kind: Kind) {
+    let Some(site) = Site::new(kind) else { return };
+    let host = site.host("a");
+    let vm = site.vm("vm", &*host).await;
+    let i = vm.instance;
+    host.launch(&vm).await.unwrap();
+    host.resume(i).await.unwrap();
+    let first = beat(&*host, i, |_| true).await;
+    drop(host);
+    let host = site.host("a");
+    assert_eq!(host.list().await.unwrap(), [Guest { instance: i, state: PowerState::Active }]);
+    assert_eq!(site.host("b").list().await.unwrap(), [], "another host's guest is not ours");
+    let later = beat(&*host, i, |beat| beat.uptime > first.uptime).await;
+    assert_eq!(later.boot, first.boot);
+    host.kill(i).await.unwrap();
+    assert_eq!(host.list().await.unwrap(), []);
+    assert!(!beats(&host.console(i)).is_empty(), "the console outlives the guest");
+}
+
+async fn a_launch_that_cannot_work_says_why_and_leaves_no_guest(kind: Kind) {
+    let Some(site) = Site::new(kind) else { return };
+    let host = site.host("a");
+    let vm = site.vm("vm", &*host).await;
+    let i = vm.instance;
+    let state = vm.folder.join(FileId::STATE.file_name());
+    host.launch(&vm).await.unwrap();
+    host.hibernate(i, &state).await.unwrap();
+
+    let mut other = Launch { state: Some(state.clone()), ..vm.clone() };
+    other.profile.machine = "pc-q35-9.9".to_owned();
+    let error = host.launch(&other).await.unwrap_err();
+    assert!(matches!(error, Error::Profile(_)));
+    assert!(error.to_string().contains("the saved state needs pc-q35-9.9"), "{error}");
+
+    fs::write(&state, "not a state").unwrap();
+    let garbage = Launch { state: Some(state), ..vm.clone() };
+    let error = host.launch(&garbage).await.unwrap_err();
+    assert!(matches!(error, Error::State { .. } | Error::Died { .. }), "{error:?}");
+
+    fs::rename(vm.folder.join("disk0.raw"), vm.folder.join("elsewhere")).unwrap();
+    let error = host.launch(&vm).await.unwrap_err();
+    assert!(matches!(error, Error::Disk { .. }));
+    assert!(error.to_string().contains("disk0.raw"), "{error}");
+    std::os::unix::fs::symlink("elsewhere", vm.folder.join("disk0.raw")).unwrap();
+    assert!(matches!(host.launch(&vm).await, Err(Error::Disk { .. })), "a link was followed");
+    assert_eq!(host.list().await.unwrap(), []);
+}
+
+macro_rules! contract {
+    ($($claim:ident),* $(,)?) => {
+        mod simulated {
+            $(#[tokio::test]
+            async fn $claim() {
+                super::$claim(super::Kind::Simulated).await;
+            })*
+        }
+        mod qemu {
+            $(#[tokio::test]
+            async fn $claim() {
+                super::$claim(super::Kind::Qemu).await;
+            })*
+        }
+    };
+}
+
+contract!(
+    a_launched_guest_executes_nothing_until_it_is_resumed,
+    a_paused_guest_stands_still_and_goes_on,
+    a_hibernated_guest_goes_on_at_another_host,
+    a_guest_that_ran_on_after_its_hibernation_is_not_hibernated,
+    a_refused_hibernation_leaves_the_guest_as_it_was,
+    a_guest_that_is_asked_to_stop_powers_itself_off,
+    a_restarted_node_finds_its_guests_again,
+    a_launch_that_cannot_work_says_why_and_leaves_no_guest,
+);
+
+#[tokio::test]
+async fn a_guest_runs_without_roots_rights_in_a_session_of_its_own() {
+    let Some(site) = Site::new(Kind::Qemu) else { return };
+    let host = site.host("a");
+    let vm = site.vm("vm", &*host).await;
+    host.launch(&vm).await.unwrap();
+    let pid_file = host.console(vm.instance).with_file_name("pid");
+    let pid = holder(&pid_file).expect("QEMU locks its pid file").as_raw_nonzero();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap().split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert!(field("Uid:").iter().all(|uid| uid != "0"), "{status}");
+    assert!(field("Gid:").iter().all(|gid| gid != "0"), "{status}");
+    assert_eq!(field("Seccomp:"), ["2"], "no sandbox");
+    let parent: i32 = field("PPid:")[0].parse().unwrap();
+    assert_ne!(parent, std::process::id() as i32, "it is our child, and would be our zombie");
+    let session = rustix::process::getsid(rustix::process::Pid::from_raw(pid.get())).unwrap();
+    assert_ne!(session, rustix::process::getsid(None).unwrap());
+    host.kill(vm.instance).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_and_the_guest_goes_on() {
+    let Some(site) = Site::new(Kind::Qemu) else { return };
+    let host = site.host("a");
+    let vm = site.vm("vm", &*host).await;
+    let i = vm.instance;
+    host.launch(&vm).await.unwrap();
+    host.resume(i).await.unwrap();
+    let first = beat(&*host, i, |_| true).await;
+    let Some(full) = FullFolder::new(&site.folder.path().join("full")) else { return };
+    let error = host.hibernate(i, &full.0.join("state0.bin")).await.unwrap_err();
+    let Error::Hibernate { left, source, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(left.to_string(), "the guest is left running");
+    assert!(source.to_string().contains("No space left on device"), "{source}");
+    assert_eq!(fs::read_dir(&full.0).unwrap().count(), 0, "a part of the state is left");
+    let later = beat(&*host, i, |beat| beat.uptime > first.uptime + 1).await;
+    assert_eq!(later.boot, first.boot);
+    // With room it works, after a failure too.
+    host.hibernate(i, &vm.folder.join("state0.bin")).await.unwrap();
+}
+
+/// A folder with room for 1 MiB. Only root can make one.
+struct FullFolder(PathBuf);
+
+impl FullFolder {
+    fn new(path: &Path) -> Option<Self> {
+        fs::create_dir(path).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(path);
+        if mount.output().is_ok_and(|output| output.status.success()) {
+            return Some(Self(path.to_owned()));
+        }
+        println!("skipped: mounting a small file system needs root");
+        None
+    }
+}
+
+impl Drop for FullFolder {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[tokio::test]
+async fn a_runtime_folder_may_lie_deeper_than_a_sockets_path() {
+    let Some(site) = Site::new(Kind::Qemu) else { return };
+    let host = site.host(&"deep".repeat(40));
+    let vm = site.vm("vm", &*host).await;
+    host.launch(&vm).await.unwrap();
+    assert_eq!(host.state(vm.instance).await.unwrap(), Some(PowerState::Paused));
+    host.kill(vm.instance).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_program_that_is_missing_or_dies_is_told_with_what_to_do() {
+    let Some(site) = Site::new(Kind::Qemu) else { return };
+    let mut config = QemuConfig::new(site.folder.path().join("a"));
+    config.binary = "/no/such/qemu".into();
+    let error = Qemu::new(config.clone()).unwrap().profile().await.unwrap_err();
+    assert!(error.to_string().contains("apt-get install qemu-system-x86"), "{error}");
+
+    config.binary = "qemu-system-x86_64".into();
+    config.accelerator = Accelerator::Tcg;
+    let host = Qemu::new(config).unwrap();
+    let mut vm = site.vm("vm", &host).await;
+    vm.descriptor.resources.memory = Bytes(1 << 60);
+    let error = host.launch(&vm).await.unwrap_err();
+    assert!(matches!(&error, Error::Died { stderr, .. } if stderr.contains("-m ")), "{error:?}");
+    assert_eq!(host.list().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn an_injected_fault_acts_until_it_is_cleared() {
+    let Some(site) = Site::new(Kind::Simulated) else { return };
+    let host = Simulated::new(site.folder.path().join("a")).unwrap();
+    let vm = site.vm("vm", &host).await;
+    let i = vm.instance;
+    let state = vm.folder.join("state0.bin");
+    let faults = host.faults();
+    faults.set(SimulatedFault::Launch, "no memory").unwrap();
+    assert_eq!(host.launch(&vm).await.unwrap_err().to_string(), "no memory");
+    assert_eq!(host.list().await.unwrap(), []);
+    faults.clear(SimulatedFault::Launch).unwrap();
+    host.launch(&vm).await.unwrap();
+    faults.set(SimulatedFault::Resume, "no").unwrap();
+    assert!(matches!(host.resume(i).await, Err(Error::Injected(_))));
+    faults.clear(SimulatedFault::Resume).unwrap();
+    host.resume(i).await.unwrap();
+    faults.set(SimulatedFault::Hibernate, "no").unwrap();
+    assert!(matches!(host.hibernate(i, &state).await, Err(Error::Hibernate { .. })));
+    assert_eq!(host.state(i).await.unwrap(), Some(PowerState::Active));
+    assert!(!state.exists());
+    faults.clear(SimulatedFault::Hibernate).unwrap();
+    host.hibernate(i, &state).await.unwrap();
+}

@@ -1,0 +1,362 @@
+//! The sealed envelope: what is signed is the exact bytes that travel, never an encoding of what
+//! was read from them.
+//!
+//! The order at the receiving end is fixed: size, then the key that this peer must have, then the
+//! signature, and only then is anything parsed (security.md, "Signed requests").
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::key::{Payload, Strict, Verify};
+use model::{Digest, EdgeHandle, PublicKey, Signature, SiteKey, Time, TransferEnd, limit};
+use protocol::{Answer, Hop, Op, Origin, Request, Sealed as OriginBytes};
+use serde::{Deserialize, Serialize};
+
+use crate::federation::{Part, Sealed};
+
+/// Something whose signatures hold. Made in this module only.
+#[derive(Debug, Clone)]
+pub struct Verified<T>(T);
+
+impl<T> Verified<T> {
+    /// The value.
+    pub fn into_inner(self) -> T {
+        self.0
+    }
+}
+
+/// Names one request, so that its answer can be bound to it: the digest of its hop part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestDigest(Digest);
+
+/// Why an envelope is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum EnvelopeError {
+    /// A part is missing, or larger than a message may be.
+    #[error("a part is missing, or larger than {} bytes", limit::MAX_MESSAGE_BYTES)]
+    Size,
+    /// Another key than the one that this peer has.
+    #[error("the hop part is not signed with the peer's key")]
+    WrongKey,
+    /// A signature does not hold.
+    #[error("a signature does not hold")]
+    BadSignature,
+    /// The signed bytes are no statement of the version spoken here.
+    #[error("the signed bytes are not of a known version")]
+    Malformed,
+    /// It was made for another site, or another request, or with another origin part.
+    #[error("the parts do not belong together, or are for somebody else")]
+    Misdirected,
+    /// The sender's clock is off, or the message was kept back.
+    #[error("the message's time differs from this site's clock by more than 120 s")]
+    Stale,
+}
+
+/// The hop part of a request.
+#[derive(Debug, Serialize, Deserialize)]
+struct HopPart {
+    /// Digest of the origin part's body; with its key, this vouches for both.
+    origin: Digest,
+    origin_key: PublicKey,
+    audience: SiteKey,
+    edge: Option<EdgeHandle>,
+    nonce: [u8; 16],
+    issued: Time,
+    hops_left: u8,
+    time_left_ms: u64,
+    source: Option<TransferEnd>,
+}
+
+impl Payload for HopPart {
+    const TYPE: &'static str = "application/vnd.sojourn.hop.v1";
+}
+
+/// An answer, bound to its request.
+#[derive(Debug, Serialize, Deserialize)]
+struct AnswerPart {
+    request: Digest,
+    audience: SiteKey,
+    answer: Answer,
+}
+
+impl Payload for AnswerPart {
+    const TYPE: &'static str = "application/vnd.sojourn.answer.v1";
+}
+
+/// Who seals: this site's identity.
+pub struct Sealer<'a> {
+    /// This site.
+    pub site: SiteKey,
+    /// Signs with the identity key: payload type, bytes.
+    pub sign: &'a dyn Fn(&str, &[u8]) -> Signature,
+}
+
+/// Seals a request of this site's own, or one that it passes on.
+///
+/// `sign_origin` signs with the origin's key; it is asked only for requests of this site's own.
+pub fn seal_request(
+    sealer: &Sealer<'_>,
+    audience: SiteKey,
+    request: &Request,
+    sign_origin: impl FnOnce(&PublicKey, &str, &[u8]) -> Signature,
+    now: Time,
+    nonce: [u8; 16],
+) -> (Sealed, RequestDigest) {
+    let origin = &request.origin;
+    let (body, signature) = match &origin.sealed {
+        Some(sealed) => (sealed.body.clone(), sealed.signature),
+        None => {
+            let body = encode(&origin.op);
+            let signature = sign_origin(&origin.key, Op::TYPE, &body);
+            (body, signature)
+        }
+    };
+    let hop = HopPart {
+        origin: Digest::of(&body),
+        origin_key: origin.key,
+        audience,
+        edge: request.hop.edge,
+        nonce,
+        issued: now,
+        hops_left: request.hop.hops_left,
+        time_left_ms: u64::try_from(request.hop.time_left.as_millis()).unwrap_or(u64::MAX),
+        source: request.hop.source.clone(),
+    };
+    let hop = sealed_part(sealer, &hop);
+    let digest = RequestDigest(Digest::of(&hop.body));
+    let origin = part(body, origin.key, signature);
+    (Sealed { origin: Some(origin), hop: Some(hop) }, digest)
+}
+
+/// Opens a request of the peer whose identity is `from`, made for `me`.
+pub fn open_request(
+    sealed: Sealed,
+    from: SiteKey,
+    me: SiteKey,
+    now: Time,
+) -> Result<(Verified<Request>, RequestDigest), EnvelopeError> {
+    let origin = sealed.origin.ok_or(EnvelopeError::Size)?;
+    let hop = sealed.hop.ok_or(EnvelopeError::Size)?;
+    if origin.body.len() + hop.body.len() > limit::MAX_MESSAGE_BYTES {
+        return Err(EnvelopeError::Size);
+    }
+    let digest = RequestDigest(Digest::of(&hop.body));
+    let hop: HopPart = open_part(&hop, &from.public())?;
+    let origin_key = PublicKey::from_slice(&origin.key).ok_or(EnvelopeError::Malformed)?;
+    if hop.audience != me || hop.origin != Digest::of(&origin.body) || hop.origin_key != origin_key
+    {
+        return Err(EnvelopeError::Misdirected);
+    }
+    let apart = now.since(hop.issued).max(hop.issued.since(now));
+    if apart > limit::MAX_CLOCK_SKEW {
+        return Err(EnvelopeError::Stale);
+    }
+    let op: Op = open_part(&origin, &origin_key)?;
+    let signature = Signature::from_slice(&origin.signature).ok_or(EnvelopeError::BadSignature)?;
+    let request = Request {
+        origin: Origin {
+            op,
+            key: origin_key,
+            sealed: Some(Arc::new(OriginBytes { body: origin.body, signature })),
+        },
+        hop: Hop {
+            edge: hop.edge,
+            hops_left: hop.hops_left.min(limit::MAX_HOPS),
+            time_left: Duration::from_millis(hop.time_left_ms),
+            source: hop.source,
+        },
+    };
+    Ok((Verified(request), digest))
+}
+
+/// Seals the answer to a request.
+pub fn seal_answer(
+    sealer: &Sealer<'_>,
+    audience: SiteKey,
+    request: RequestDigest,
+    answer: Answer,
+) -> Sealed {
+    let hop = sealed_part(sealer, &AnswerPart { request: request.0, audience, answer });
+    Sealed { origin: None, hop: Some(hop) }
+}
+
+/// Opens the answer that the peer whose identity is `from` gave to `request`.
+pub fn open_answer(
+    sealed: &Sealed,
+    from: SiteKey,
+    me: SiteKey,
+    request: RequestDigest,
+) -> Result<Verified<Answer>, EnvelopeError> {
+    let hop = sealed.hop.as_ref().ok_or(EnvelopeError::Size)?;
+    if hop.body.len() > limit::MAX_MESSAGE_BYTES {
+        return Err(EnvelopeError::Size);
+    }
+    let answer: AnswerPart = open_part(hop, &from.public())?;
+    if answer.audience != me || answer.request != request.0 {
+        return Err(EnvelopeError::Misdirected);
+    }
+    Ok(Verified(answer.answer))
+}
+
+fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    postcard::to_stdvec(value).expect("messages are plain data")
+}
+
+fn sealed_part<T: Payload>(sealer: &Sealer<'_>, value: &T) -> Part {
+    let body = encode(value);
+    let signature = (sealer.sign)(T::TYPE, &body);
+    part(body, sealer.site.public(), signature)
+}
+
+fn part(body: Vec<u8>, key: PublicKey, signature: Signature) -> Part {
+    Part { body, key: key.0.to_vec(), signature: signature.0.to_vec() }
+}
+
+/// Key, then signature, then parsing.
+fn open_part<T: Payload>(part: &Part, expected: &PublicKey) -> Result<T, EnvelopeError> {
+    if part.key != expected.0 {
+        return Err(EnvelopeError::WrongKey);
+    }
+    let signature = Signature::from_slice(&part.signature).ok_or(EnvelopeError::BadSignature)?;
+    if !Strict.verify(expected, T::TYPE, &part.body, &signature) {
+        return Err(EnvelopeError::BadSignature);
+    }
+    match postcard::take_from_bytes(&part.body) {
+        Ok((value, [])) => Ok(value),
+        _ => Err(EnvelopeError::Malformed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{MigrationId, SecretKey, VmId};
+
+    use super::*;
+
+    const NOW: Time = Time(1_800_000_000_000);
+
+    struct Ends {
+        alice: SecretKey,
+        bob: SiteKey,
+        speaker: SecretKey,
+    }
+
+    fn ends() -> Ends {
+        Ends {
+            alice: SecretKey::from_seed(&[1; 32]),
+            bob: SiteKey(SecretKey::from_seed(&[2; 32]).public().0),
+            speaker: SecretKey::from_seed(&[3; 32]),
+        }
+    }
+
+    fn request(ends: &Ends) -> Request {
+        let op = Op::TransferVerification {
+            vm: VmId([7; 16]),
+            migration: MigrationId([8; 16]),
+            ready: None,
+        };
+        Request {
+            origin: Origin { op, key: ends.speaker.public(), sealed: None },
+            hop: Hop {
+                edge: Some(EdgeHandle([9; 16])),
+                hops_left: 3,
+                time_left: Duration::from_secs(5),
+                source: None,
+            },
+        }
+    }
+
+    fn seal(ends: &Ends) -> (Sealed, RequestDigest) {
+        let sign = |kind: &str, body: &[u8]| ends.alice.sign(kind, body);
+        let sealer = Sealer { site: SiteKey(ends.alice.public().0), sign: &sign };
+        let speaker = &ends.speaker;
+        let origin = |_: &PublicKey, kind: &str, body: &[u8]| speaker.sign(kind, body);
+        seal_request(&sealer, ends.bob, &request(ends), origin, NOW, [4; 16])
+    }
+
+    #[test]
+    fn a_sealed_request_opens_at_its_audience_with_what_was_said() {
+        let ends = ends();
+        let from = SiteKey(ends.alice.public().0);
+        let (sealed, digest) = seal(&ends);
+        let (opened, seen) = open_request(sealed, from, ends.bob, NOW).unwrap();
+        let opened = opened.into_inner();
+        assert_eq!(seen, digest);
+        assert_eq!(opened.origin.op, request(&ends).origin.op);
+        assert_eq!(opened.hop, request(&ends).hop);
+    }
+
+    #[test]
+    fn every_altered_byte_of_a_request_is_noticed() {
+        let ends = ends();
+        let from = SiteKey(ends.alice.public().0);
+        let (sealed, _) = seal(&ends);
+        let bytes = prost::Message::encode_to_vec(&sealed);
+        for at in 0..bytes.len() {
+            let mut altered = bytes.clone();
+            altered[at] ^= 1;
+            let Ok(altered) = <Sealed as prost::Message>::decode(&altered[..]) else { continue };
+            let opened = open_request(altered, from, ends.bob, NOW);
+            assert!(opened.is_err(), "byte {at} was altered and nobody noticed");
+        }
+    }
+
+    #[test]
+    fn a_request_for_another_site_by_another_peer_or_of_another_time_is_refused() {
+        let ends = ends();
+        let from = SiteKey(ends.alice.public().0);
+        let (sealed, _) = seal(&ends);
+        let open = |from, me, now| open_request(sealed.clone(), from, me, now).map(|_| ());
+        assert_eq!(open(from, from, NOW), Err(EnvelopeError::Misdirected));
+        assert_eq!(open(ends.bob, ends.bob, NOW), Err(EnvelopeError::WrongKey));
+        assert_eq!(open(from, ends.bob, Time(NOW.0 + 120_001)), Err(EnvelopeError::Stale));
+        assert_eq!(open(from, ends.bob, Time(NOW.0 - 120_001)), Err(EnvelopeError::Stale));
+    }
+
+    #[test]
+    fn an_origin_part_under_another_hop_part_is_refused() {
+        let ends = ends();
+        let from = SiteKey(ends.alice.public().0);
+        let (mut sealed, _) = seal(&ends);
+        let other = SecretKey::from_seed(&[5; 32]);
+        let body = sealed.origin.as_ref().unwrap().body.clone();
+        let signature = other.sign(Op::TYPE, &body);
+        sealed.origin = Some(part(body, other.public(), signature));
+        let opened = open_request(sealed, from, ends.bob, NOW).map(|_| ());
+        assert_eq!(opened, Err(EnvelopeError::Misdirected));
+    }
+
+    #[test]
+    fn an_answer_to_another_request_is_refused() {
+        let ends = ends();
+        let alice = SiteKey(ends.alice.public().0);
+        let bob = SecretKey::from_seed(&[2; 32]);
+        let sign = |kind: &str, body: &[u8]| bob.sign(kind, body);
+        let sealer = Sealer { site: ends.bob, sign: &sign };
+        let (_, digest) = seal(&ends);
+        let sealed = seal_answer(&sealer, alice, digest, Answer::Done);
+        let opened = open_answer(&sealed, ends.bob, alice, digest).unwrap();
+        assert_eq!(opened.into_inner(), Answer::Done);
+        let other = RequestDigest(Digest([0; 32]));
+        assert_eq!(
+            open_answer(&sealed, ends.bob, alice, other).map(|_| ()),
+            Err(EnvelopeError::Misdirected)
+        );
+    }
+
+    #[test]
+    fn a_relayed_origin_keeps_its_bytes() {
+        let ends = ends();
+        let from = SiteKey(ends.alice.public().0);
+        let (sealed, _) = seal(&ends);
+        let sent = sealed.origin.clone().unwrap();
+        let (opened, _) = open_request(sealed, from, ends.bob, NOW).unwrap();
+        let bob = SecretKey::from_seed(&[2; 32]);
+        let sign = |kind: &str, body: &[u8]| bob.sign(kind, body);
+        let sealer = Sealer { site: ends.bob, sign: &sign };
+        let never = |_: &PublicKey, _: &str, _: &[u8]| panic!("signed anew");
+        let (onward, _) =
+            seal_request(&sealer, from, &opened.into_inner(), never, NOW, [6; 16]);
+        assert_eq!(onward.origin.unwrap(), sent);
+    }
+}

@@ -1,0 +1,68 @@
+use std::collections::BTreeSet;
+
+use model::{SecretKey, Token};
+use transfer_proxy::{End, Pull};
+
+use crate::site::{Move, Site};
+
+/// Pulls with altered terms: the answer, after which nothing may have been opened or written.
+async fn answer_to(source: &Site, it: &Move, alter: impl FnOnce(&mut Pull)) -> String {
+    let mut target = Site::start().await;
+    let mut pull = it.pull(source.proxy.uri());
+    alter(&mut pull);
+    target.proxy.pull(pull).unwrap();
+    let error = target.stumbled().await;
+    target.proxy.shut_down().await;
+    it.assert_nothing_written();
+    error
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_bad_token_or_key_gets_the_same_answer_and_nothing_is_written() {
+    let source = Site::start().await;
+    let (it, other, revoked) = (Move::new(), Move::new(), Move::new());
+    for served in [&it, &other, &revoked] {
+        source.proxy.serve(served.serve()).unwrap();
+    }
+    source.proxy.provide(it.migration, vec![it.full_disk(1)]);
+    source.proxy.close(revoked.migration, End::Source);
+    let stranger = SecretKey::from_seed(&[0xee; 32]);
+    let answers = BTreeSet::from([
+        answer_to(&source, &it, |pull| pull.token = Token([0xee; 32])).await,
+        answer_to(&source, &it, |pull| pull.key = stranger.clone()).await,
+        answer_to(&source, &it, |pull| pull.peer_key = stranger.public()).await,
+        // The token of one transfer with the keys of another.
+        answer_to(&source, &it, |pull| pull.token = other.token.clone()).await,
+        answer_to(&source, &other, |pull| pull.key = it.target_key.clone()).await,
+        answer_to(&source, &revoked, |_| ()).await,
+    ]);
+    assert_eq!(answers, BTreeSet::from(["refused".to_owned()]));
+    let progress = source.proxy.progress(it.migration, End::Source).unwrap();
+    assert_eq!(progress.started, None, "a session was opened");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_comes_too_early_is_let_in_later() {
+    let (source, mut target) = (Site::start().await, Site::start().await);
+    let it = Move::new();
+    target.proxy.pull(it.pull(source.proxy.uri())).unwrap();
+    assert_eq!(target.stumbled().await, "refused");
+    source.proxy.serve(it.serve()).unwrap();
+    source.proxy.provide(it.migration, vec![it.full_disk(1)]);
+    target.received().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_guesses_too_often_is_not_answered() {
+    let (sender, _events) = tokio::sync::mpsc::channel(64);
+    let limits = transfer_proxy::Limits { bad_attempts: 0, ..Default::default() };
+    let config =
+        transfer_proxy::Config { listen: "127.0.0.1:0".parse().unwrap(), advertise: None, limits };
+    let proxy = transfer_proxy::Proxy::start(config, sender).await.unwrap();
+    let mut target = Site::start().await;
+    let wrong = Move::new();
+    target.proxy.pull(wrong.pull(proxy.uri())).unwrap();
+    // With no failure allowed, the first one closes the gate for the rest of its second.
+    assert_eq!(target.stumbled().await, "refused");
+    wrong.assert_nothing_written();
+}

@@ -1,0 +1,137 @@
+use model::FileId;
+use transfer_proxy::{End, Event};
+
+use crate::relay::Relay;
+use crate::site::{MIB, Move, Site, until};
+
+const DATA: u64 = 48;
+
+/// A transfer of [`DATA`] MiB that stopped somewhere in the middle.
+async fn stuck_halfway() -> (Site, Site, Move, Relay) {
+    let (mut source, target) = (Site::start().await, Site::start().await);
+    let it = Move::new();
+    let relay = Relay::start(source.address(), DATA / 2 * MIB).await;
+    source.proxy.serve(it.serve()).unwrap();
+    source.proxy.provide(it.migration, vec![it.full_disk(DATA)]);
+    source.sent().await;
+    target.proxy.pull(it.pull(relay.uri())).unwrap();
+    until("the path is stuck", || relay.is_stuck()).await;
+    until("some chunks are verified", || {
+        target.proxy.progress(it.migration, End::Target).unwrap().done.0 >= MIB
+    })
+    .await;
+    (source, target, it, relay)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_cut_and_a_new_source_proxy_only_the_rest_is_sent() {
+    let (source, mut target, it, relay) = stuck_halfway().await;
+    let address = source.address();
+    relay.open_fully();
+    source.proxy.shut_down().await;
+    let error = target.stumbled().await;
+    assert_eq!(error, "away");
+    let mut source = Site::start_at(address).await;
+    source.proxy.serve(it.serve()).unwrap();
+    source.proxy.provide(it.migration, vec![(FileId::disk(0), it.source_file(FileId::disk(0)))]);
+    let digest = source.sent().await;
+    let (received, wire) = target.received().await;
+    assert_eq!(received, digest);
+    it.assert_equal(FileId::disk(0));
+    let second = source.proxy.progress(it.migration, End::Source).unwrap();
+    assert!(second.wire.0 < (DATA - 4) * MIB, "sent again: {:?}", second.wire);
+    // What was under way when the path was cut is the only thing sent twice.
+    assert!(wire < (DATA + DATA / 2) * MIB, "{wire} bytes in both sessions");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_crash_of_the_target_proxy_only_the_rest_is_fetched() {
+    let (_source, target, it, relay) = stuck_halfway().await;
+    let uri = _source.proxy.uri();
+    drop(target);
+    drop(relay);
+    let mut target = Site::start().await;
+    target.proxy.pull(it.pull(uri)).unwrap();
+    let (_, wire) = target.received().await;
+    it.assert_equal(FileId::disk(0));
+    assert!(wire < (DATA - 1) * MIB, "{wire} bytes in the second session");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_target_with_everything_says_so_again_and_fetches_nothing() {
+    let (source, mut target) = (Site::start().await, Site::start().await);
+    let it = Move::new();
+    source.proxy.serve(it.serve()).unwrap();
+    source.proxy.provide(it.migration, vec![it.full_disk(8)]);
+    target.proxy.pull(it.pull(source.proxy.uri())).unwrap();
+    let (digest, _) = target.received().await;
+    target.proxy.shut_down().await;
+    let mut target = Site::start().await;
+    target.proxy.pull(it.pull(source.proxy.uri())).unwrap();
+    let (again, wire) = target.received().await;
+    assert_eq!(again, digest);
+    assert!(wire < MIB / 4, "{wire} bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_damaged_while_the_target_was_down_is_fetched_again() {
+    let (source, mut target) = (Site::start().await, Site::start().await);
+    let it = Move::new();
+    source.proxy.serve(it.serve()).unwrap();
+    let file = it.file(FileId::disk(0), 8 * MIB, &[(0, 6 * MIB)]);
+    source.proxy.provide(it.migration, vec![file]);
+    target.proxy.pull(it.pull(source.proxy.uri())).unwrap();
+    let (digest, _) = target.received().await;
+    target.proxy.shut_down().await;
+    let path = it.target_file(FileId::disk(0));
+    let disk = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    for offset in [2 * MIB + 77, 7 * MIB] {
+        std::os::unix::fs::FileExt::write_all_at(&disk, b"damage", offset).unwrap();
+    }
+    drop(disk);
+    let mut target = Site::start().await;
+    target.proxy.pull(it.pull(source.proxy.uri())).unwrap();
+    let (again, wire) = target.received().await;
+    assert_eq!(again, digest);
+    assert!((MIB..2 * MIB).contains(&wire), "{wire} bytes");
+    it.assert_equal(FileId::disk(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_session_of_the_same_token_takes_over() {
+    let (source, mut older) = (Site::start().await, Site::start().await);
+    let mut newer = Site::start().await;
+    let it = Move::new();
+    source.proxy.serve(it.serve()).unwrap();
+    older.proxy.pull(it.pull(source.proxy.uri())).unwrap();
+    until("the older session is open", || {
+        source.proxy.progress(it.migration, End::Source).unwrap().started.is_some()
+    })
+    .await;
+    let mut pull = it.pull(source.proxy.uri());
+    pull.folder = it.target().with_file_name("newer");
+    newer.proxy.pull(pull).unwrap();
+    assert_eq!(older.stumbled().await, "superseded");
+    older.proxy.close(it.migration, End::Target);
+    source.proxy.provide(it.migration, vec![it.full_disk(2)]);
+    newer.received().await;
+    it.assert_nothing_written();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_closes_ends_the_transfer_at_the_target_too() {
+    let (mut source, mut target) = (Site::start().await, Site::start().await);
+    let it = Move::new();
+    source.proxy.serve(it.serve()).unwrap();
+    target.proxy.pull(it.pull(source.proxy.uri())).unwrap();
+    source.opened().await;
+    source.proxy.tell(it.migration, End::Source, b"last word".into()).unwrap();
+    source.proxy.close(it.migration, End::Source);
+    assert_eq!(target.told(End::Target).await, b"last word");
+    let end = target.wait(|event| match event {
+        Event::Closed { migration, end } => Some((*migration, *end)),
+        _ => None,
+    });
+    assert_eq!(end.await, (it.migration, End::Target));
+    assert!(source.proxy.progress(it.migration, End::Source).is_none());
+}

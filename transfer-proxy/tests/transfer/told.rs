@@ -1,0 +1,69 @@
+use transfer_proxy::{End, MAX_TELL_BYTES, TellError};
+
+use crate::site::{Move, Site};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_go_both_ways_before_during_and_after_the_copy() {
+    let (mut source, mut target) = (Site::start().await, Site::start().await);
+    let it = Move::new();
+    source.proxy.serve(it.serve()).unwrap();
+    source.proxy.tell(it.migration, End::Source, b"early".into()).unwrap();
+    target.proxy.pull(it.pull(source.proxy.uri())).unwrap();
+    assert_eq!(target.told(End::Target).await, b"early");
+    source.proxy.provide(it.migration, vec![it.full_disk(3)]);
+    target.received().await;
+    let long = vec![0xab; MAX_TELL_BYTES];
+    target.proxy.tell(it.migration, End::Target, long.clone()).unwrap();
+    assert!(source.told(End::Source).await == long);
+    source.proxy.tell(it.migration, End::Source, Vec::new()).unwrap();
+    assert_eq!(target.told(End::Target).await, b"");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_told_while_the_path_is_down_arrives_after_the_reconnect() {
+    let (source, mut target) = (Site::start().await, Site::start().await);
+    let it = Move::new();
+    source.proxy.serve(it.serve()).unwrap();
+    let files = vec![it.full_disk(1)];
+    source.proxy.provide(it.migration, files.clone());
+    target.proxy.pull(it.pull(source.proxy.uri())).unwrap();
+    let (digest, _) = target.received().await;
+    let address = source.address();
+    source.proxy.shut_down().await;
+    target.stumbled().await;
+    target.proxy.tell(it.migration, End::Target, b"ready".into()).unwrap();
+    let mut source = Site::start_at(address).await;
+    source.proxy.serve(it.serve()).unwrap();
+    source.proxy.tell(it.migration, End::Source, b"released".into()).unwrap();
+    assert_eq!(source.told(End::Source).await, b"ready");
+    assert_eq!(target.told(End::Target).await, b"released");
+    source.proxy.provide(it.migration, files);
+    assert_eq!(source.sent().await, digest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_took_is_bounded_and_the_latest_is_kept() {
+    let (source, mut target) = (Site::start().await, Site::start().await);
+    let it = Move::new();
+    source.proxy.serve(it.serve()).unwrap();
+    for n in 0..20 {
+        source.proxy.tell(it.migration, End::Source, vec![n]).unwrap();
+    }
+    target.proxy.pull(it.pull(source.proxy.uri())).unwrap();
+    for n in 12..20 {
+        assert_eq!(target.told(End::Target).await, [n]);
+    }
+}
+
+#[tokio::test]
+async fn a_message_too_long_or_to_nobody_is_an_error() {
+    let site = Site::start().await;
+    let it = Move::new();
+    let tell = |message| site.proxy.tell(it.migration, End::Source, message);
+    assert_eq!(tell(Vec::new()), Err(TellError::Unknown(it.migration)));
+    site.proxy.serve(it.serve()).unwrap();
+    let long = MAX_TELL_BYTES + 1;
+    assert_eq!(tell(vec![0; long]), Err(TellError::Long(long)));
+    site.proxy.close(it.migration, End::Source);
+    assert_eq!(tell(Vec::new()), Err(TellError::Unknown(it.migration)));
+}
