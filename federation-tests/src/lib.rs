@@ -1,1 +1,8 @@
-//! federation-tests
+//! Whole federations, to be tried out.
+//!
+//! [`world`] runs several real [`protocol::Site`] machines in one thread and in virtual time, over
+//! simulated disks, guests, transfers and a network that loses, repeats and reorders.
+//! Everything that happens is a [`world::Step`] of a [`world::Federation`], which is a plain value:
+//! scenarios take the steps in the order of time, the model checker in every order.
+
+pub mod world;

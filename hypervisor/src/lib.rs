@@ -9,9 +9,11 @@
 
 mod error;
 mod files;
+pub mod image;
 mod instance;
 pub mod qemu;
 pub mod simulated;
+mod user;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,6 +22,7 @@ use async_trait::async_trait;
 use model::{Descriptor, PowerState, RunProfile};
 
 pub use error::{Error, LeftAs};
+pub use image::{ConvertLimits, ImageError, ImageFormat, Inspection, Refusal};
 pub use instance::{Instance, InstanceError};
 pub use qemu::{Accelerator, Qemu, QemuConfig};
 pub use simulated::{Simulated, SimulatedFault, SimulatedFaults};

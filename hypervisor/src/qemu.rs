@@ -8,7 +8,7 @@
 //!                          pid           locked by QEMU for as long as it lives
 //!                          console.log   the guest's serial console
 //!                          qemu.log      what QEMU itself complained of
-//!                          hibernated    there when the guest was saved, and not resumed since
+//!                          hibernated    there when the guest was saved completely, and not resumed since
 //! ```
 //!
 //! A process is found by the lock on its pid file, so a number that was reused cannot be mistaken
@@ -43,8 +43,10 @@ use serde_json::json;
 use tokio::sync::OnceCell;
 use tokio::time::sleep;
 
+use crate::user::{self, User};
 use crate::{Error, Guest, Hypervisor, Instance, Launch, LeftAs, files};
-use host::{Facts, User};
+use host::Facts;
+pub(crate) use host::last_words;
 use process::Process;
 use qmp::{ANSWER_LIMIT, Qmp, QmpError};
 
@@ -169,7 +171,7 @@ impl Qemu {
         fs::create_dir_all(&config.runtime).map_err(Error::io("make folder", &config.runtime))?;
         config.runtime =
             fs::canonicalize(&config.runtime).map_err(Error::io("find folder", &config.runtime))?;
-        let user = host::guest_user(config.user.as_deref())?;
+        let user = user::guest_user(config.user.as_deref())?;
         if let Some(user) = &user {
             user.check_reach(&config.runtime)?;
         }
@@ -255,7 +257,7 @@ impl Qemu {
     /// The story of a process that ended by itself.
     fn died(&self, instance: Instance) -> Error {
         let log = fs::read(self.folder(instance).join(LOG)).unwrap_or_default();
-        let mut stderr = host::last_words(&log);
+        let mut stderr = last_words(&log);
         if stderr.contains("KVM") && stderr.contains("Permission denied") {
             let user = self.user.as_ref().map_or("this user", |user| user.name.as_str());
             stderr.push_str(&format!(
@@ -312,6 +314,7 @@ impl Qemu {
         let earlier: Migration = qmp.ask("query-migrate").await.map_err(control)?;
         let ours = (earlier.is_under_way() || status.status == "postmigrate") && partial.exists();
         if !ours {
+            files::remove(&self.folder(instance).join(HIBERNATED))?;
             let file = create_private(partial)?;
             let start = async {
                 let unlimited = json!({ "max-bandwidth": 1_u64 << 60 });
@@ -333,12 +336,33 @@ impl Qemu {
         }
     }
 
+    /// Whether a guest without a process is hibernated in the file `state`.
+    fn recall_hibernation(&self, instance: Instance, state: &Path) -> Result<(), Error> {
+        let partial = files::partial(state);
+        if !self.folder(instance).join(HIBERNATED).exists() {
+            return Err(Error::NoGuest(instance));
+        }
+        if partial.exists() {
+            // The machine went down between the record and the name.
+            return files::complete(&partial, state);
+        }
+        if state.exists() { Ok(()) } else { Err(Error::NoGuest(instance)) }
+    }
+
     /// After a save that failed: leaves no file, and the guest as it was.
-    async fn undo_save(&self, qmp: &mut Qmp, was_running: bool, partial: &Path) -> LeftAs {
+    async fn undo_save(
+        &self,
+        qmp: &mut Qmp,
+        instance: Instance,
+        was_running: bool,
+        partial: &Path,
+    ) -> LeftAs {
         // QEMU may still be writing when our patience ended; when it is not, this does nothing.
         let _ = qmp.run("migrate_cancel", json!({})).await;
-        if let Err(error) = files::remove(partial) {
-            tracing::warn!(%error, "a part of a saved state is left");
+        for path in [&self.folder(instance).join(HIBERNATED), partial] {
+            if let Err(error) = files::remove(path) {
+                tracing::warn!(%error, "a part of a saved state is left");
+            }
         }
         if was_running {
             let _ = qmp.run("cont", json!({})).await;
@@ -493,10 +517,8 @@ impl Hypervisor for Qemu {
     }
 
     async fn hibernate(&self, instance: Instance, state: &Path) -> Result<(), Error> {
-        let hibernated = self.folder(instance).join(HIBERNATED);
         if self.process(instance)?.is_none() {
-            let done = hibernated.exists() && state.exists();
-            return if done { Ok(()) } else { Err(Error::NoGuest(instance)) };
+            return self.recall_hibernation(instance, state);
         }
         let control = |source| Error::Control { instance, source };
         let mut qmp = self.connect(instance, CONTROL).await?;
@@ -505,20 +527,24 @@ impl Hypervisor for Qemu {
             return Err(Error::NotLoaded(instance));
         }
         let partial = files::partial(state);
+        let hibernated = self.folder(instance).join(HIBERNATED);
         let saving = async {
             if status.running {
                 qmp.run("stop", json!({})).await.map_err(control)?;
             }
+            if status.status == "postmigrate" && hibernated.exists() && !partial.exists() {
+                // An earlier call did all but the end.
+                return Ok(());
+            }
             self.save(&mut qmp, instance, &partial).await?;
             files::sync(&partial).await?;
-            files::complete(&partial, state)?;
-            // The record comes before the end, so that whoever finds no guest finds the record.
-            files::write_atomically(&hibernated, b"").inspect_err(|_| {
-                let _ = fs::remove_file(state);
-            })
+            // From here on a partial file is a complete one, which only lacks its name.
+            files::write_atomically(&hibernated, b"")?;
+            files::complete(&partial, state)
         };
         if let Err(source) = saving.await {
-            let left = self.undo_save(&mut qmp, status.running, &partial).await;
+            let left = self.undo_save(&mut qmp, instance, status.running, &partial).await;
+            let source = if left == LeftAs::Gone { self.died(instance) } else { source };
             return Err(Error::Hibernate { instance, left, source: Box::new(source) });
         }
         // It has flushed its disks and given them up, so there is nothing that force could lose.

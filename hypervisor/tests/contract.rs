@@ -4,8 +4,13 @@
 //! The guest is made by `cargo xtask guest-image`. Where it or QEMU is missing, the QEMU half says
 //! so and passes, unless `SOJOURN_REQUIRE` names `qemu`.
 
+// The helpers of a test are tests too.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -457,6 +462,85 @@ async fn a_full_disk_is_told_and_the_guest_goes_on() {
     host.hibernate(i, &vm.folder.join("state0.bin")).await.unwrap();
 }
 
+#[tokio::test]
+async fn a_hibernation_that_was_cut_off_is_finished_by_the_next() {
+    let Some(site) = Site::new(Kind::Qemu) else { return };
+    let host = site.host("a");
+    let mut vm = site.vm("vm", &*host).await;
+    let i = vm.instance;
+    let state = vm.folder.join(FileId::STATE.file_name());
+    host.launch(&vm).await.unwrap();
+    host.resume(i).await.unwrap();
+    let first = beat(&*host, i, |_| true).await;
+    let begun = async {
+        while !vm.folder.join("state0.bin.partial").exists() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = begun => {}
+        done = host.hibernate(i, &state) => panic!("it was over before it was cut off: {done:?}"),
+    }
+    drop(host);
+    let host = site.host("a");
+    host.hibernate(i, &state).await.unwrap();
+    assert!(!vm.folder.join("state0.bin.partial").exists());
+    vm.state = Some(state);
+    host.launch(&vm).await.unwrap();
+    host.resume(i).await.unwrap();
+    let next = beat(&*host, i, |beat| beat.uptime > first.uptime).await;
+    assert_eq!(next.boot, first.boot);
+    assert_eq!(next.counter, next.since + next.uptime);
+    host.kill(i).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_hibernation_that_was_cut_off_after_its_file_was_complete_only_ends_the_guest() {
+    let Some(site) = Site::new(Kind::Qemu) else { return };
+    let host = site.host("a");
+    let vm = site.vm("vm", &*host).await;
+    let i = vm.instance;
+    let state = vm.folder.join(FileId::STATE.file_name());
+    let runtime = host.console(i).parent().unwrap().to_owned();
+    host.launch(&vm).await.unwrap();
+    // QEMU has saved, to someone else here, and waits for its end.
+    let listener = UnixListener::bind(site.folder.path().join("sink")).unwrap();
+    fs::set_permissions(site.folder.path().join("sink"), fs::Permissions::from_mode(0o777))
+        .unwrap();
+    let sink = std::thread::spawn(move || {
+        std::io::copy(&mut listener.accept().unwrap().0, &mut std::io::sink()).unwrap()
+    });
+    let control = UnixStream::connect(runtime.join("control.sock")).unwrap();
+    let mut lines = BufReader::new(&control).lines().map(Result::unwrap);
+    let mut run = |command: String| {
+        (&control).write_all(command.as_bytes()).unwrap();
+        lines.find(|line| line.contains("return") || line.contains("error")).unwrap()
+    };
+    run("{\"execute\": \"qmp_capabilities\"}".to_owned());
+    let uri = format!("unix:{}", site.folder.path().join("sink").display());
+    run(format!("{{\"execute\": \"migrate\", \"arguments\": {{\"uri\": \"{uri}\"}}}}"));
+    let deadline = Instant::now() + PATIENCE;
+    while !run("{\"execute\": \"query-status\"}".to_owned()).contains("postmigrate") {
+        assert!(Instant::now() < deadline, "QEMU did not save");
+    }
+    drop(control);
+    assert!(sink.join().unwrap() > 0);
+
+    // Without the record the file may be of any time: the guest is kept.
+    fs::write(&state, "complete").unwrap();
+    let error = host.hibernate(i, &state).await.unwrap_err();
+    assert!(error.to_string().ends_with("the guest is left paused"), "{error}");
+    fs::write(runtime.join("hibernated"), "").unwrap();
+    host.hibernate(i, &state).await.unwrap();
+    assert_eq!(host.state(i).await.unwrap(), None);
+    assert_eq!(fs::read(&state).unwrap(), b"complete");
+    // And when the machine went down before the file had its name.
+    fs::rename(&state, vm.folder.join("state0.bin.partial")).unwrap();
+    host.hibernate(i, &state).await.unwrap();
+    assert_eq!(fs::read(&state).unwrap(), b"complete");
+}
+
 /// A folder with room for 1 MiB. Only root can make one.
 struct FullFolder(PathBuf);
 
@@ -503,7 +587,7 @@ async fn a_program_that_is_missing_or_dies_is_told_with_what_to_do() {
     let mut vm = site.vm("vm", &host).await;
     vm.descriptor.resources.memory = Bytes(1 << 60);
     let error = host.launch(&vm).await.unwrap_err();
-    assert!(matches!(&error, Error::Died { stderr, .. } if stderr.contains("-m ")), "{error:?}");
+    assert!(matches!(&error, Error::Died { stderr, .. } if stderr.contains("memory")), "{error:?}");
     assert_eq!(host.list().await.unwrap(), []);
 }
 

@@ -1,1 +1,29 @@
-//! node
+//! The site node: configuration, the journal, the one driver loop, and thin doors for peers and
+//! users.
+//!
+//! ```text
+//!   peers ──▶ gate ─┐                       ┌─▶ link ──▶ peers
+//!   users ──▶ admin ┼─▶ driver: step, persist, then send ─┼─▶ hands ──▶ hypervisor, transfer proxy
+//!   hands ──────────┘        (journal)      └─▶ answers, replies
+//! ```
+//!
+//! **Architecture invariant.** Only the driver thread touches the [`protocol::Site`] and the
+//! journal. Everything else hands it inputs and gets effects.
+
+mod admin;
+pub mod config;
+mod driver;
+pub mod folder;
+mod gate;
+mod hands;
+mod journal;
+mod library;
+mod link;
+mod peers;
+mod run;
+
+pub use config::{Config, ConfigError};
+pub use folder::{Folder, FolderError};
+pub use journal::JournalError;
+pub use library::LibraryError;
+pub use run::{Running, StartError, start};

@@ -1,4 +1,5 @@
 //! OVF and OVA: virtual machines in and out of a site (DMTF DSP0243, versions 1.x and 2.x).
+//! Section numbers in comments are those of version 1.1.
 //!
 //! A package is hostile until checked: it is opened by [`Package::open`], which reads the
 //! descriptor and looks at every file's name and size, but unpacks nothing.

@@ -1,9 +1,9 @@
 # In which order to try several offers.
 #
-# input:      model::decision::Rank
-# score[i]:   a number for each offer; the higher, the earlier it is tried
-# reasons[i]: what the score of offer i is made of
-# exclude[i]: why offer i is out of the question, whatever its score
+# input:   model::decision::Rank
+# score:   for the index of each offer a number; the higher, the earlier it is tried
+# reasons: [index, text], what the score of an offer is made of
+# exclude: [index, text], why an offer is out of the question, whatever its score
 package sojourn.rank
 
 import rego.v1
@@ -34,29 +34,29 @@ points(true, value) := value
 
 points(false, _) := 0
 
-reasons[i] contains reason if {
+reasons contains [i, reason] if {
 	some i, offer in input.offers
 	reason := sprintf("costs %d (thousandths per hour)", [offer.price_milli])
 }
 
-reasons[i] contains "is on this site" if {
+reasons contains [i, "is on this site"] if {
 	some i, offer in input.offers
 	offer.via == null
 }
 
-reasons[i] contains reason if {
+reasons contains [i, reason] if {
 	some i, offer in input.offers
 	offer.distance > 1
 	reason := sprintf("is %d sites away", [offer.distance])
 }
 
-reasons[i] contains "stores the VM and cannot run it" if {
+reasons contains [i, "stores the VM and cannot run it"] if {
 	some i, offer in input.offers
 	not offer.runs
 }
 
 # Null means any price. It must be asked for: null compares as less than every number.
-exclude[i] contains reason if {
+exclude contains [i, reason] if {
 	some i, offer in input.offers
 	restrictions.max_price_milli != null
 	offer.price_milli > restrictions.max_price_milli
@@ -66,7 +66,7 @@ exclude[i] contains reason if {
 	])
 }
 
-exclude[i] contains reason if {
+exclude contains [i, reason] if {
 	some i, offer in input.offers
 	count(restrictions.countries) > 0
 	not offer.country in restrictions.countries

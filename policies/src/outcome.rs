@@ -1,7 +1,5 @@
 //! From what a rule evaluates to, to a decision.
 
-use std::time::Duration;
-
 use model::decision::{Ranked, Route, Verdict};
 use model::limit;
 use regorus::Value;
@@ -12,7 +10,7 @@ use crate::rules::EVALUATION_BUDGET;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     /// It took too long.
-    #[error("rule `{0}` takes longer than {limit:?}", limit = EVALUATION_BUDGET as Duration)]
+    #[error("rule `{0}` takes longer than {EVALUATION_BUDGET:?}")]
     Budget(&'static str),
     /// A rule could not be evaluated.
     #[error("{0}")]
@@ -39,7 +37,11 @@ fn wrong(rule: &'static str, wanted: &'static str, got: &Value) -> Failure {
 
 /// `refuse` of admit and delegate.
 pub(crate) fn verdict(refuse: &Value) -> Result<Verdict, Failure> {
-    let reasons = texts("refuse", "a set of texts", refuse)?;
+    let error = |_| wrong("refuse", "a set of texts", refuse);
+    let mut reasons = vec![];
+    for reason in refuse.as_set().map_err(error)?.iter() {
+        keep(&mut reasons, reason.as_string().map_err(error)?);
+    }
     Ok(if reasons.is_empty() { Verdict::Allow } else { Verdict::Refuse(reasons) })
 }
 
@@ -61,29 +63,51 @@ pub(crate) fn ranking(
     exclude: &Value,
     count: usize,
 ) -> Result<Vec<Ranked>, Failure> {
-    const SCORES: &str = "a number for each index into input.offers";
-    const TEXTS: &str = "a set of texts for an index into input.offers";
-    for (rule, wanted, value) in
-        [("score", SCORES, score), ("reasons", TEXTS, reasons), ("exclude", TEXTS, exclude)]
-    {
-        check_indices(rule, wanted, value, count)?;
-    }
-    let mut ranked = Vec::with_capacity(count);
-    for offer in 0..count {
-        let points = at(score, offer).and_then(|points| points.as_f64().ok());
-        let points = points.ok_or_else(|| wrong("score", SCORES, score))?;
-        let texts_of = |rule, value| match at(value, offer) {
-            Some(value) => texts(rule, TEXTS, value),
-            None => Ok(vec![]),
-        };
-        let against = texts_of("exclude", exclude)?;
-        let excluded = !against.is_empty();
-        let reasons = if excluded { against } else { texts_of("reasons", reasons)? };
-        ranked.push(Ranked { offer, score: points, reasons, excluded });
-    }
+    let scores = scores(score, count)?;
+    let reasons = texts_by_offer("reasons", reasons, count)?;
+    let exclude = texts_by_offer("exclude", exclude, count)?;
+    let mut ranked: Vec<Ranked> = scores
+        .into_iter()
+        .zip(reasons.into_iter().zip(exclude))
+        .enumerate()
+        .map(|(offer, (score, (reasons, against)))| match against.is_empty() {
+            true => Ranked { offer, score, reasons, excluded: false },
+            false => Ranked { offer, score, reasons: against, excluded: true },
+        })
+        .collect();
     // The sort is stable: among equals the earlier offer stays first.
     ranked.sort_by(|a, b| a.excluded.cmp(&b.excluded).then(b.score.total_cmp(&a.score)));
     Ok(ranked)
+}
+
+fn scores(score: &Value, count: usize) -> Result<Vec<f64>, Failure> {
+    let error = || wrong("score", "a number for each index into input.offers", score);
+    let object = score.as_object().map_err(|_| error())?;
+    if object.len() != count {
+        return Err(error());
+    }
+    let score_of = |index| object.get(&Value::from(index as u64))?.as_f64().ok();
+    (0..count).map(|index| score_of(index).ok_or_else(error)).collect()
+}
+
+/// A set of `[index, text]`. An index that is none would be a rule without effect, and an
+/// exclusion without effect is the worst of all.
+fn texts_by_offer(
+    rule: &'static str,
+    value: &Value,
+    count: usize,
+) -> Result<Vec<Vec<String>>, Failure> {
+    let error = || wrong(rule, "a set of [index into input.offers, text]", value);
+    let mut texts = vec![vec![]; count];
+    for pair in value.as_set().map_err(|_| error())?.iter() {
+        let [index, text] = pair.as_array().map_err(|_| error())?.as_slice() else {
+            return Err(error());
+        };
+        let index = index.as_u64().ok().and_then(|index| usize::try_from(index).ok());
+        let texts = index.and_then(|index| texts.get_mut(index)).ok_or_else(error)?;
+        keep(texts, text.as_string().map_err(|_| error())?);
+    }
+    Ok(texts)
 }
 
 /// `mode` of transfer.
@@ -95,36 +119,9 @@ pub(crate) fn route(mode: &Value) -> Result<Route, Failure> {
     }
 }
 
-fn at(value: &Value, index: usize) -> Option<&Value> {
-    value.as_object().ok()?.get(&Value::from(index as u64))
-}
-
-/// An object whose keys are indices below `count`. A key that is none would be a rule without
-/// effect, and an exclusion without effect is the worst of all.
-fn check_indices(
-    rule: &'static str,
-    wanted: &'static str,
-    value: &Value,
-    count: usize,
-) -> Result<(), Failure> {
-    let keys = value.as_object().map_err(|_| wrong(rule, wanted, value))?;
-    let sound = |key: &Value| key.as_u64().is_ok_and(|key| key < count as u64);
-    match keys.iter().find(|(key, _)| !sound(key)) {
-        Some((key, _)) => Err(wrong(rule, wanted, key)),
-        None => Ok(()),
+/// Keeps a text, cut to the limits of what may travel.
+fn keep(texts: &mut Vec<String>, text: &str) {
+    if texts.len() < limit::MAX_REASONS {
+        texts.push(text.chars().take(limit::MAX_REASON_CHARS).collect());
     }
-}
-
-/// A set of texts in its own order, cut to the limits of what may travel.
-fn texts(rule: &'static str, wanted: &'static str, value: &Value) -> Result<Vec<String>, Failure> {
-    let error = |_| wrong(rule, wanted, value);
-    let set = value.as_set().map_err(error)?;
-    let mut texts = Vec::with_capacity(set.len().min(limit::MAX_REASONS));
-    for text in set.iter() {
-        let text = text.as_string().map_err(error)?;
-        if texts.len() < limit::MAX_REASONS {
-            texts.push(text.chars().take(limit::MAX_REASON_CHARS).collect());
-        }
-    }
-    Ok(texts)
 }

@@ -61,11 +61,19 @@ pub enum PolicyError {
     Invalid {
         /// The file.
         file: String,
-        /// Line of the problem, from 1; 0 if it has none.
+        /// Line of the problem, from 1.
         line: u32,
-        /// Column of the problem, from 1; 0 if it has none.
+        /// Column of the problem, from 1.
         column: u32,
         /// What is wrong there.
+        problem: String,
+    },
+    /// A file is no correct Rego as a whole.
+    #[error("{file}: {problem}")]
+    Unusable {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
         problem: String,
     },
     /// The rules are in a package where nobody looks for them.
@@ -158,7 +166,7 @@ impl Rules {
         }
         for rule in decision.rules() {
             let path = format!("{}.{rule}", decision.package());
-            if !engine.has_declared_rule_rooted_at(file, &path).map_err(|e| invalid(&e))? {
+            if !engine.has_declared_rule_rooted_at(file, rule).map_err(|e| invalid(&e))? {
                 return Err(PolicyError::Missing { file: file.to_owned(), rule });
             }
             // An evaluation looks a function up when it reaches the call. Translating a rule
@@ -260,9 +268,11 @@ fn located(file: &str, message: &str) -> PolicyError {
         let line = parts.next()?.parse().ok()?;
         let file = parts.next()?.to_owned();
         let (_, problem) = rest.split_once("error: ")?;
-        Some((file, line, column, problem.lines().next()?.trim().to_owned()))
+        let problem = problem.lines().next()?.trim().to_owned();
+        Some(PolicyError::Invalid { file, line, column, problem })
     };
-    let (file, line, column, problem) =
-        find().unwrap_or_else(|| (file.to_owned(), 0, 0, message.trim().to_owned()));
-    PolicyError::Invalid { file, line, column, problem }
+    find().unwrap_or_else(|| PolicyError::Unusable {
+        file: file.to_owned(),
+        problem: message.trim().to_owned(),
+    })
 }

@@ -3,6 +3,8 @@
 //! Nothing outside this module knows quinn. A second carrier offers the same types: an endpoint
 //! that accepts and dials, a [`Link`], and streams of bytes.
 
+mod congestion;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex};
@@ -227,7 +229,7 @@ fn transport(bidi: u32, uni: u32) -> TransportConfig {
         ))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .mtu_discovery_config(Some(quinn::MtuDiscoveryConfig::default()))
-        .congestion_controller_factory(Arc::new(quinn::congestion::CubicConfig::default()));
+        .congestion_controller_factory(Arc::new(congestion::Factory::default()));
     config
 }
 
@@ -330,6 +332,7 @@ impl Link {
 
     /// Ends the session now; what is not sent yet is lost.
     pub(crate) fn close(&self, code: Code) {
+        congestion::let_last_word_pass(self.0.congestion_state());
         self.0.close(code.number(), code.text().as_bytes());
     }
 

@@ -20,9 +20,9 @@
 //!     |  Event::Received                            |
 //! ```
 //!
-//! The layers, each ignorant of those below it in this list: [`Proxy`] and its tables; `session`,
-//! `source` and `target` (what both ends say); `message` (the bytes of it); `carrier` (QUIC, the
-//! only module that knows quinn); `tls` (keys); `store` and `chunk` (files).
+//! From the outside in: [`Proxy`] and its tables; `source`, `target` and `session` (what the ends
+//! do and say); `message` (the bytes of it); `store` and `chunk` (files); `carrier` (QUIC, the only
+//! module that knows quinn) and `tls` (keys).
 //! A second carrier goes beside `carrier` and offers the same few types.
 //!
 //! **Resuming needs no record.** A target that starts again reads what lies in the folder, hashes

@@ -338,7 +338,6 @@ impl Proxy {
     /// Ends the proxy. Transfers are interrupted, not closed: the other ends try again later.
     pub async fn shut_down(self) {
         let mut tasks = self.0.stop();
-        tasks.abort_all();
         while tasks.join_next().await.is_some() {}
         self.0.shared.carrier.close(SHUT_DOWN_TIMEOUT).await;
     }
@@ -351,11 +350,19 @@ impl Owner {
         tasks.spawn_on(task, &self.runtime);
     }
 
-    /// Ends work on files, and hands over what runs.
+    /// Ends all work and every session, and hands over the tasks that are ending.
     fn stop(&self) -> JoinSet<()> {
-        guard(&self.shared.serving).values().for_each(|serving| serving.transfer.halt());
-        guard(&self.shared.pulling).values().for_each(|pulling| pulling.transfer.halt());
-        std::mem::take(&mut *guard(&self.tasks))
+        let mut tasks = std::mem::take(&mut *guard(&self.tasks));
+        tasks.abort_all();
+        let serving = guard(&self.shared.serving);
+        let pulling = guard(&self.shared.pulling);
+        let serving = serving.values().map(|serving| &serving.transfer);
+        let pulling = pulling.values().map(|pulling| &pulling.transfer);
+        for transfer in serving.chain(pulling) {
+            transfer.halt();
+            transfer.hang_up();
+        }
+        tasks
     }
 }
 

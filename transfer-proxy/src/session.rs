@@ -82,9 +82,11 @@ impl Conversation<'_> {
     ) -> Result<Infallible, Outcome> {
         let mut reading = next(receiver);
         let mut closing = self.transfer.closing.subscribe();
+        let mut latest = self.transfer.outbox.latest();
         let mut deadline = None;
         let mut sent = 0;
         loop {
+            latest.mark_unchanged();
             while let Some((number, body)) = self.transfer.outbox.after(sent) {
                 self.say(&Control::Tell { number, body }).await?;
                 sent = number;
@@ -106,7 +108,7 @@ impl Conversation<'_> {
                     self.heard(message).await?;
                     reading = next(receiver);
                 }
-                () = self.transfer.outbox.grown() => {}
+                _ = latest.changed() => {}
                 _ = closing.changed() => {}
                 () = last_word => {}
                 Some(fault) = faults.recv() => return Err(self.give_up(fault).await),

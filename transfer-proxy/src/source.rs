@@ -107,6 +107,8 @@ impl Serving {
                     })
                     .await;
             }
+            // Interrupted because the transfer was closed.
+            Stage::Failed(_) if self.transfer.is_halted() => {}
             Stage::Failed(fault) => self.transfer.fail(fault.local).await,
             Stage::Awaited | Stage::Reading => {}
         }

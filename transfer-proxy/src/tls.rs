@@ -38,6 +38,9 @@ const PKCS8_PREFIX: [u8; 16] = [
 /// What a dialler shows in clear so that the right key answers: `model::Token::hint`.
 pub(crate) type Hint = [u8; 16];
 
+/// Tells the key to answer a hint with.
+type KeyOf = dyn Fn(&Hint) -> Option<TransferKey> + Send + Sync;
+
 /// A transfer key in the form that TLS signs with.
 pub(crate) type TransferKey = Arc<CertifiedKey>;
 
@@ -256,7 +259,7 @@ impl ResolvesServerCert for NoKey {
 
 /// Finds the transfer key by the hint among the protocols that a dialler offers.
 struct KeyByHint {
-    key_of: Box<dyn Fn(&Hint) -> Option<TransferKey> + Send + Sync>,
+    key_of: Box<KeyOf>,
     hint: Arc<OnceLock<Hint>>,
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
 use model::{Bytes, Digest, MigrationId};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use crate::carrier::{Code, Link};
 
@@ -121,7 +121,7 @@ impl Transfer {
         Self {
             migration,
             end,
-            outbox: Outbox::default(),
+            outbox: Outbox::new(),
             closing: watch::Sender::new(false),
             total: AtomicU64::new(0),
             done: AtomicU64::new(0),
@@ -172,6 +172,13 @@ impl Transfer {
         self.halted.store(true, Ordering::Relaxed);
     }
 
+    /// Ends the session as interrupted, not over.
+    pub(crate) fn hang_up(&self) {
+        if let Some(link) = guard(&self.link).take() {
+            link.close(Code::Away);
+        }
+    }
+
     pub(crate) fn is_halted(&self) -> bool {
         self.halted.load(Ordering::Relaxed)
     }
@@ -215,48 +222,46 @@ fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Messages for the other end's node, kept until it took them.
-#[derive(Default)]
 pub(crate) struct Outbox {
     queue: Mutex<Queue>,
-    grown: Notify,
+    /// The number of the latest message; each session watches it for itself.
+    latest: watch::Sender<u64>,
 }
 
-#[derive(Default)]
-struct Queue {
-    last: u64,
-    waiting: VecDeque<(u64, Vec<u8>)>,
-}
+type Queue = VecDeque<(u64, Vec<u8>)>;
 
 impl Outbox {
+    fn new() -> Self {
+        Self { queue: Mutex::default(), latest: watch::Sender::new(0) }
+    }
+
     pub(crate) fn push(&self, body: Vec<u8>) {
         let mut queue = guard(&self.queue);
-        queue.last += 1;
-        let number = queue.last;
-        queue.waiting.push_back((number, body));
-        if queue.waiting.len() > OUTBOX_MESSAGES {
-            queue.waiting.pop_front();
+        let number = *self.latest.borrow() + 1;
+        queue.push_back((number, body));
+        if queue.len() > OUTBOX_MESSAGES {
+            queue.pop_front();
         }
-        drop(queue);
-        self.grown.notify_one();
+        self.latest.send_replace(number);
     }
 
     /// The first message with a number above `sent`.
     pub(crate) fn after(&self, sent: u64) -> Option<(u64, Vec<u8>)> {
-        guard(&self.queue).waiting.iter().find(|(number, _)| *number > sent).cloned()
+        guard(&self.queue).iter().find(|(number, _)| *number > sent).cloned()
     }
 
     /// The other end took every message up to `number`.
     pub(crate) fn taken(&self, number: u64) {
-        guard(&self.queue).waiting.retain(|(waiting, _)| *waiting > number);
+        guard(&self.queue).retain(|(waiting, _)| *waiting > number);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        guard(&self.queue).waiting.is_empty()
+        guard(&self.queue).is_empty()
     }
 
-    /// Waits for a push. One that came since the last wait counts.
-    pub(crate) async fn grown(&self) {
-        self.grown.notified().await;
+    /// Changes with each push.
+    pub(crate) fn latest(&self) -> watch::Receiver<u64> {
+        self.latest.subscribe()
     }
 }
 
@@ -266,7 +271,7 @@ mod tests {
 
     #[test]
     fn an_outbox_keeps_the_latest_messages_until_they_are_taken() {
-        let outbox = Outbox::default();
+        let outbox = Outbox::new();
         for body in 0..OUTBOX_MESSAGES as u8 + 2 {
             outbox.push(vec![body]);
         }

@@ -107,7 +107,7 @@ poweroff -f
 /// Builds the image as `out`, or returns at once when `out` is there and made from the same inputs.
 ///
 /// The inputs are recorded beside it, in `<out>.stamp`.
-pub fn build(out: &Path) -> Result<()> {
+pub(crate) fn build(out: &Path) -> Result<()> {
     let kernel = newest_kernel()?;
     let inputs =
         format!("{kernel}\n{PACKAGES:?}\n{MODULES:?}\n{IMAGE_BYTES}\n{SYSLINUX_CFG}{INIT}");
@@ -376,7 +376,7 @@ mod tests {
         let bytes = cpio.finish();
         assert!(bytes.starts_with(b"07070100000001000081a4"));
         assert_eq!(bytes.len() % 4, 0);
-        assert_eq!(&bytes[110..119], b"a\0xyz\0070");
+        assert_eq!(&bytes[110..119], b"a\0xyz\x00070");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -14,9 +14,10 @@ use tokio::io::AsyncReadExt;
 use tokio::process::{ChildStdout, Command};
 use tokio::time::sleep;
 
-use super::host::{Facts, SANDBOX, User};
+use super::host::{Facts, SANDBOX};
 use super::qmp::{Qmp, QmpError};
 use super::{CONNECT_LOOK, CONSOLE, CONTROL, CPU, LOG, MACHINE, PID, STATUS};
+use crate::user::User;
 use crate::{Error, Instance, Launch, files};
 
 /// For a process to open its sockets.
@@ -44,7 +45,7 @@ pub(crate) fn prepare(
     if let Some(user) = user {
         open_for_passage(&vm_folder)?;
         user.check_reach(&vm_folder)?;
-        disks.iter().try_for_each(|path| hand_over(path, user))?;
+        disks.iter().try_for_each(|path| user.own(path))?;
     }
     files::remove_folder(folder)?;
     fs::create_dir(folder).map_err(Error::io("make folder", folder))?;
@@ -53,10 +54,10 @@ pub(crate) fn prepare(
     for name in [CONSOLE, LOG] {
         let path = folder.join(name);
         File::create(&path).map_err(Error::io("create", &path))?;
-        user.map_or(Ok(()), |user| hand_over(&path, user))?;
+        user.map_or(Ok(()), |user| user.own(&path))?;
     }
     if let Some(user) = user {
-        hand_over(folder, user)?;
+        user.own(folder)?;
     }
     arguments(launch, facts, &disks)
 }
@@ -69,15 +70,6 @@ fn open_for_passage(folder: &Path) -> Result<(), Error> {
             .map_err(Error::io("set the permissions of", folder))?;
     }
     Ok(())
-}
-
-/// Makes the guest's user the owner of a file or folder, which must not be a link.
-fn hand_over(path: &Path, user: &User) -> Result<(), Error> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty())
-        .map_err(io::Error::from)
-        .and_then(|fd| fchown(fd, Some(user.uid), Some(user.gid)))
-        .map_err(Error::io("change the owner of", path))
 }
 
 fn arguments(launch: &Launch, facts: &Facts, disks: &[PathBuf]) -> Result<Vec<OsString>, Error> {
@@ -200,7 +192,8 @@ impl Started {
             loop {
                 match Qmp::connect_in(&self.folder, CONTROL).await {
                     Ok(_) => return Ok(()),
-                    Err(QmpError::Socket(_)) if Instant::now() < deadline => {
+                    // Not listening yet, or about to end; the pipe will say so.
+                    Err(QmpError::Socket(_) | QmpError::Closed) if Instant::now() < deadline => {
                         sleep(CONNECT_LOOK).await;
                     }
                     Err(source) => {

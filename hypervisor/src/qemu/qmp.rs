@@ -38,7 +38,7 @@ pub enum QmpError {
     /// A line is longer than any that QEMU sends.
     #[error("QEMU sent a line of more than {MAX_LINE_BYTES} bytes")]
     LineTooLong,
-    /// The answer did not come within [`MAX_LINES`] lines.
+    /// The answer did not come within so many lines.
     #[error("QEMU sent {MAX_LINES} lines and no answer")]
     NoAnswer,
     /// A line is not what QMP says.

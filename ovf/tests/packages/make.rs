@@ -84,6 +84,12 @@ pub(crate) fn entry(name: &str, kind: u8, contents: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// A record of an extended header, with its own length in front.
+pub(crate) fn record(text: &str) -> String {
+    let lengths = (1..).map(|length| format!("{length} {text}\n"));
+    lengths.zip(1..).find(|(record, length)| record.len() == *length).unwrap().0
+}
+
 /// An archive of regular files.
 pub(crate) fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut bytes: Vec<u8> =

@@ -78,7 +78,7 @@ fn an_export_of_vsphere_is_taken_with_its_default_configuration_and_boot_order()
     assert_eq!((vm.resources.cpus, vm.resources.memory), (8, Bytes::mib(16 << 10)));
     assert_eq!(vm.nics[0].mac, [0x00, 0x50, 0x56, 0x9a, 0x12, 0x34]);
     let disks: Vec<_> = package.disks.iter().map(|d| (d.file.as_deref(), d.capacity)).collect();
-    let gib = |n| Bytes::mib(n << 10);
+    let gib = |n: u64| Bytes::mib(n << 10);
     let wanted = [(Some("db01-2.vmdk"), gib(16)), (Some("db01-1.vmdk"), gib(100)), (None, gib(8))];
     assert_eq!(disks, wanted);
     assert_eq!(package.disks[0].populated, Some(gib(2)));

@@ -1,0 +1,522 @@
+//! A federation in memory, and the driver that lets time pass in it.
+
+mod federation;
+mod invariant;
+mod node;
+mod outside;
+mod rules;
+mod transfer;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use model::{
+    Bytes, Descriptor, Epoch, FileId, HostName, OperationId, PeerName, PowerState, Resources, Time,
+    VmId,
+};
+use protocol::{Action, Answer, Ask, Config, Down, JourneyResult, Mode, Op, Output, Reply};
+
+pub use federation::{Federation, Flight, Line, Load, Point, Step};
+pub use node::{Content, Guest, Node, Saved};
+pub use outside::Crypto;
+pub use transfer::{End, Phase};
+
+/// How long a crashed site stays down, unless a scenario says otherwise.
+const DOWN_FOR: Duration = Duration::from_secs(2);
+
+/// Steps within one [`World::run_until`]; more means that something goes round in circles.
+const MAX_STEPS: usize = 200_000;
+
+/// Log lines that a failure shows.
+const SHOWN_LINES: usize = 120;
+
+/// What the network does with one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It arrives.
+    Arrives,
+    /// It is lost, and whoever waits for an answer hears that the connection broke.
+    Lost,
+    /// It arrives twice.
+    Twice,
+    /// It arrives this much later, and so behind others.
+    Late(Duration),
+}
+
+/// Before or after the rows of an event are durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// Nothing of the event is durable.
+    Before,
+    /// The rows are durable, and no effect was carried out.
+    After,
+}
+
+/// A crash to come.
+#[derive(Debug, Clone)]
+struct Plan {
+    site: PeerName,
+    kind: &'static str,
+    when: When,
+    skip: usize,
+}
+
+type Network = Box<dyn FnMut(&Flight) -> Fate>;
+
+/// A federation, and time. Sites and hosts are called by their plain names.
+///
+/// After every step the invariants are checked; a violation panics with the latest log lines.
+pub struct World {
+    /// What there is.
+    pub federation: Federation,
+    network: Option<Network>,
+    plans: Vec<Plan>,
+    crashes: Vec<(PeerName, &'static str)>,
+    restarts: BTreeMap<PeerName, Time>,
+    numbers: u8,
+}
+
+impl World {
+    /// Sites that all know nobody, with fast stand-in signatures.
+    pub fn of(sites: &[&str]) -> Self {
+        Self::with(sites, Crypto::Fast, &Config::default())
+    }
+
+    /// Sites that all know nobody.
+    pub fn with(sites: &[&str], crypto: Crypto, config: &Config) -> Self {
+        let mut federation = Federation::new(crypto);
+        for name in sites {
+            federation.add_site(site(name), config.clone());
+        }
+        let mut world = Self {
+            federation,
+            network: None,
+            plans: vec![],
+            crashes: vec![],
+            restarts: BTreeMap::new(),
+            numbers: 0,
+        };
+        for name in sites {
+            world.start(name);
+        }
+        world
+    }
+
+    /// Sites that each know the one before and the one after.
+    pub fn chain(sites: &[&str]) -> Self {
+        let mut world = Self::of(sites);
+        for pair in sites.windows(2) {
+            world.peer(pair[0], pair[1]);
+        }
+        world
+    }
+
+    /// Makes two sites peers.
+    pub fn peer(&mut self, one: &str, other: &str) {
+        self.federation.peer(&site(one), &site(other));
+        self.check();
+    }
+
+    /// Gives a site a host with room for `vms` VMs.
+    pub fn host(&mut self, at: &str, name: &str, vms: u32) {
+        let one = descriptor().resources;
+        let capacity = Resources { cpus: one.cpus * vms, memory: Bytes(one.memory.0 * u64::from(vms)) };
+        self.federation.connect_host(&site(at), host(name));
+        assert_eq!(self.ask(at, Ask::AddHost(host(name), capacity)), Reply::Done);
+    }
+
+    /// Imports a VM at its primary.
+    pub fn import(&mut self, at: &str) -> VmId {
+        let (k0, vm) = self.federation.prepare_import(&site(at));
+        assert_eq!(
+            self.ask(at, Ask::Import { descriptor: descriptor(), k0 }),
+            Reply::Imported(vm)
+        );
+        vm
+    }
+
+    /// Lets a site's user ask for something; the answer comes at once, or [`None`] comes.
+    pub fn begin(&mut self, at: &str, wish: Ask) -> u64 {
+        let mut crash = decide(&mut self.plans, &mut self.crashes);
+        let ask = self.federation.ask(&site(at), wish, &mut crash);
+        drop(crash);
+        self.after_step();
+        ask
+    }
+
+    /// The reply to what a user asked for, if there is one yet.
+    pub fn reply(&self, ask: u64) -> Option<&Reply> {
+        self.federation.replies.get(&ask)
+    }
+
+    /// Lets a site's user ask for something, and waits for the reply.
+    pub fn ask(&mut self, at: &str, wish: Ask) -> Reply {
+        let ask = self.begin(at, wish);
+        self.run_until("a reply", Duration::from_secs(3600), |world| world.reply(ask).is_some());
+        self.reply(ask).expect("just seen").clone()
+    }
+
+    fn operation(&mut self) -> OperationId {
+        self.numbers += 1;
+        OperationId([self.numbers; 16])
+    }
+
+    /// Asks a site to place a VM somewhere and boot it.
+    pub fn place(&mut self, at: &str, vm: VmId) -> OperationId {
+        self.move_to(at, vm, &[])
+    }
+
+    /// Asks a site to place a VM at one of some peers and boot it.
+    pub fn move_to(&mut self, at: &str, vm: VmId, peers: &[&str]) -> OperationId {
+        let operation = self.operation();
+        let wish = moving(operation, vm, peers);
+        self.begin(at, wish);
+        operation
+    }
+
+    /// Asks a site to move a VM to a host of its own.
+    pub fn bring_home(&mut self, at: &str, vm: VmId) -> OperationId {
+        let operation = self.operation();
+        let wish = match moving(operation, vm, &[]) {
+            Ask::Move { operation, vm, peers, mode, .. } => {
+                Ask::Move { operation, vm, peers, local_only: true, boot: true, mode, dry_run: false }
+            }
+            other => other,
+        };
+        self.begin(at, wish);
+        operation
+    }
+
+    /// Asks a site what placing a VM would give.
+    pub fn dry_run(&mut self, at: &str, vm: VmId) -> OperationId {
+        let operation = self.operation();
+        let wish = Ask::Move {
+            operation,
+            vm,
+            peers: BTreeSet::new(),
+            local_only: false,
+            boot: true,
+            mode: Mode::Hibernate,
+            dry_run: true,
+        };
+        self.begin(at, wish);
+        operation
+    }
+
+    /// Asks a site to force a VM out.
+    pub fn evict(&mut self, at: &str, vm: VmId, within: Duration) -> OperationId {
+        let operation = self.operation();
+        let reason = "maintenance".to_owned();
+        self.begin(at, Ask::Evict { operation, vm, reason, within });
+        operation
+    }
+
+    /// Changes or shows a VM's run state, from a site on its path.
+    pub fn control(&mut self, at: &str, vm: VmId, action: Action) -> Answer {
+        match self.ask(at, Ask::Control(vm, action)) {
+            Reply::Answer(answer) => *answer,
+            other => panic!("control was answered by {other:?}\n{}", self.story()),
+        }
+    }
+
+    /// The power state of a VM, as a site on its path hears it.
+    pub fn power(&mut self, at: &str, vm: VmId) -> PowerState {
+        match self.control(at, vm, Action::Show) {
+            Answer::State { power, .. } => power,
+            other => panic!("no state but {other:?}\n{}", self.story()),
+        }
+    }
+
+    // Faults.
+
+    /// From now on `network` decides what becomes of each message.
+    pub fn network(&mut self, network: impl FnMut(&Flight) -> Fate + 'static) {
+        self.network = Some(Box::new(network));
+    }
+
+    /// The network works again.
+    pub fn calm(&mut self) {
+        self.network = None;
+    }
+
+    /// Cuts two sites off from each other, or joins them again.
+    pub fn cut(&mut self, one: &str, other: &str, cut: bool) {
+        self.federation.cut(&site(one), &site(other), cut);
+    }
+
+    /// Crashes a site; its guests go on. It stays down until [`World::start`].
+    pub fn crash(&mut self, at: &str) {
+        self.federation.crash(&site(at));
+        self.check();
+    }
+
+    /// Ends every guest process of a site, as a power failure does.
+    pub fn power_failure(&mut self, at: &str) {
+        self.crash(at);
+        self.federation.end_guests(&site(at));
+    }
+
+    /// Starts a site that is down.
+    pub fn start(&mut self, at: &str) {
+        self.restarts.remove(&site(at));
+        let mut crash = decide(&mut self.plans, &mut self.crashes);
+        self.federation.perform(&Step::Restart(site(at)), &mut crash);
+        drop(crash);
+        self.after_step();
+    }
+
+    /// Crashes a site when it writes a row of `kind`, for the time after next `skip` times; it
+    /// comes up again by itself.
+    pub fn crash_at(&mut self, at: &str, kind: &'static str, when: When, skip: usize) {
+        self.plans.push(Plan { site: site(at), kind, when, skip });
+    }
+
+    /// Which of the planned crashes have come.
+    pub fn crashes(&self) -> &[(PeerName, &'static str)] {
+        &self.crashes
+    }
+
+    /// No guest comes up on this host from now on, or they do again.
+    pub fn break_host(&mut self, at: &str, name: &str, broken: bool) {
+        self.federation.break_host(&site(at), host(name), broken);
+    }
+
+    // Time.
+
+    /// Does the next step if one is due by `limit`, letting time pass until then.
+    fn step(&mut self, limit: Time) -> bool {
+        let now = self.federation.now;
+        if let Some((name, _)) = self.restarts.iter().find(|(_, at)| **at <= now) {
+            let name = name.as_str().to_owned();
+            self.start(&name);
+            return true;
+        }
+        let Some(step) = self.federation.due_step() else {
+            let restart = self.restarts.values().min().copied();
+            let next = self.federation.next_due().into_iter().chain(restart).min();
+            let Some(next) = next.filter(|next| *next <= limit) else { return false };
+            self.federation.now = next.max(now);
+            return true;
+        };
+        let mut fate = Fate::Arrives;
+        if let Step::Deliver(at) = step
+            && let Some(network) = &mut self.network
+        {
+            fate = network(&self.federation.flights[at]);
+        }
+        match (fate, step) {
+            (Fate::Lost, Step::Deliver(at)) => self.federation.lose(at),
+            (Fate::Late(by), Step::Deliver(at)) => self.federation.delay(at, by),
+            (fate, step) => {
+                if let (Fate::Twice, Step::Deliver(at)) = (fate, &step) {
+                    self.federation.repeat(*at);
+                }
+                let mut crash = decide(&mut self.plans, &mut self.crashes);
+                self.federation.perform(&step, &mut crash);
+            }
+        }
+        self.after_step();
+        true
+    }
+
+    fn after_step(&mut self) {
+        for name in self.federation.down() {
+            let planned = self.crashes.iter().any(|(site, _)| *site == name);
+            if planned && !self.restarts.contains_key(&name) {
+                self.restarts.insert(name, self.federation.now.after(DOWN_FOR));
+            }
+        }
+        self.check();
+    }
+
+    fn check(&self) {
+        if let Some(violation) = self.federation.violations.first() {
+            panic!("{violation}\n{}", self.story());
+        }
+    }
+
+    /// Lets time pass until `done`, and panics when it is not so within `limit`.
+    pub fn run_until(&mut self, what: &str, limit: Duration, done: impl Fn(&Self) -> bool) {
+        let until = self.federation.now.after(limit);
+        for _ in 0..MAX_STEPS {
+            if done(self) {
+                return;
+            }
+            if !self.step(until) {
+                panic!("{what}: not within {limit:?}\n{}", self.story());
+            }
+        }
+        panic!("{what}: not within {MAX_STEPS} steps\n{}", self.story());
+    }
+
+    /// Lets time pass.
+    pub fn run(&mut self, span: Duration) {
+        let until = self.federation.now.after(span);
+        for _ in 0..MAX_STEPS {
+            if !self.step(until) {
+                self.federation.now = until;
+                return;
+            }
+        }
+        panic!("no rest within {MAX_STEPS} steps\n{}", self.story());
+    }
+
+    /// Lets three days pass, then checks that nothing is left over anywhere: no open migration or
+    /// journey, no taken capacity, no guest, file, token or session that nobody needs.
+    pub fn settle(&mut self) {
+        self.calm();
+        self.run(Duration::from_secs(3 * 24 * 3600));
+        let left = self.federation.leftovers();
+        assert!(left.is_empty(), "left over: {left:#?}\n{}", self.story());
+    }
+
+    // Looking.
+
+    /// The sites at which a guest of the VM executes.
+    pub fn running_at(&self, vm: VmId) -> Vec<&str> {
+        let nodes = self.federation.nodes.iter();
+        let runs = |node: &Node| {
+            node.guests.iter().filter(|((_, of, _), guest)| *of == vm && guest.executes).count()
+        };
+        nodes.flat_map(|(name, node)| vec![name.as_str(); runs(node)]).collect()
+    }
+
+    /// Whether the VM executes at exactly this site.
+    pub fn runs(&self, vm: VmId, at: &str) -> bool {
+        self.running_at(vm) == [at]
+    }
+
+    /// Waits until the VM executes at this site.
+    pub fn until_runs(&mut self, vm: VmId, at: &str) {
+        let what = format!("the VM runs at {at}");
+        self.run_until(&what, Duration::from_secs(3600), |world| world.runs(vm, at));
+    }
+
+    /// What the memory of the VM's executing guest stands for: booting anew makes another.
+    pub fn memory(&self, vm: VmId) -> Option<u64> {
+        let guests = self.federation.nodes.values().flat_map(|node| &node.guests);
+        guests.filter(|((_, of, _), guest)| *of == vm && guest.executes).map(|(_, g)| g.memory).next()
+    }
+
+    /// The host that has the VM at a site.
+    pub fn host_of(&self, at: &str, vm: VmId) -> Option<String> {
+        let stay = self.state(at).vms.get(&vm)?.stay.as_ref()?;
+        Some(stay.host.to_string())
+    }
+
+    /// What is durable at a site.
+    pub fn state(&self, at: &str) -> &protocol::State {
+        &self.federation.nodes[&site(at)].durable
+    }
+
+    /// Waits until an operation has ended, and tells how.
+    pub fn result(&mut self, at: &str, operation: OperationId) -> JourneyResult {
+        let name = at.to_owned();
+        let ended = move |world: &Self| {
+            let journey = world.state(&name).journeys.get(&operation);
+            journey.and_then(|journey| journey.result.clone())
+        };
+        self.run_until("the operation ends", Duration::from_secs(2 * 24 * 3600), |world| {
+            ended(world).is_some()
+        });
+        ended(self).expect("just seen")
+    }
+
+    /// The sites on the VM's path from its primary on, as each names the next.
+    pub fn path(&self, primary: &str, vm: VmId) -> Vec<String> {
+        let mut path = vec![primary.to_owned()];
+        while path.len() < 10 {
+            let entry = self.state(path.last().expect("never empty")).vms.get(&vm);
+            match entry.map(|entry| &entry.down) {
+                Some(Down::Edge(edge)) => path.push(edge.peer.to_string()),
+                _ => break,
+            }
+        }
+        path
+    }
+
+    /// The newest epoch that a site knows of.
+    pub fn epoch(&self, at: &str, vm: VmId) -> Option<Epoch> {
+        Some(self.state(at).vms.get(&vm)?.chain.epoch())
+    }
+
+    /// Virtual time since the beginning.
+    pub fn elapsed(&self) -> Duration {
+        self.federation.now.since(federation::BEGINNING)
+    }
+
+    /// The latest lines of what happened.
+    pub fn story(&self) -> String {
+        let log = &self.federation.log;
+        log[log.len().saturating_sub(SHOWN_LINES)..].join("\n")
+    }
+}
+
+/// The crash that is planned for an output, if any.
+fn decide<'a>(
+    plans: &'a mut Vec<Plan>,
+    crashes: &'a mut Vec<(PeerName, &'static str)>,
+) -> impl FnMut(&PeerName, &Output) -> Option<Point> + 'a {
+    move |name, output| {
+        for row in &output.rows {
+            let Some(at) = plans.iter().position(|p| p.site == *name && p.kind == row.kind())
+            else {
+                continue;
+            };
+            if plans[at].skip > 0 {
+                plans[at].skip -= 1;
+                continue;
+            }
+            let plan = plans.remove(at);
+            crashes.push((plan.site, plan.kind));
+            return Some(match plan.when {
+                When::Before => Point::BeforeRows,
+                When::After => Point::AfterEffects(0),
+            });
+        }
+        None
+    }
+}
+
+fn moving(operation: OperationId, vm: VmId, peers: &[&str]) -> Ask {
+    Ask::Move {
+        operation,
+        vm,
+        peers: peers.iter().map(|peer| site(peer)).collect(),
+        local_only: false,
+        boot: true,
+        mode: Mode::Hibernate,
+        dry_run: false,
+    }
+}
+
+/// A site, as its peers call it.
+pub fn site(name: &str) -> PeerName {
+    name.parse().expect("a legal name")
+}
+
+/// A host's name.
+pub fn host(name: &str) -> HostName {
+    name.parse().expect("a legal name")
+}
+
+/// The descriptor of every VM here: one processor, 512 MiB, one disk.
+pub fn descriptor() -> Descriptor {
+    Descriptor {
+        name: "web".parse().expect("a legal name"),
+        resources: Resources { cpus: 1, memory: Bytes::mib(512) },
+        disks: vec![model::vm::Disk { file: FileId::disk(0), capacity: Bytes::mib(1024) }],
+        nics: vec![],
+        restrictions: model::vm::Restrictions::default(),
+    }
+}
+
+/// Whether a message is a request for this operation, by its name in federation.md.
+pub fn asks(flight: &Flight, operation: &str) -> bool {
+    matches!(&flight.load, Load::Request { request, .. } if request.origin.op.name() == operation)
+}
+
+/// Whether a message is a request for an operation that `wanted` knows.
+pub fn asks_for(flight: &Flight, wanted: impl Fn(&Op) -> bool) -> bool {
+    matches!(&flight.load, Load::Request { request, .. } if wanted(&request.origin.op))
+}

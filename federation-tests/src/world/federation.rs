@@ -1,0 +1,951 @@
+//! The federation as a value: what can happen next, and what happens.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::{Bytes, Epoch, FileId, HostName, MigrationId, PeerName, PublicKey, Time, VmId};
+use protocol::{
+    Answer, Ask, CallError, CallId, Caller, Command, Config, Effect, Event, Output, Reply, Request,
+    Site, TransferEvent, library,
+};
+
+use super::invariant::Ledger;
+use super::node::{Content, Node, profile};
+use super::outside::{Crypto, Outside};
+use super::transfer::{End, Phase, Pulling, Serving, Talk, root};
+
+/// When every world begins.
+pub(super) const BEGINNING: Time = Time(1_000_000);
+
+/// How long a message takes.
+const LATENCY: Duration = Duration::from_millis(5);
+/// How long a hypervisor's verb takes.
+const VERB: Duration = Duration::from_millis(50);
+/// How soon a caller hears that the connection broke.
+const BROKEN: Duration = Duration::from_secs(1);
+
+/// A request of one site, while it waits for the answer.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Line {
+    /// The site.
+    pub site: PeerName,
+    /// Which of its lives.
+    pub life: u32,
+    /// Its number for the request.
+    pub call: CallId,
+}
+
+/// A message on its way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flight {
+    /// When it arrives.
+    pub due: Time,
+    /// What it is.
+    pub load: Load,
+}
+
+/// What a message is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Load {
+    /// A request.
+    Request {
+        /// Who waits for the answer.
+        from: Line,
+        /// Whom it goes to.
+        to: PeerName,
+        /// What is asked.
+        request: Box<Request>,
+    },
+    /// An answer, or the news that none will come.
+    Answer {
+        /// Who waits for it.
+        to: Line,
+        /// Who answers.
+        from: PeerName,
+        /// The answer.
+        answer: Result<Box<Answer>, CallError>,
+    },
+}
+
+/// Something that can happen.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// The message with this index arrives.
+    Deliver(usize),
+    /// A site's hypervisor does the verb with this index.
+    Guest(PeerName, usize),
+    /// A transfer goes on, at the site where the event comes up.
+    Transfer(PeerName, MigrationId, Phase),
+    /// A site's earliest deadline has come.
+    Tick(PeerName),
+    /// A site has waited long enough for an answer.
+    TimeOut(PeerName, CallId),
+    /// A site that is down comes up.
+    Restart(PeerName),
+}
+
+/// Where, in the driver's law "step, persist, then send", a node crashes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Point {
+    /// Nothing of the event is durable.
+    BeforeRows,
+    /// The rows are durable, and so many effects were carried out.
+    AfterEffects(usize),
+}
+
+/// Decides, from what a site is about to do, whether it crashes in it.
+pub(crate) type Crash<'a> = dyn FnMut(&PeerName, &Output) -> Option<Point> + 'a;
+
+/// Several sites, and what is on its way between them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Federation {
+    /// The time, everywhere.
+    pub now: Time,
+    /// The sites by name.
+    pub nodes: BTreeMap<PeerName, Arc<Node>>,
+    /// Messages on their way.
+    pub flights: Vec<Flight>,
+    /// Replies to users, by ask.
+    pub replies: BTreeMap<u64, Reply>,
+    /// Rules that were broken. The first one counts.
+    pub violations: Vec<String>,
+    /// What happened, for people.
+    pub log: Vec<String>,
+    /// Whether the log is kept.
+    pub logging: bool,
+    pub(super) ledger: Ledger,
+    crypto: Crypto,
+    cuts: BTreeSet<(PeerName, PeerName)>,
+    asks: u64,
+}
+
+impl Hash for Federation {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // Left out: counters that only make names unique, what is told for people, and when
+        // messages arrive, which whoever chooses the steps decides.
+        self.now.hash(state);
+        for node in self.nodes.values() {
+            match &node.machine {
+                Some(machine) => machine.hash(state),
+                None => node.durable.hash(state),
+            }
+            (&node.copies, &node.guests, node.life, &node.callers, &node.calls).hash(state);
+            (&node.serves, &node.pulls).hash(state);
+            for verb in &node.verbs {
+                (&verb.place, verb.what).hash(state);
+            }
+        }
+        let mut flights = 0_u64;
+        for flight in &self.flights {
+            let mut one = DefaultHasher::new();
+            flight.load.hash(&mut one);
+            flights = flights.wrapping_add(one.finish());
+        }
+        flights.hash(state);
+        (&self.ledger.newest, &self.violations, &self.cuts).hash(state);
+    }
+}
+
+fn pair(one: &PeerName, other: &PeerName) -> (PeerName, PeerName) {
+    if one < other { (one.clone(), other.clone()) } else { (other.clone(), one.clone()) }
+}
+
+fn broken() -> CallError {
+    CallError::Unreachable("the connection broke".to_owned())
+}
+
+impl Federation {
+    pub(super) fn new(crypto: Crypto) -> Self {
+        Self {
+            now: BEGINNING,
+            nodes: BTreeMap::new(),
+            flights: vec![],
+            replies: BTreeMap::new(),
+            violations: vec![],
+            log: vec![],
+            logging: true,
+            ledger: Ledger::default(),
+            crypto,
+            cuts: BTreeSet::new(),
+            asks: 0,
+        }
+    }
+
+    pub(super) fn add_site(&mut self, name: PeerName, config: Config) {
+        let number = u8::try_from(self.nodes.len() + 1).expect("few sites");
+        self.nodes.insert(name, Arc::new(Node::new(number, config)));
+    }
+
+    fn node(&mut self, name: &PeerName) -> &mut Node {
+        Arc::make_mut(self.nodes.get_mut(name).expect("a known site"))
+    }
+
+    fn tell(&mut self, line: impl FnOnce() -> String) {
+        if self.logging {
+            let line = format!("{:>12} {}", self.now.since(BEGINNING).as_millis(), line());
+            self.log.push(line);
+        }
+    }
+
+    pub(super) fn violate(&mut self, what: String) {
+        self.tell(|| format!("VIOLATION: {what}"));
+        self.violations.push(what);
+    }
+
+    /// Whether a site of this federation ever wrote a row of this kind in some migration.
+    pub fn has_decided(&self, kind: &str) -> bool {
+        self.ledger.has(kind)
+    }
+
+    // What scenarios change.
+
+    pub(super) fn peer(&mut self, one: &PeerName, other: &PeerName) {
+        for (site, peer) in [(one, other), (other, one)] {
+            let node = self.node(site);
+            node.peers.insert(peer.clone());
+            let peers = node.peers.clone();
+            self.feed(site, Event::Peers(peers), &mut |_, _| None);
+        }
+    }
+
+    pub(super) fn connect_host(&mut self, at: &PeerName, host: HostName) {
+        self.node(at).hosts.insert(host.clone());
+        self.feed(at, Event::Profile(host, profile()), &mut |_, _| None);
+    }
+
+    pub(super) fn break_host(&mut self, at: &PeerName, host: HostName, broken: bool) {
+        let node = self.node(at);
+        if broken {
+            node.broken.insert(host);
+        } else {
+            node.broken.remove(&host);
+        }
+    }
+
+    /// Makes a VM's own key, and lays its files into the library.
+    pub(super) fn prepare_import(&mut self, at: &PeerName) -> (PublicKey, VmId) {
+        let crypto = self.crypto;
+        let node = self.node(at);
+        let k0 = node.made.key(node.number, crypto);
+        let vm = VmId::of(&k0);
+        let disk = self.ledger.write(vm);
+        let place = (library(), vm, Epoch(0));
+        self.node(at).copies.insert(place, Content { disk, state: None });
+        (k0, vm)
+    }
+
+    /// A site's user asks for something.
+    pub fn ask(&mut self, at: &PeerName, wish: Ask, crash: &mut Crash<'_>) -> u64 {
+        self.asks += 1;
+        let ask = self.asks;
+        self.tell(|| format!("{at}: user asks {wish:?}"));
+        self.feed(at, Event::Ask { ask, wish: Box::new(wish) }, crash);
+        ask
+    }
+
+    pub(super) fn cut(&mut self, one: &PeerName, other: &PeerName, cut: bool) {
+        let link = pair(one, other);
+        self.tell(|| format!("link {link:?} cut: {cut}"));
+        if !cut {
+            self.cuts.remove(&link);
+            return;
+        }
+        self.cuts.insert(link);
+        for (site, peer) in [(one, other), (other, one)] {
+            self.hang_up(site, |line| line.site == *peer);
+            let node = self.node(site);
+            node.pulls.values_mut().for_each(Pulling::cut);
+            node.serves.values_mut().for_each(|serve| serve.talk.session = false);
+        }
+        while let Some(at) = self.flights.iter().position(|flight| match &flight.load {
+            Load::Request { from, to, .. } => pair(&from.site, to) == pair(one, other),
+            Load::Answer { to, from, answer } => {
+                pair(&to.site, from) == pair(one, other) && answer.is_ok()
+            }
+        }) {
+            self.lose(at);
+        }
+    }
+
+    /// Callers of a site hear that their connection broke.
+    fn hang_up(&mut self, site: &PeerName, which: impl Fn(&Line) -> bool) {
+        let node = self.node(site);
+        let lines: Vec<Line> = node.callers.values().flatten().filter(|l| which(l)).cloned().collect();
+        node.callers.retain(|_, line| !line.as_ref().is_some_and(&which));
+        for line in lines {
+            self.answer(line, site.clone(), Err(broken()), BROKEN);
+        }
+    }
+
+    /// A site's process ends. What was on its way to it breaks; what it sent goes on.
+    pub fn crash(&mut self, name: &PeerName) {
+        self.tell(|| format!("{name}: CRASH"));
+        self.hang_up(name, |_| true);
+        let node = self.node(name);
+        node.machine = None;
+        node.calls.clear();
+        node.verbs.clear();
+        node.callers.clear();
+        let (serves, pulls) = (std::mem::take(&mut node.serves), std::mem::take(&mut node.pulls));
+        for other in self.names() {
+            let node = self.node(&other);
+            for migration in serves.keys() {
+                node.pulls.get_mut(migration).into_iter().for_each(Pulling::cut);
+            }
+            for migration in pulls.keys() {
+                let serve = node.serves.get_mut(migration);
+                serve.into_iter().for_each(|serve| serve.talk.session = false);
+            }
+        }
+        self.flights.retain(|flight| {
+            !matches!(&flight.load, Load::Answer { to, .. } if to.site == *name)
+        });
+        while let Some(at) = self.flights.iter().position(
+            |flight| matches!(&flight.load, Load::Request { to, .. } if to == name),
+        ) {
+            self.lose(at);
+        }
+    }
+
+    /// Every guest process of a site ends, unsaved.
+    pub(super) fn end_guests(&mut self, name: &PeerName) {
+        let guests = std::mem::take(&mut self.node(name).guests);
+        for (place, guest) in guests {
+            let disk = if guest.executes {
+                self.ledger.write(place.1)
+            } else {
+                let newest = self.ledger.newest.entry(place.1).or_default();
+                newest.saved = None;
+                newest.disk
+            };
+            if guest.executes {
+                self.node(name).copies.get_mut(&place).expect("a guest has files").disk = disk;
+            }
+        }
+    }
+
+    /// Sites that are down.
+    pub fn down(&self) -> Vec<PeerName> {
+        let down = self.nodes.iter().filter(|(_, node)| node.machine.is_none());
+        down.map(|(name, _)| name.clone()).collect()
+    }
+
+    fn names(&self) -> Vec<PeerName> {
+        self.nodes.keys().cloned().collect()
+    }
+
+    /// The message with this index is lost, and whoever waits hears that the connection broke.
+    pub fn lose(&mut self, at: usize) {
+        let flight = self.flights.remove(at);
+        self.tell(|| format!("LOST {}", short(&flight.load)));
+        match flight.load {
+            Load::Request { from, to, .. } => self.answer(from, to, Err(broken()), BROKEN),
+            Load::Answer { to, from, .. } => self.answer(to, from, Err(broken()), BROKEN),
+        }
+    }
+
+    /// The message with this index will arrive twice; the second answer goes to nobody.
+    pub fn repeat(&mut self, at: usize) {
+        let mut flight = self.flights[at].clone();
+        if let Load::Request { from, .. } = &mut flight.load {
+            from.life = u32::MAX;
+            flight.due = flight.due.after(LATENCY);
+            self.flights.push(flight);
+        }
+    }
+
+    pub(super) fn delay(&mut self, at: usize, by: Duration) {
+        let flight = &mut self.flights[at];
+        flight.due = flight.due.after(by);
+    }
+
+    fn answer(
+        &mut self,
+        to: Line,
+        from: PeerName,
+        answer: Result<Box<Answer>, CallError>,
+        wait: Duration,
+    ) {
+        // Nobody waits for the answer to a repeat, or in an earlier life.
+        let waits = |node: &Arc<Node>| node.life == to.life && node.calls.contains_key(&to.call);
+        if self.nodes.get(&to.site).is_some_and(waits) {
+            let due = self.now.after(wait);
+            self.flights.push(Flight { due, load: Load::Answer { to, from, answer } });
+        }
+    }
+
+    // What can happen.
+
+    fn verb_heads(node: &Node) -> Vec<usize> {
+        let mut seen = BTreeSet::new();
+        let heads = node.verbs.iter().enumerate().filter(|(_, verb)| seen.insert(verb.place.1));
+        heads.map(|(at, _)| at).collect()
+    }
+
+    fn transfers(&self) -> Vec<Step> {
+        let mut steps = vec![];
+        let mut add = |name: &PeerName, migration: &MigrationId, phase| {
+            steps.push(Step::Transfer(name.clone(), *migration, phase));
+        };
+        for (name, node) in &self.nodes {
+            for (id, serve) in &node.serves {
+                if serve.files.is_some() && !serve.reported {
+                    add(name, id, Phase::Read);
+                }
+                self.talks(name, id, &serve.talk, End::Source, &mut add);
+            }
+            for (id, pull) in &node.pulls {
+                if pull.active && !pull.talk.session && self.source_of(name, *id, pull).is_some() {
+                    add(name, id, Phase::Dial);
+                }
+                let ready = || {
+                    let (source, _) = proxy_site(pull);
+                    let serve = self.nodes.get(&source).and_then(|node| node.serves.get(id));
+                    serve.is_some_and(|serve| serve.reported)
+                };
+                if pull.talk.session && !pull.finished && ready() {
+                    add(name, id, if pull.begun { Phase::Finish } else { Phase::Begin });
+                }
+                self.talks(name, id, &pull.talk, End::Target, &mut add);
+            }
+        }
+        steps
+    }
+
+    fn talks(
+        &self,
+        name: &PeerName,
+        id: &MigrationId,
+        talk: &Talk,
+        end: End,
+        add: &mut impl FnMut(&PeerName, &MigrationId, Phase),
+    ) {
+        if talk.session && !talk.outbox.is_empty() {
+            add(name, id, Phase::Carry(end));
+        }
+        if !talk.inbox.is_empty() {
+            add(name, id, Phase::Hear(end));
+        } else if talk.ended {
+            add(name, id, Phase::Ended(end));
+        }
+    }
+
+    /// The site whose proxy lets this pull in, if it is reachable.
+    fn source_of(&self, at: &PeerName, id: MigrationId, pull: &Pulling) -> Option<PeerName> {
+        let (source, token) = proxy_site(pull);
+        let serve = self.nodes.get(&source)?.serves.get(&id)?;
+        let fits = serve.token == token
+            && serve.key == pull.source.transfer_key
+            && serve.peer_key == pull.key;
+        (fits && !self.cuts.contains(&pair(at, &source))).then_some(source)
+    }
+
+    /// The deadline that a site waits for next, with the step that it is.
+    fn deadlines(&self) -> Vec<(Time, Step)> {
+        let mut due = vec![];
+        for (name, node) in &self.nodes {
+            if let Some(at) = node.machine.as_ref().and_then(Site::next_deadline) {
+                due.push((at, Step::Tick(name.clone())));
+            }
+            for (call, at) in &node.calls {
+                due.push((*at, Step::TimeOut(name.clone(), *call)));
+            }
+        }
+        due
+    }
+
+    /// Everything that can happen next, in whatever order. Time passes only when nothing else can
+    /// happen.
+    pub fn steps(&self) -> Vec<Step> {
+        let mut steps: Vec<Step> = (0..self.flights.len()).map(Step::Deliver).collect();
+        for (name, node) in &self.nodes {
+            let heads = Self::verb_heads(node).into_iter();
+            steps.extend(heads.map(|at| Step::Guest(name.clone(), at)));
+        }
+        steps.extend(self.transfers());
+        steps.extend(self.down().into_iter().map(Step::Restart));
+        if steps.is_empty() {
+            let deadlines = self.deadlines();
+            if let Some(first) = deadlines.iter().map(|(at, _)| *at).min() {
+                let due = deadlines.into_iter().filter(|(at, _)| *at == first);
+                steps.extend(due.map(|(_, step)| step));
+            }
+        }
+        steps
+    }
+
+    /// The step that is due now by the clock, if any. Sites that are down stay down.
+    pub(super) fn due_step(&self) -> Option<Step> {
+        let flights =
+            self.flights.iter().enumerate().map(|(at, flight)| (flight.due, Step::Deliver(at)));
+        let verbs = self.nodes.iter().flat_map(|(name, node)| {
+            let heads = Self::verb_heads(node).into_iter();
+            heads.map(|at| (node.verbs[at].due, Step::Guest(name.clone(), at)))
+        });
+        let timed = flights.chain(verbs).filter(|(due, _)| *due <= self.now);
+        timed
+            .min_by_key(|(due, _)| *due)
+            .map(|(_, step)| step)
+            .or_else(|| self.transfers().into_iter().next())
+            .or_else(|| {
+                let due = self.deadlines().into_iter().filter(|(due, _)| *due <= self.now);
+                due.min_by_key(|(due, _)| *due).map(|(_, step)| step)
+            })
+    }
+
+    /// When the next step is due by the clock.
+    pub(super) fn next_due(&self) -> Option<Time> {
+        let flights = self.flights.iter().map(|flight| flight.due);
+        let verbs = self.nodes.values().flat_map(|node| node.verbs.iter().map(|verb| verb.due));
+        let deadlines = self.deadlines().into_iter().map(|(due, _)| due);
+        flights.chain(verbs).chain(deadlines).min()
+    }
+
+    // What happens.
+
+    /// Does one step. The site that handles it may crash in it.
+    pub fn perform(&mut self, step: &Step, crash: &mut Crash<'_>) {
+        if self.logging {
+            let line = self.describe(step);
+            self.tell(|| line);
+        }
+        match step {
+            Step::Deliver(at) => self.deliver(*at, crash),
+            Step::Guest(name, at) => {
+                let verb = self.node(name).verbs.remove(*at);
+                let node = Arc::make_mut(self.nodes.get_mut(name).expect("a known site"));
+                match node.act(&verb, &mut self.ledger) {
+                    Ok(event) => {
+                        let (_, vm, epoch) = verb.place;
+                        self.feed(name, Event::Guest { vm, epoch, event }, crash);
+                    }
+                    Err(violation) => self.violate(violation),
+                }
+            }
+            Step::Transfer(name, id, phase) => {
+                if let Some((at, event)) = self.transfer(name, *id, *phase) {
+                    self.feed(&at, Event::Transfer { migration: *id, event }, crash);
+                }
+            }
+            Step::Tick(name) => {
+                let deadline = self.nodes[name].machine.as_ref().and_then(Site::next_deadline);
+                self.now = self.now.max(deadline.unwrap_or(self.now));
+                self.feed(name, Event::Tick, crash);
+            }
+            Step::TimeOut(name, call) => {
+                let deadline = self.node(name).calls.remove(call);
+                self.now = self.now.max(deadline.unwrap_or(self.now));
+                let why = CallError::Unreachable("no answer in time".to_owned());
+                self.feed(name, Event::Answered { call: *call, answer: Err(why) }, crash);
+            }
+            Step::Restart(name) => self.restart(name, crash),
+        }
+        self.check();
+    }
+
+    fn deliver(&mut self, at: usize, crash: &mut Crash<'_>) {
+        match self.flights.remove(at).load {
+            Load::Request { from, to, request } => {
+                let node = self.node(&to);
+                if node.machine.is_none() {
+                    return self.answer(from, to, Err(broken()), BROKEN);
+                }
+                let caller = (0..).find(|n| !node.callers.contains_key(n)).expect("few callers");
+                let peer = from.site.clone();
+                node.callers.insert(caller, Some(from));
+                let caller = Caller::Peer(caller);
+                self.feed(&to, Event::Request { caller, from: peer, request }, crash);
+            }
+            Load::Answer { to, answer, .. } => {
+                if self.node(&to.site).calls.remove(&to.call).is_some() {
+                    self.feed(&to.site, Event::Answered { call: to.call, answer }, crash);
+                }
+            }
+        }
+    }
+
+    fn restart(&mut self, name: &PeerName, crash: &mut Crash<'_>) {
+        let now = self.now;
+        let crypto = self.crypto;
+        let node = self.node(name);
+        node.life += 1;
+        let mut machine = Site::new(node.config.clone(), node.durable.clone());
+        let found = node.found();
+        let mut outside =
+            Outside { name, site: node.number, now, crypto, made: &mut node.made };
+        let output = catch_unwind(AssertUnwindSafe(|| machine.restart(&mut outside, &found)));
+        node.machine = Some(machine);
+        self.law(name, output, crash);
+        let node = &self.nodes[name];
+        if node.machine.is_some() {
+            let peers = node.peers.clone();
+            let hosts = node.hosts.clone();
+            for host in hosts {
+                self.feed(name, Event::Profile(host, profile()), &mut |_, _| None);
+            }
+            self.feed(name, Event::Peers(peers), &mut |_, _| None);
+        }
+    }
+
+    /// Lets a site handle an event.
+    fn feed(&mut self, name: &PeerName, event: Event, crash: &mut Crash<'_>) {
+        let (now, crypto) = (self.now, self.crypto);
+        let node = self.node(name);
+        let Some(mut machine) = node.machine.take() else { return };
+        let mut outside =
+            Outside { name, site: node.number, now, crypto, made: &mut node.made };
+        let output = catch_unwind(AssertUnwindSafe(|| machine.handle(&mut outside, event)));
+        node.machine = Some(machine);
+        self.law(name, output, crash);
+    }
+
+    /// Step, persist, then send.
+    fn law(
+        &mut self,
+        name: &PeerName,
+        output: std::thread::Result<Output>,
+        crash: &mut Crash<'_>,
+    ) {
+        let output = match output {
+            Ok(output) => output,
+            Err(panic) => {
+                let what = panic.downcast_ref::<String>().cloned();
+                let what = what.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+                self.node(name).machine = None;
+                return self.violate(format!("{name} panicked: {}", what.unwrap_or_default()));
+            }
+        };
+        let point = crash(name, &output);
+        if point == Some(Point::BeforeRows) {
+            return self.crash(name);
+        }
+        for row in &output.rows {
+            self.tell(|| format!("{name}:   row {}", row.kind()));
+            if let Some(violation) = self.ledger.decided(row) {
+                self.violate(violation);
+            }
+        }
+        let node = self.node(name);
+        node.persist(&output.rows);
+        if node.machine.as_ref().is_some_and(|machine| machine.state != node.durable) {
+            self.violate(format!("{name}: the fold of its journal is not its state"));
+        }
+        for (at, effect) in output.effects.into_iter().enumerate() {
+            if point == Some(Point::AfterEffects(at)) {
+                return self.crash(name);
+            }
+            self.carry_out(name, effect);
+        }
+        if matches!(point, Some(Point::AfterEffects(_))) {
+            self.crash(name);
+        }
+    }
+
+    fn carry_out(&mut self, name: &PeerName, effect: Effect) {
+        match effect {
+            Effect::Send { call, to, request } => {
+                let deadline = self.now.after(request.hop.time_left);
+                let node = self.node(name);
+                node.calls.insert(call, deadline);
+                let from = Line { site: name.clone(), life: node.life, call };
+                let peers = node.peers.contains(&to);
+                let up = self.nodes.get(&to).is_some_and(|node| node.machine.is_some());
+                if !peers || !up || self.cuts.contains(&pair(name, &to)) {
+                    return self.answer(from, to, Err(broken()), BROKEN);
+                }
+                let due = self.now.after(LATENCY);
+                self.flights.push(Flight { due, load: Load::Request { from, to, request } });
+            }
+            Effect::Answer { caller: Caller::Peer(caller), answer } => {
+                let line = self.node(name).callers.remove(&caller);
+                match line {
+                    None => self.violate(format!("{name} answers caller {caller} twice")),
+                    Some(None) => {}
+                    Some(Some(line)) => self.answer(line, name.clone(), Ok(answer), LATENCY),
+                }
+            }
+            Effect::Answer { caller: Caller::Own(_), .. } => {
+                self.violate(format!("{name} answers itself by the network"));
+            }
+            Effect::Reply { ask, reply } => {
+                self.tell(|| format!("{name}:   reply {reply:?}"));
+                self.replies.insert(ask, reply);
+            }
+            Effect::Do(command) => self.command(name, command),
+            Effect::Progress { text, .. } => self.tell(|| format!("{name}:   progress: {text}")),
+            Effect::Note { text, .. } => self.tell(|| format!("{name}:   note: {text}")),
+            Effect::Ended(journey) => {
+                self.tell(|| format!("{name}:   ended: {:?}", journey.result));
+            }
+        }
+    }
+
+    fn command(&mut self, name: &PeerName, command: Command) {
+        self.tell(|| format!("{name}:   command {}", brief(&command)));
+        let due = self.now.after(VERB);
+        if let Some(violation) = self.node(name).command(&command, due) {
+            self.violate(violation);
+        }
+        let node = self.node(name);
+        match command {
+            Command::Serve { migration, vm, token, key, peer_key, .. } => {
+                let new = Serving {
+                    vm,
+                    token,
+                    key,
+                    peer_key,
+                    files: None,
+                    content: None,
+                    reported: false,
+                    talk: Talk::default(),
+                };
+                let serve = node.serves.entry(migration).or_insert_with(|| new.clone());
+                if (serve.token, serve.key, serve.peer_key) != (token, key, peer_key) {
+                    *serve = new;
+                }
+            }
+            Command::Provide { migration, host, vm, epoch, files } => {
+                let place = (host, vm, epoch);
+                let executes = node.guests.get(&place).is_some_and(|guest| guest.executes);
+                if let Some(serve) = node.serves.get_mut(&migration) {
+                    serve.files = Some((place, files.contains(&FileId::STATE)));
+                    serve.reported = false;
+                }
+                if executes {
+                    self.violate(format!("{name} reads the files of an executing guest"));
+                }
+            }
+            Command::Pull { migration, vm, source, key, host, epoch, files, .. } => {
+                let pull = node.pulls.entry(migration).or_insert_with(|| Pulling {
+                    source: *source,
+                    key,
+                    place: (host, vm, epoch),
+                    takes_state: files.contains(&FileId::STATE),
+                    active: true,
+                    begun: false,
+                    finished: false,
+                    talk: Talk::default(),
+                });
+                pull.active = true;
+            }
+            Command::Tell { migration, source, told } => {
+                if let Some(talk) = talk_of(node, migration, end(source)) {
+                    talk.outbox.push(told);
+                }
+            }
+            Command::Close { migration, source } => self.close(name, migration, end(source)),
+            _ => {}
+        }
+    }
+
+    fn close(&mut self, name: &PeerName, migration: MigrationId, end: End) {
+        let node = self.node(name);
+        let talk = match end {
+            End::Source => node.serves.remove(&migration).map(|serve| serve.talk),
+            End::Target => node.pulls.remove(&migration).map(|pull| pull.talk),
+        };
+        let Some(talk) = talk.filter(|talk| talk.session) else { return };
+        let Some(other) = self.other_end(migration, end) else { return };
+        if let Some(theirs) = talk_of(self.node(&other.0), migration, other.1) {
+            theirs.inbox.extend(talk.outbox);
+            theirs.session = false;
+            theirs.ended = true;
+        }
+        if other.1 == End::Target
+            && let Some(pull) = self.node(&other.0).pulls.get_mut(&migration)
+        {
+            pull.cut();
+            pull.active = false;
+        }
+    }
+
+    /// Where the other end of a session is.
+    fn other_end(&self, migration: MigrationId, end: End) -> Option<(PeerName, End)> {
+        let other = if end == End::Source { End::Target } else { End::Source };
+        let has = |node: &Node| match other {
+            End::Source => node.serves.get(&migration).is_some_and(|serve| serve.talk.session),
+            End::Target => node.pulls.get(&migration).is_some_and(|pull| pull.talk.session),
+        };
+        let name = self.nodes.iter().find(|(_, node)| has(node)).map(|(name, _)| name.clone());
+        name.map(|name| (name, other))
+    }
+
+    /// Lets a transfer go on, and tells which site hears of it.
+    fn transfer(
+        &mut self,
+        name: &PeerName,
+        id: MigrationId,
+        phase: Phase,
+    ) -> Option<(PeerName, TransferEvent)> {
+        let event = match phase {
+            Phase::Dial => {
+                let pull = self.nodes[name].pulls.get(&id)?;
+                let source = self.source_of(name, id, pull)?;
+                let pull = self.node(name).pulls.get_mut(&id)?;
+                pull.cut();
+                pull.talk.session = true;
+                self.node(&source).serves.get_mut(&id)?.talk.session = true;
+                return Some((source, TransferEvent::Opened));
+            }
+            Phase::Read => {
+                let node = self.node(name);
+                let serve = node.serves.get_mut(&id)?;
+                let (place, with_state) = serve.files.clone()?;
+                let Some(mut content) = node.copies.get(&place).cloned() else {
+                    let reason = "no such files".to_owned();
+                    serve.files = None;
+                    return Some((name.clone(), TransferEvent::Failed { source: true, reason }));
+                };
+                if !with_state {
+                    content.state = None;
+                } else if content.state.is_none() {
+                    let reason = "no saved state".to_owned();
+                    serve.files = None;
+                    return Some((name.clone(), TransferEvent::Failed { source: true, reason }));
+                }
+                serve.reported = true;
+                let digest = root(place.1, serve.content.get_or_insert(content));
+                TransferEvent::Sent { digest }
+            }
+            Phase::Begin => {
+                self.node(name).pulls.get_mut(&id)?.begun = true;
+                TransferEvent::Receiving
+            }
+            Phase::Finish => self.finish(name, id)?,
+            Phase::Carry(end) => {
+                let (other, theirs) = self.other_end(id, end)?;
+                let talk = talk_of(self.node(name), id, end)?;
+                let told = talk.outbox.remove(0);
+                return Some((
+                    other,
+                    TransferEvent::Told { source: theirs == End::Source, told },
+                ));
+            }
+            Phase::Hear(end) => {
+                let told = talk_of(self.node(name), id, end)?.inbox.remove(0);
+                TransferEvent::Told { source: end == End::Source, told }
+            }
+            Phase::Ended(end) => {
+                talk_of(self.node(name), id, end)?.ended = false;
+                let reason = "the other end has closed".to_owned();
+                TransferEvent::Failed { source: end == End::Source, reason }
+            }
+        };
+        Some((name.clone(), event))
+    }
+
+    fn finish(&mut self, name: &PeerName, id: MigrationId) -> Option<TransferEvent> {
+        let pull = self.nodes[name].pulls.get(&id)?;
+        let (source, _) = proxy_site(pull);
+        let from = self.nodes.get(&source)?;
+        let serve = from.serves.get(&id)?;
+        let content = serve.content.clone()?;
+        let (place, with_state) = serve.files.clone()?;
+        let vm = place.1;
+        let mut current = from.copies.get(&place).cloned();
+        if let Some(current) = &mut current
+            && !with_state
+        {
+            current.state = None;
+        }
+        let changed = current.as_ref() != Some(&content);
+        let unexpected = content.state.is_some() && !pull.takes_state;
+        if changed || unexpected {
+            let pull = self.node(name).pulls.get_mut(&id)?;
+            pull.cut();
+            pull.active = false;
+            let serve = self.node(&source).serves.get_mut(&id)?;
+            serve.talk.session = false;
+            serve.talk.ended = true;
+            let reason = if changed { "a file changed" } else { "an unexpected file" }.to_owned();
+            return Some(TransferEvent::Failed { source: false, reason });
+        }
+        let node = self.node(name);
+        let pull = node.pulls.get_mut(&id)?;
+        pull.finished = true;
+        let has_state = content.state.is_some();
+        let digest = root(vm, &content);
+        let executes = node.guests.contains_key(&pull.place);
+        if !executes {
+            node.copies.insert(pull.place.clone(), content);
+        }
+        let (size, wire) = (Bytes::mib(1024), Bytes::mib(512));
+        Some(TransferEvent::Received { digest, size, wire, has_state })
+    }
+
+    /// A step in words.
+    pub fn describe(&self, step: &Step) -> String {
+        match step {
+            Step::Deliver(at) => short(&self.flights[*at].load),
+            Step::Guest(name, at) => {
+                let verb = &self.nodes[name].verbs[*at];
+                format!("{name}: guest {:?} on {} epoch {}", verb.what, verb.place.0, verb.place.2)
+            }
+            Step::Transfer(name, id, phase) => format!("{name}: transfer {id} {phase:?}"),
+            Step::Tick(name) => format!("{name}: tick"),
+            Step::TimeOut(name, call) => format!("{name}: call {} times out", call.0),
+            Step::Restart(name) => format!("{name}: START"),
+        }
+    }
+}
+
+fn end(source: bool) -> End {
+    if source { End::Source } else { End::Target }
+}
+
+fn talk_of(node: &mut Node, id: MigrationId, end: End) -> Option<&mut Talk> {
+    match end {
+        End::Source => node.serves.get_mut(&id).map(|serve| &mut serve.talk),
+        End::Target => node.pulls.get_mut(&id).map(|pull| &mut pull.talk),
+    }
+}
+
+/// The site that a pull dials, and the token's hash.
+fn proxy_site(pull: &Pulling) -> (PeerName, model::TokenHash) {
+    let authority = pull.source.uri.authority();
+    let name = authority.split(':').next().unwrap_or_default();
+    (name.parse().expect("proxies here are named after their site"), pull.source.token.hash())
+}
+
+fn short(load: &Load) -> String {
+    match load {
+        Load::Request { from, to, request } => {
+            format!("{} -> {to}: {} (call {})", from.site, request.origin.op.name(), from.call.0)
+        }
+        Load::Answer { to, from, answer } => {
+            let what = match answer {
+                Ok(answer) => {
+                    let text = format!("{answer:?}");
+                    let cut = text.char_indices().nth(90).map_or(text.len(), |(at, _)| at);
+                    text[..cut].to_owned()
+                }
+                Err(error) => format!("{error:?}"),
+            };
+            format!("{from} => {} (call {}): {what}", to.site, to.call.0)
+        }
+    }
+}
+
+fn brief(command: &Command) -> String {
+    match command {
+        Command::Launch { host, epoch, state, .. } => {
+            format!("Launch on {host}, epoch {epoch}, loads {}", state.is_some())
+        }
+        Command::Serve { migration, .. } => format!("Serve {migration}"),
+        Command::Provide { migration, files, .. } => format!("Provide {migration} {files:?}"),
+        Command::Pull { migration, .. } => format!("Pull {migration}"),
+        Command::Tell { migration, source, told } => {
+            let told = match told {
+                protocol::Told::Released(_) => "released",
+                protocol::Told::Aborted(_) => "aborted",
+                protocol::Told::Owned(_) => "owned",
+                protocol::Told::HandedBack(_) => "handed back",
+            };
+            format!("Tell {migration} source {source}: {told}")
+        }
+        other => format!("{other:?}"),
+    }
+}

@@ -1,0 +1,210 @@
+//! What must hold after every step, whatever was lost, repeated or crashed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use model::{Epoch, MigrationId, PeerName, VmId};
+use protocol::Row;
+
+use super::federation::Federation;
+use super::node::{Content, Node};
+
+/// The newest content of a VM: what must never be lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(super) struct Newest {
+    /// Version of its disk.
+    pub disk: u64,
+    /// Its saved memory, until it executes again.
+    pub saved: Option<u64>,
+}
+
+/// What only somebody who sees every site at once can know.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Ledger {
+    writes: u64,
+    pub newest: BTreeMap<VmId, Newest>,
+    /// Rows that decided something of a migration, by any site.
+    decisions: BTreeMap<MigrationId, BTreeSet<&'static str>>,
+    /// The newest epoch that each site ever had durable.
+    epochs: BTreeMap<(PeerName, VmId), Epoch>,
+}
+
+impl Ledger {
+    /// A number that nothing had before.
+    pub(super) fn fresh(&mut self) -> u64 {
+        self.writes += 1;
+        self.writes
+    }
+
+    /// The guest changes its disk.
+    pub(super) fn write(&mut self, vm: VmId) -> u64 {
+        let disk = self.fresh();
+        self.newest.insert(vm, Newest { disk, saved: None });
+        disk
+    }
+
+    /// Takes down what a durable row decides, and tells which rule it breaks.
+    pub(super) fn decided(&mut self, row: &Row) -> Option<String> {
+        const AGAINST: [(&str, &str); 5] = [
+            ("released", "aborted"),
+            ("released", "dropped"),
+            ("owned", "aborted"),
+            ("owned", "handed_back"),
+            ("receipted", "returned"),
+        ];
+        let migration = match row {
+            Row::Released { migration, .. }
+            | Row::Aborted { migration, .. }
+            | Row::Dropped { migration, .. }
+            | Row::Owned { migration, .. }
+            | Row::HandedBack { migration, .. }
+            | Row::Receipted { migration, .. }
+            | Row::Returned { migration, .. } => *migration,
+            _ => return None,
+        };
+        let kinds = self.decisions.entry(migration).or_default();
+        kinds.insert(row.kind());
+        let both = AGAINST.iter().find(|(one, other)| kinds.contains(one) && kinds.contains(other));
+        both.map(|(one, other)| format!("migration {migration} is both {one} and {other}"))
+    }
+
+    /// Whether some site wrote a row of this kind for any migration.
+    pub(super) fn has(&self, kind: &str) -> bool {
+        self.decisions.values().any(|kinds| kinds.contains(kind))
+    }
+}
+
+impl Federation {
+    /// Checks everything, and takes down what is broken.
+    pub(super) fn check(&mut self) {
+        let broken: Vec<String> = self
+            .at_most_one_executes()
+            .into_iter()
+            .chain(self.newest_content_exists())
+            .chain(self.epochs_never_fall())
+            .collect();
+        for violation in broken {
+            self.violate(violation);
+        }
+    }
+
+    fn at_most_one_executes(&self) -> Vec<String> {
+        let mut broken = vec![];
+        let mut executing: BTreeMap<VmId, Vec<&PeerName>> = BTreeMap::new();
+        for (name, node) in &self.nodes {
+            for ((host, vm, epoch), guest) in &node.guests {
+                if !guest.executes {
+                    continue;
+                }
+                executing.entry(*vm).or_default().push(name);
+                let newest = self.nodes.values().filter_map(|node| Some(node.durable.vms.get(vm)?.chain.epoch()));
+                let entry = node.durable.vms.get(vm);
+                let stay = entry.and_then(|entry| entry.stay.as_ref());
+                if !stay.is_some_and(|stay| stay.host == *host && stay.epoch == *epoch) {
+                    // A guest that is about to be ended by the restart of its node has no
+                    // business to execute either: nothing that was released ever runs on.
+                    broken.push(format!("a guest executes at {name}, which does not own it"));
+                }
+                if entry.map(|entry| entry.chain.epoch()) < newest.max() {
+                    broken.push(format!("a guest executes at {name} under an old epoch"));
+                }
+                if stay.is_some_and(|s| !s.starting && s.power != model::PowerState::Active) {
+                    broken.push(format!("a guest executes at {name} without START_INTENT"));
+                }
+            }
+        }
+        for (vm, places) in executing {
+            if places.len() > 1 {
+                broken.push(format!("{vm} executes at {places:?} at once"));
+            }
+        }
+        broken
+    }
+
+    fn newest_content_exists(&self) -> Vec<String> {
+        let mut broken = vec![];
+        for (vm, newest) in &self.ledger.newest {
+            if self.nodes.values().any(|n| n.durable.vms.get(vm).is_some_and(|vm| vm.destroyed)) {
+                continue;
+            }
+            let holds = |content: &Content| {
+                let memory = content.state.as_ref().map(|state| state.memory);
+                content.disk == newest.disk && (newest.saved.is_none() || memory == newest.saved)
+            };
+            let copies = self.nodes.values().flat_map(|node| &node.copies);
+            if !copies.filter(|((_, of, _), _)| of == vm).any(|(_, content)| holds(content)) {
+                broken.push(format!("the newest content of {vm} is nowhere any more"));
+            }
+        }
+        broken
+    }
+
+    fn epochs_never_fall(&mut self) -> Vec<String> {
+        let mut broken = vec![];
+        for (name, node) in &self.nodes {
+            for (vm, entry) in &node.durable.vms {
+                let epoch = entry.chain.epoch();
+                let key = (name.clone(), *vm);
+                let before = self.ledger.epochs.insert(key, epoch);
+                if before.is_some_and(|before| before > epoch) {
+                    broken.push(format!("at {name} the epoch of {vm} fell to {epoch}"));
+                }
+            }
+        }
+        broken
+    }
+
+    /// What is left over at any site although nothing is under way any more.
+    pub fn leftovers(&self) -> Vec<String> {
+        self.nodes.iter().flat_map(|(name, node)| left_at(name, node)).collect()
+    }
+}
+
+fn left_at(name: &PeerName, node: &Node) -> Vec<String> {
+    let mut left = vec![];
+    let mut add = |what: String| left.push(format!("{name}: {what}"));
+    if node.machine.is_none() {
+        add("it is down".to_owned());
+    }
+    let state = &node.durable;
+    for journey in state.journeys.values().filter(|journey| journey.result.is_none()) {
+        add(format!("operation {} is open", journey.operation));
+    }
+    for (id, migration) in &state.migrations {
+        use protocol::{SourceStep as S, TargetStep as T};
+        if let Some(source) = &migration.source
+            && !matches!(source.step, S::Aborted | S::Returned | S::Tombstone)
+        {
+            add(format!("migration {id} is {:?} as Source", source.step));
+        }
+        if let Some(target) = &migration.target
+            && target.step < T::Owned
+        {
+            add(format!("migration {id} is {:?} as Destination", target.step));
+        }
+    }
+    let stays: BTreeSet<_> = state
+        .vms
+        .iter()
+        .filter_map(|(vm, entry)| {
+            entry.stay.as_ref().map(|stay| (stay.host.clone(), *vm, stay.epoch))
+        })
+        .collect();
+    for place in node.guests.keys().filter(|place| !stays.contains(place)) {
+        add(format!("a guest at {place:?}"));
+    }
+    for place in node.copies.keys().filter(|place| !stays.contains(place)) {
+        add(format!("files at {place:?}"));
+    }
+    for migration in node.serves.keys() {
+        add(format!("a token for {migration}"));
+    }
+    for (migration, pull) in &node.pulls {
+        if pull.active {
+            add(format!("a session for {migration}"));
+        }
+    }
+    for (call, _) in &node.calls {
+        add(format!("call {} is open", call.0));
+    }
+    left
+}

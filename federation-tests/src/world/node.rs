@@ -1,0 +1,254 @@
+//! One site with its machine, its disk and its guests.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use model::{Digest, Epoch, HostName, MigrationId, PeerName, RunProfile, Time, VmId};
+use protocol::{CallId, Command, Config, Found, GuestEvent, Row, Site, State};
+
+use super::federation::Line;
+use super::invariant::{Ledger, Newest};
+use super::outside::Made;
+use super::transfer::{Pulling, Serving};
+
+/// Where the files of one stay are, or its guest is.
+pub type Place = (HostName, VmId, Epoch);
+
+/// The files of one stay.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Content {
+    /// Version of the disk: new with every execution.
+    pub disk: u64,
+    /// The saved run state.
+    pub state: Option<Saved>,
+}
+
+/// A saved run state.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Saved {
+    /// What the memory stands for.
+    pub memory: u64,
+    /// The version of the disk that belongs to it.
+    pub disk: u64,
+}
+
+/// A guest's process. It outlives its node.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Guest {
+    /// Whether it executes, or is held.
+    pub executes: bool,
+    /// What its memory stands for.
+    pub memory: u64,
+}
+
+/// A hypervisor's verb under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Verb {
+    pub due: Time,
+    pub place: Place,
+    pub what: What,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum What {
+    Launch { loads: bool },
+    Resume,
+    Pause,
+    ShutDown,
+    Kill,
+    Hibernate,
+}
+
+/// One site. What is listed first survives a crash of the node, the rest is gone with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    pub(super) number: u8,
+    pub(super) config: Config,
+    pub(super) made: Made,
+    pub(super) peers: BTreeSet<PeerName>,
+    pub(super) hosts: BTreeSet<HostName>,
+    pub(super) broken: BTreeSet<HostName>,
+    /// What its journal says.
+    pub durable: State,
+    /// The journal's row types, in order.
+    pub journal: Vec<&'static str>,
+    /// Files, by stay.
+    pub copies: BTreeMap<Place, Content>,
+    /// Guests, by stay.
+    pub guests: BTreeMap<Place, Guest>,
+    /// How often it was started.
+    pub(super) life: u32,
+
+    /// The machine; none while the node is down.
+    pub machine: Option<Site>,
+    pub(super) callers: BTreeMap<u64, Option<Line>>,
+    pub(super) calls: BTreeMap<CallId, Time>,
+    pub(super) verbs: Vec<Verb>,
+    pub(super) serves: BTreeMap<MigrationId, Serving>,
+    pub(super) pulls: BTreeMap<MigrationId, Pulling>,
+}
+
+impl Node {
+    pub(super) fn new(number: u8, config: Config) -> Self {
+        Self {
+            number,
+            config,
+            made: Made::default(),
+            peers: BTreeSet::new(),
+            hosts: BTreeSet::new(),
+            broken: BTreeSet::new(),
+            durable: State::default(),
+            journal: vec![],
+            copies: BTreeMap::new(),
+            guests: BTreeMap::new(),
+            life: 0,
+            machine: None,
+            callers: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            verbs: vec![],
+            serves: BTreeMap::new(),
+            pulls: BTreeMap::new(),
+        }
+    }
+
+    /// Writes rows to the journal.
+    pub(super) fn persist(&mut self, rows: &[Row]) {
+        for row in rows {
+            self.durable.apply(row).expect("the machine applied it before");
+            self.journal.push(row.kind());
+        }
+    }
+
+    /// Guest processes, as a starting node finds them.
+    pub(super) fn found(&self) -> Vec<Found> {
+        let power = |guest: &Guest| {
+            if guest.executes { model::PowerState::Active } else { model::PowerState::Paused }
+        };
+        self.guests
+            .iter()
+            .map(|((host, vm, epoch), guest)| Found {
+                host: host.clone(),
+                vm: *vm,
+                epoch: *epoch,
+                power: power(guest),
+            })
+            .collect()
+    }
+
+    /// Begins a command on a guest or on its files. Those on files are done at once.
+    pub(super) fn command(&mut self, command: &Command, due: Time) -> Option<String> {
+        let (host, vm, epoch) = command.guest()?;
+        let place = (host.clone(), vm, epoch);
+        let what = match command {
+            Command::Launch { state, .. } => What::Launch { loads: state.is_some() },
+            Command::Resume(..) => What::Resume,
+            Command::Pause(..) => What::Pause,
+            Command::ShutDown(..) => What::ShutDown,
+            Command::Kill(..) => What::Kill,
+            Command::Hibernate(..) => What::Hibernate,
+            Command::DropState(..) => {
+                if let Some(content) = self.copies.get_mut(&place) {
+                    content.state = None;
+                }
+                return None;
+            }
+            Command::Purge(..) => {
+                self.copies.remove(&place);
+                let used = self.guests.contains_key(&place);
+                return used.then(|| format!("files of the guest at {place:?} are deleted"));
+            }
+            _ => return None,
+        };
+        self.verbs.push(Verb { due, place, what });
+        None
+    }
+
+    /// Does what a hypervisor was asked for.
+    pub(super) fn act(
+        &mut self,
+        verb: &Verb,
+        ledger: &mut Ledger,
+    ) -> Result<GuestEvent, String> {
+        let place = &verb.place;
+        let (host, vm, _) = place;
+        let executes = self.guests.get(place).is_some_and(|guest| guest.executes);
+        if executes && verb.what != What::Resume && !matches!(verb.what, What::Launch { .. }) {
+            // It executed until now.
+            let disk = ledger.write(*vm);
+            self.copies.get_mut(place).ok_or("a guest without files")?.disk = disk;
+        }
+        Ok(match verb.what {
+            What::Launch { loads } => {
+                if self.guests.contains_key(place) {
+                    return Ok(GuestEvent::Launched(profile()));
+                }
+                if self.broken.contains(host) {
+                    return Ok(GuestEvent::LaunchFailed("no such machine type".to_owned()));
+                }
+                let Some(content) = self.copies.get(place) else {
+                    return Ok(GuestEvent::LaunchFailed("no such files".to_owned()));
+                };
+                let memory = match (&content.state, loads) {
+                    (_, false) => ledger.fresh(),
+                    (Some(state), true) if state.disk != content.disk => {
+                        return Err(format!("{place:?} loads a state that its disk has overtaken"));
+                    }
+                    (Some(state), true) => state.memory,
+                    (None, true) => {
+                        return Ok(GuestEvent::LaunchFailed("no saved state".to_owned()));
+                    }
+                };
+                self.guests.insert(place.clone(), Guest { executes: false, memory });
+                GuestEvent::Launched(profile())
+            }
+            What::Resume => {
+                let Some(guest) = self.guests.get_mut(place) else {
+                    return Ok(GuestEvent::Failed("there is no such guest".to_owned()));
+                };
+                let content = self.copies.get_mut(place).ok_or("a guest without files")?;
+                let newest = ledger.newest.get(vm).copied().unwrap_or_default();
+                if content.disk != newest.disk {
+                    return Err(format!("{place:?} executes on old content"));
+                }
+                if newest.saved.is_some_and(|memory| memory != guest.memory) {
+                    return Err(format!("{place:?} executes without its saved memory"));
+                }
+                guest.executes = true;
+                content.disk = ledger.write(*vm);
+                GuestEvent::Resumed
+            }
+            What::Pause => match self.guests.get_mut(place) {
+                Some(guest) => {
+                    guest.executes = false;
+                    GuestEvent::Paused
+                }
+                None => GuestEvent::Failed("there is no such guest".to_owned()),
+            },
+            What::ShutDown | What::Kill => {
+                self.guests.remove(place);
+                GuestEvent::Ended
+            }
+            What::Hibernate => match self.guests.remove(place) {
+                Some(guest) => {
+                    let content = self.copies.get_mut(place).ok_or("a guest without files")?;
+                    let (memory, disk) = (guest.memory, content.disk);
+                    content.state = Some(Saved { memory, disk });
+                    ledger.newest.insert(*vm, Newest { disk, saved: Some(memory) });
+                    GuestEvent::Hibernated
+                }
+                None => GuestEvent::Failed("there is no such guest".to_owned()),
+            },
+        })
+    }
+}
+
+/// The run profile of every host here.
+pub(super) fn profile() -> RunProfile {
+    RunProfile {
+        hypervisor: "simulated".to_owned(),
+        version: "1".to_owned(),
+        machine: "simulated-1".to_owned(),
+        cpu: "simulated".to_owned(),
+        accelerator: "none".to_owned(),
+        firmware: Digest([0; 32]),
+    }
+}

@@ -1,0 +1,40 @@
+//! The plainest policy: whoever has room takes the VM, and everybody may be asked.
+
+use model::decision::{
+    Admit, Delegate, Expose, Policy, Rank, Ranked, Route, Transfer, Verdict,
+};
+
+/// Allows everything, and tries offers in their order, stores last.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Willing;
+
+impl Policy for Willing {
+    fn admit(&self, input: &Admit) -> Verdict {
+        if input.free.fits(&input.descriptor.resources) {
+            Verdict::Allow
+        } else {
+            Verdict::Refuse(vec!["no room".to_owned()])
+        }
+    }
+
+    fn delegate(&self, _: &Delegate) -> Verdict {
+        Verdict::Allow
+    }
+
+    fn expose(&self, input: &Expose) -> Vec<usize> {
+        (0..input.offers.len()).collect()
+    }
+
+    fn rank(&self, input: &Rank) -> Vec<Ranked> {
+        let mut order: Vec<usize> = (0..input.offers.len()).collect();
+        order.sort_by_key(|at| !input.offers[*at].runs);
+        order
+            .into_iter()
+            .map(|offer| Ranked { offer, score: 0.0, reasons: vec![], excluded: false })
+            .collect()
+    }
+
+    fn transfer(&self, _: &Transfer) -> Route {
+        Route::Direct
+    }
+}

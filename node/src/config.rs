@@ -1,0 +1,253 @@
+//! `sojourn.toml`: what an operator sets, and whence each value came.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use model::PeerName;
+use serde::{Deserialize, Serialize};
+
+/// The file's name in the site's folder.
+pub const FILE: &str = "sojourn.toml";
+
+/// What an operator sets. Unknown keys are errors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// What the site calls itself towards its peers.
+    pub name: PeerName,
+    /// Where peers reach the control port, TCP.
+    #[serde(default = "default_control")]
+    pub control: Endpoint,
+    /// Where proxies of other sites reach this one's, UDP.
+    #[serde(default = "default_proxy")]
+    pub proxy: Endpoint,
+    /// What runs the guests.
+    #[serde(default)]
+    pub hypervisor: Hypervisor,
+    /// What the site asks and tells when it makes an offer.
+    #[serde(default)]
+    pub offer: OfferConfig,
+    /// How long things may take.
+    #[serde(default)]
+    pub time: TimeConfig,
+}
+
+/// An address that is listened at, and how others reach it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Endpoint {
+    /// Where to listen. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// How others reach it, if not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<String>,
+}
+
+fn default_control() -> Endpoint {
+    Endpoint { listen: SocketAddr::from(([0, 0, 0, 0], 7420)), advertise: None }
+}
+
+fn default_proxy() -> Endpoint {
+    Endpoint { listen: SocketAddr::from(([0, 0, 0, 0], 7420)), advertise: None }
+}
+
+/// What runs the guests of this site's hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hypervisor {
+    /// `qemu`, or `simulated` for trying out and for tests: no real guest ever runs there.
+    pub driver: Driver,
+    /// QEMU's program.
+    #[serde(default = "default_binary")]
+    pub binary: PathBuf,
+    /// `auto`, `tcg` or `kvm`.
+    #[serde(default)]
+    pub accelerator: hypervisor::Accelerator,
+    /// The user that guests run as when the node runs as root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+}
+
+fn default_binary() -> PathBuf {
+    "qemu-system-x86_64".into()
+}
+
+impl Default for Hypervisor {
+    fn default() -> Self {
+        Self {
+            driver: Driver::Qemu,
+            binary: default_binary(),
+            accelerator: hypervisor::Accelerator::Auto,
+            user: None,
+        }
+    }
+}
+
+/// The kinds of hypervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// Real guests.
+    Qemu,
+    /// Files that stand for guests.
+    Simulated,
+}
+
+/// What the site asks and tells when it makes an offer.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OfferConfig {
+    /// Country (ISO 3166-1, two capital letters); empty tells none.
+    pub country: String,
+    /// Price per hour, in thousandths of the contracts' currency.
+    pub price_milli: u64,
+}
+
+/// How long things may take, in seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TimeConfig {
+    /// For peers to answer a Migration request.
+    pub request_s: u64,
+    /// For which an offer stands.
+    pub offer_s: u64,
+    /// For a whole migration, before Source and Destination give up by themselves.
+    pub migration_s: u64,
+    /// For which a Source keeps the frozen copy after the receipt.
+    pub purge_s: u64,
+    /// For a guest to power off before it is ended by force.
+    pub stop_grace_s: u64,
+}
+
+impl Default for TimeConfig {
+    fn default() -> Self {
+        Self {
+            request_s: 10,
+            offer_s: 120,
+            migration_s: 24 * 3600,
+            purge_s: 24 * 3600,
+            stop_grace_s: 30,
+        }
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{path} is not a legal configuration:\n{reason}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line and column, and the nearest known key.
+        reason: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks the file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text)
+            .map_err(|reason| ConfigError::Parse { path: path.to_owned(), reason })
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let message = error.to_string();
+            match nearest_key(&message) {
+                Some(key) => format!("{message}did you mean `{key}`?"),
+                None => message,
+            }
+        })?;
+        let country = &config.offer.country;
+        if !(country.is_empty()
+            || country.len() == 2 && country.bytes().all(|b| b.is_ascii_uppercase()))
+        {
+            return Err(format!("offer.country is two capital letters or empty, got {country:?}"));
+        }
+        Ok(config)
+    }
+
+    /// The file's text for a new site.
+    pub fn to_toml(&self) -> String {
+        let body = toml::to_string_pretty(self).expect("a configuration is plain data");
+        format!("# Sojourn site. Unknown keys are errors; `sojourn site show --config` explains.\n{body}")
+    }
+
+    /// What the protocol needs of it.
+    pub(crate) fn protocol(&self) -> protocol::Config {
+        let seconds = Duration::from_secs;
+        protocol::Config {
+            country: self.offer.country.clone(),
+            price_milli: self.offer.price_milli,
+            request_limit: seconds(self.time.request_s),
+            offer_life: seconds(self.time.offer_s),
+            admit_life: seconds(self.time.migration_s),
+            source_patience: seconds(self.time.migration_s),
+            purge_after: seconds(self.time.purge_s),
+            ..protocol::Config::default()
+        }
+    }
+}
+
+/// The known key that is most like the unknown one in serde's message.
+fn nearest_key(message: &str) -> Option<String> {
+    let at = message.find("unknown field")?;
+    let mut after = message[at..].split('`').skip(1).step_by(2);
+    let wrong = after.next()?;
+    let known = after.min_by_key(|known| distance(wrong, known))?;
+    (distance(wrong, known) <= wrong.len().div_ceil(2)).then(|| known.to_owned())
+}
+
+/// Levenshtein's distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let next = (diagonal + usize::from(x != *y)).min(row[j] + 1).min(row[j + 1] + 1);
+            diagonal = row[j + 1];
+            row[j + 1] = next;
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_enough_and_everything_else_has_a_default() {
+        let config = Config::parse("name = \"alpha\"").unwrap();
+        assert_eq!(config.hypervisor.driver, Driver::Qemu);
+        assert_eq!(Config::parse(&config.to_toml()).unwrap(), config);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line_and_the_nearest_known_key() {
+        let error = Config::parse("name = \"a\"\n[offer]\ncontry = \"SE\"\n").unwrap_err();
+        assert!(error.contains("line 3"), "{error}");
+        assert!(error.contains("did you mean `country`?"), "{error}");
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_refused() {
+        assert!(Config::parse("name = \"A b\"").is_err());
+        assert!(Config::parse("name = \"a\"\n[offer]\ncountry = \"sweden\"").is_err());
+    }
+}

@@ -1,0 +1,515 @@
+//! The one driver loop: step, persist, then send.
+//!
+//! It runs on a thread of its own, since a commit waits for the disk. What came in meanwhile is
+//! handled together and committed together; effects are done only after the commit that their
+//! rows are part of. If the commit fails, nothing is sent and the node ends: after a restart it
+//! goes on from what the disk has.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use model::decision::Policy;
+use model::key::{Strict, Verify};
+use model::{HostName, MigrationId, OperationId, ProxyUri, PublicKey, SecretKey, Signature, Time, Token};
+use protocol::{
+    Answer, Ask, Caller, Effect, Event, Found, Output, Reply, Row, Site, World,
+};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use crate::hands::Hands;
+use crate::journal::{EventLine, Journal, JournalError, operation_subject, vm_subject};
+use crate::link::Links;
+
+/// Inputs that wait for the driver; whoever adds one more waits.
+const QUEUE: usize = 4096;
+/// Inputs that one commit takes together.
+const BATCH: usize = 128;
+/// How long a line about a VM may stay unwritten while nothing else is.
+const EVENT_DELAY: Duration = Duration::from_millis(500);
+/// How long keys of offers that nobody took are kept in memory, beyond the offers' own life.
+const KEY_LIFE: Duration = Duration::from_secs(3600);
+
+/// A look at, or a change of, what only the driver may touch.
+type Visit = Box<dyn FnOnce(&mut Core) + Send>;
+
+/// What the driver is fed.
+pub(crate) enum Input {
+    /// Something for the machine.
+    Event(Event),
+    /// A peer's request, and where its answer goes.
+    Peer { from: model::PeerName, request: Box<protocol::Request>, answer: oneshot::Sender<Answer> },
+    /// A user's wish, and where the reply goes.
+    User { wish: Box<Ask>, reply: oneshot::Sender<Reply> },
+    /// Anything else.
+    Visit(Visit),
+    /// End the loop.
+    Stop,
+}
+
+/// Feeds the driver.
+#[derive(Clone)]
+pub(crate) struct Driver {
+    inputs: mpsc::Sender<Input>,
+    changes: broadcast::Sender<()>,
+}
+
+/// The driver has ended; the node is going down.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("the node is shutting down")]
+pub(crate) struct Ended;
+
+/// What the driver thread owns.
+pub(crate) struct Core {
+    pub(crate) site: Site,
+    pub(crate) journal: Journal,
+    world: NodeWorld,
+    peers: HashMap<u64, oneshot::Sender<Answer>>,
+    users: HashMap<u64, oneshot::Sender<Reply>>,
+    next: u64,
+    lines: Vec<EventLine>,
+    lines_since: Option<Time>,
+    changes: broadcast::Sender<()>,
+}
+
+/// The world, as the machine of a real node sees it.
+pub(crate) struct NodeWorld {
+    now: Time,
+    /// Private halves of this site's per-VM, transfer and migration keys.
+    keys: BTreeMap<PublicKey, SecretKey>,
+    /// Made and not durable yet, oldest first.
+    fresh: VecDeque<(Time, PublicKey)>,
+    token_secret: [u8; 32],
+    proxy: ProxyUri,
+    policy: Arc<policies::Engine>,
+}
+
+impl Verify for NodeWorld {
+    fn verify(&self, key: &PublicKey, kind: &str, body: &[u8], signature: &Signature) -> bool {
+        Strict.verify(key, kind, body, signature)
+    }
+}
+
+impl World for NodeWorld {
+    fn now(&self) -> Time {
+        self.now
+    }
+
+    fn random(&mut self) -> [u8; 32] {
+        rand::random()
+    }
+
+    fn create_key(&mut self) -> PublicKey {
+        let key = SecretKey::from_seed(&rand::random());
+        let public = key.public();
+        self.keys.insert(public, key);
+        self.fresh.push_back((self.now, public));
+        public
+    }
+
+    fn sign(&self, key: &PublicKey, kind: &str, body: &[u8]) -> Signature {
+        self.key(key).sign(kind, body)
+    }
+
+    fn source_token(&self, migration: MigrationId) -> Token {
+        Token(*blake3::keyed_hash(&self.token_secret, &migration.0).as_bytes())
+    }
+
+    fn proxy_uri(&self, _host: &HostName) -> ProxyUri {
+        self.proxy.clone()
+    }
+
+    fn policy(&self) -> &dyn Policy {
+        &*self.policy
+    }
+}
+
+impl NodeWorld {
+    /// The private half of one of this site's keys.
+    pub(crate) fn key(&self, public: &PublicKey) -> &SecretKey {
+        self.keys.get(public).expect("the machine only names keys that it had made")
+    }
+
+    /// Adds a key that was made elsewhere, until it is durable.
+    pub(crate) fn add_key(&mut self, key: SecretKey) {
+        self.fresh.push_back((self.now, key.public()));
+        self.keys.insert(key.public(), key);
+    }
+
+    /// The fresh keys that these rows make durable.
+    fn take_keys(&mut self, rows: &[Row]) -> Vec<SecretKey> {
+        let mut taken = Vec::new();
+        for public in rows.iter().flat_map(keys_of) {
+            if let Some(at) = self.fresh.iter().position(|(_, fresh)| *fresh == public) {
+                self.fresh.remove(at);
+                taken.push(self.keys[&public].clone());
+            }
+        }
+        while let Some((made, public)) = self.fresh.front().copied()
+            && made.after(KEY_LIFE) < self.now
+        {
+            self.fresh.pop_front();
+            self.keys.remove(&public);
+        }
+        taken
+    }
+}
+
+/// This site's own keys that a row speaks of, and that must be durable with it.
+fn keys_of(row: &Row) -> Vec<PublicKey> {
+    match row {
+        Row::Imported { chain, .. } => vec![chain.k0, chain.newest().owner],
+        Row::Chosen { key, .. } => vec![*key],
+        Row::Offered { transfer_key, .. } => vec![*transfer_key],
+        Row::Admitted { vm_key, transfer_key, .. } => vec![*vm_key, *transfer_key],
+        _ => vec![],
+    }
+}
+
+fn clock() -> Time {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Time(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// What the driver starts from.
+pub(crate) struct Start {
+    pub config: protocol::Config,
+    pub journal: Journal,
+    pub policy: Arc<policies::Engine>,
+    pub proxy: ProxyUri,
+    /// Every host's profile, where its hypervisor could tell.
+    pub profiles: Vec<(HostName, model::RunProfile)>,
+    pub found: Vec<Found>,
+}
+
+impl Driver {
+    /// Makes the channel; the loop is started with [`Driver::run`].
+    pub(crate) fn channel() -> (Self, mpsc::Receiver<Input>) {
+        let (inputs, receiver) = mpsc::channel(QUEUE);
+        let (changes, _) = broadcast::channel(16);
+        (Self { inputs, changes }, receiver)
+    }
+
+    /// The loop, to be called on a thread of its own. It ends with [`Input::Stop`], or with the
+    /// error after which nothing may be promised any more.
+    ///
+    /// `ready` is told when guests that are not this site's were ended, and doors may open.
+    pub(crate) fn run(
+        &self,
+        start: Start,
+        mut inputs: mpsc::Receiver<Input>,
+        hands: &Hands,
+        links: &Links,
+        ready: oneshot::Sender<()>,
+    ) -> Result<(), JournalError> {
+        let loaded = start.journal.load()?;
+        let world = NodeWorld {
+            now: clock(),
+            keys: loaded.keys,
+            fresh: VecDeque::new(),
+            token_secret: loaded.token_secret,
+            proxy: start.proxy,
+            policy: start.policy,
+        };
+        let mut core = Core {
+            site: Site::new(start.config, loaded.state),
+            journal: start.journal,
+            world,
+            peers: HashMap::new(),
+            users: HashMap::new(),
+            next: 0,
+            lines: Vec::new(),
+            lines_since: None,
+            changes: self.changes.clone(),
+        };
+        let peers = core.journal.peers()?.into_iter().map(|peer| peer.name).collect();
+        let mut output = core.site.handle(&mut core.world, Event::Peers(peers));
+        for (host, profile) in start.profiles {
+            let more = core.site.handle(&mut core.world, Event::Profile(host, profile));
+            join(&mut output, more);
+        }
+        let more = core.site.restart(&mut core.world, &start.found);
+        join(&mut output, more);
+        // Guests of others end before anyone is let in.
+        let (kills, rest): (Vec<Effect>, Vec<Effect>) = output.effects.into_iter().partition(
+            |effect| matches!(effect, Effect::Do(protocol::Command::Kill(..))),
+        );
+        core.commit(&output.rows, &kills)?;
+        for kill in kills {
+            if let Effect::Do(command) = kill {
+                hands.end_stranger(&command);
+            }
+        }
+        core.commit(&[], &rest)?;
+        for effect in rest {
+            core.carry_out(effect, hands, links);
+        }
+        let _ = ready.send(());
+        core.turn(&mut inputs, hands, links)
+    }
+
+    /// Tells the machine that something happened.
+    pub(crate) async fn event(&self, event: Event) {
+        // At shutdown nobody is left to hear it; after the restart it is found again.
+        let _ = self.inputs.send(Input::Event(event)).await;
+    }
+
+    /// A peer's request, and its answer.
+    pub(crate) async fn request(
+        &self,
+        from: model::PeerName,
+        request: protocol::Request,
+    ) -> Result<Answer, Ended> {
+        let (answer, receiver) = oneshot::channel();
+        let input = Input::Peer { from, request: Box::new(request), answer };
+        self.inputs.send(input).await.map_err(|_| Ended)?;
+        receiver.await.map_err(|_| Ended)
+    }
+
+    /// A user's wish, and the reply.
+    pub(crate) async fn ask(&self, wish: Ask) -> Result<Reply, Ended> {
+        let (reply, receiver) = oneshot::channel();
+        let input = Input::User { wish: Box::new(wish), reply };
+        self.inputs.send(input).await.map_err(|_| Ended)?;
+        receiver.await.map_err(|_| Ended)
+    }
+
+    /// Does something on the driver's thread, between two events.
+    pub(crate) async fn visit<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Core) -> T + Send + 'static,
+    ) -> Result<T, Ended> {
+        let (done, receiver) = oneshot::channel();
+        let visit: Visit = Box::new(move |core| {
+            let _ = done.send(work(core));
+        });
+        self.inputs.send(Input::Visit(visit)).await.map_err(|_| Ended)?;
+        receiver.await.map_err(|_| Ended)
+    }
+
+    /// Wakes whenever something changed that a user may watch.
+    pub(crate) fn changes(&self) -> broadcast::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    /// Ends the loop, after what is in the queue.
+    pub(crate) async fn stop(&self) {
+        let _ = self.inputs.send(Input::Stop).await;
+    }
+}
+
+impl Core {
+    fn turn(
+        &mut self,
+        inputs: &mut mpsc::Receiver<Input>,
+        hands: &Hands,
+        links: &Links,
+    ) -> Result<(), JournalError> {
+        let timer = tokio::runtime::Handle::current();
+        loop {
+            let wait = self.next_wake();
+            let first = timer.block_on(async {
+                match tokio::time::timeout(wait, inputs.recv()).await {
+                    Ok(Some(input)) => Some(input),
+                    Ok(None) => Some(Input::Stop),
+                    Err(_) => None,
+                }
+            });
+            self.world.now = clock();
+            let mut output = Output::default();
+            let mut visits = Vec::new();
+            let mut stop = false;
+            let mut next = first;
+            let mut taken = 0;
+            while let Some(input) = next {
+                match input {
+                    Input::Stop => stop = true,
+                    Input::Visit(visit) => {
+                        // A visitor sees only what is durable.
+                        visits.push(visit);
+                        break;
+                    }
+                    other => {
+                        let event = self.event_of(other);
+                        let more = self.site.handle(&mut self.world, event);
+                        join(&mut output, more);
+                    }
+                }
+                taken += 1;
+                next = if taken < BATCH && !stop { inputs.try_recv().ok() } else { None };
+            }
+            if self.site.next_deadline().is_some_and(|at| at <= self.world.now) {
+                let more = self.site.handle(&mut self.world, Event::Tick);
+                join(&mut output, more);
+            }
+            self.commit(&output.rows, &output.effects)?;
+            for effect in output.effects {
+                self.carry_out(effect, hands, links);
+            }
+            for visit in visits {
+                visit(self);
+            }
+            if stop {
+                return self.write_lines();
+            }
+        }
+    }
+
+    fn next_wake(&self) -> Duration {
+        let now = clock();
+        let deadline = self.site.next_deadline().map(|at| at.since(now));
+        let lines = self.lines_since.map(|since| since.after(EVENT_DELAY).since(now));
+        deadline.into_iter().chain(lines).min().unwrap_or(Duration::from_secs(60))
+    }
+
+    fn event_of(&mut self, input: Input) -> Event {
+        self.next += 1;
+        match input {
+            Input::Event(event) => event,
+            Input::Peer { from, request, answer } => {
+                self.peers.insert(self.next, answer);
+                Event::Request { caller: Caller::Peer(self.next), from, request }
+            }
+            Input::User { wish, reply } => {
+                self.users.insert(self.next, reply);
+                Event::Ask { ask: self.next, wish }
+            }
+            Input::Visit(_) | Input::Stop => unreachable!("the loop keeps these to itself"),
+        }
+    }
+
+    /// Persists rows with the keys that they speak of, and what is to be told about them.
+    fn commit(&mut self, rows: &[Row], effects: &[Effect]) -> Result<(), JournalError> {
+        for effect in effects {
+            let (subject, text) = match effect {
+                Effect::Note { vm, text } => (vm_subject(*vm), text),
+                Effect::Progress { operation, text } => (operation_subject(*operation), text),
+                _ => continue,
+            };
+            tracing::info!(subject, "{text}");
+            self.lines.push(EventLine { at: self.world.now, subject, text: text.clone() });
+            self.lines_since.get_or_insert(self.world.now);
+        }
+        let keys = self.world.take_keys(rows);
+        if !rows.is_empty() {
+            let lines = std::mem::take(&mut self.lines);
+            self.lines_since = None;
+            fail_point("before", rows);
+            self.journal.append(self.world.now, rows, &keys, &lines)?;
+            fail_point("after", rows);
+            for row in rows {
+                tracing::debug!(row = row.kind(), "durable");
+            }
+        } else if self.lines_since.is_some_and(|since| since.after(EVENT_DELAY) <= self.world.now) {
+            self.write_lines()?;
+        }
+        if !effects.is_empty() || !rows.is_empty() {
+            let _ = self.changes.send(());
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write_lines(&mut self) -> Result<(), JournalError> {
+        let lines = std::mem::take(&mut self.lines);
+        self.lines_since = None;
+        if lines.is_empty() {
+            return Ok(());
+        }
+        self.journal.append(self.world.now, &[], &[], &lines)
+    }
+
+    /// The events about a subject, with those not written yet.
+    pub(crate) fn events(&mut self, subject: &str) -> Result<Vec<EventLine>, JournalError> {
+        self.write_lines()?;
+        self.journal.events(subject)
+    }
+
+    /// Adds a key that was made elsewhere; it becomes durable with the first row that names it.
+    pub(crate) fn add_key(&mut self, key: SecretKey) {
+        self.world.add_key(key);
+    }
+
+    /// What time it is for the driver.
+    pub(crate) fn now(&self) -> Time {
+        self.world.now
+    }
+
+    /// The operations' current state changed by a visitor.
+    pub(crate) fn peers_changed(&mut self) -> Result<(), JournalError> {
+        let names = self.journal.peers()?.into_iter().map(|peer| peer.name).collect();
+        let output = self.site.handle(&mut self.world, Event::Peers(names));
+        debug_assert!(output.rows.is_empty() && output.effects.is_empty());
+        let _ = self.changes.send(());
+        Ok(())
+    }
+
+    fn carry_out(&mut self, effect: Effect, hands: &Hands, links: &Links) {
+        match effect {
+            Effect::Send { call, to, request } => {
+                let keys = &self.world.keys;
+                links.send(call, to, *request, self.journal.len(), |key, kind, body| {
+                    keys.get(key).expect("this site made the key").sign(kind, body)
+                });
+            }
+            Effect::Answer { caller: Caller::Peer(id), answer } => {
+                if let Some(waiting) = self.peers.remove(&id) {
+                    // The peer may have hung up; it asks again.
+                    let _ = waiting.send(*answer);
+                }
+            }
+            Effect::Answer { caller: Caller::Own(_), .. } => {
+                unreachable!("the machine answers itself")
+            }
+            Effect::Reply { ask, reply } => {
+                if let Some(waiting) = self.users.remove(&ask) {
+                    let _ = waiting.send(reply);
+                }
+            }
+            Effect::Do(command) => {
+                let budget = command_budget(&self.site, &command);
+                hands.carry_out(command, budget, |key| self.world.key(key).clone());
+            }
+            Effect::Progress { .. } | Effect::Note { .. } => {}
+            Effect::Ended(journey) => {
+                let result = format!("{:?}", journey.result);
+                tracing::info!(operation = %journey.operation, result, "operation ended");
+            }
+        }
+    }
+}
+
+/// Bytes that a Source's session may carry: what the VM can have in files, and a quarter for
+/// repeats.
+fn command_budget(site: &Site, command: &protocol::Command) -> model::Bytes {
+    let protocol::Command::Serve { vm, .. } = command else { return model::Bytes::default() };
+    let Some(vm) = site.state.vms.get(vm) else { return model::Bytes::default() };
+    let disks: u64 = vm.descriptor.disks.iter().map(|disk| disk.capacity.0).sum();
+    let whole = disks + vm.descriptor.resources.memory.0 + (64 << 20);
+    model::Bytes(whole + whole / 4)
+}
+
+fn join(output: &mut Output, more: Output) {
+    output.rows.extend(more.rows);
+    output.effects.extend(more.effects);
+}
+
+/// Kills the process here if a test asked for it, to show that this is survivable:
+/// `SOJOURN_KILL=before:released` or `after:released`, and `SOJOURN_KILL_ONCE=FILE`, which is made
+/// before the kill and prevents the next one.
+fn fail_point(when: &str, rows: &[Row]) {
+    let Ok(wanted) = std::env::var("SOJOURN_KILL") else { return };
+    let hit = rows.iter().any(|row| wanted == format!("{when}:{}", row.kind()));
+    let Ok(once) = std::env::var("SOJOURN_KILL_ONCE") else { return };
+    if hit && std::fs::File::create_new(once).is_ok() {
+        let _ = rustix::process::kill_process(
+            rustix::process::getpid(),
+            rustix::process::Signal::KILL,
+        );
+        std::thread::park();
+    }
+}
+
+/// A new operation id.
+pub(crate) fn new_operation() -> OperationId {
+    OperationId(rand::random())
+}

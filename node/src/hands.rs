@@ -1,0 +1,416 @@
+//! The hands: carries out what the machine wants of hypervisors, the transfer proxy and the disk,
+//! and tells it what came of it.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hypervisor::{Hypervisor, Instance, Launch, Qemu, QemuConfig, Simulated};
+use model::{Bytes, FileId, HostName, MigrationId, PowerState, PublicKey, RunProfile, SecretKey};
+use protocol::{Command, Event, Found, GuestEvent, Told, TransferEvent};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use transfer_proxy::{End, Proxy, Pull, Serve};
+
+use crate::config::{self, Config};
+use crate::driver::Driver;
+use crate::folder::Folder;
+
+/// How often guests are looked after that may have ended by themselves.
+const LOOK: Duration = Duration::from_secs(2);
+/// How often a transfer is looked at until its first bytes arrive.
+const FIRST_BYTES_LOOK: Duration = Duration::from_millis(50);
+
+/// A site's hands. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Hands(Arc<Shared>);
+
+struct Shared {
+    folder: Folder,
+    config: Config,
+    proxy: Proxy,
+    driver: Driver,
+    runtime: Handle,
+    hosts: Mutex<HashMap<HostName, Arc<dyn Hypervisor>>>,
+    /// One worker per guest, so that its commands are carried out in order.
+    guests: Mutex<HashMap<(HostName, Instance), mpsc::UnboundedSender<Order>>>,
+}
+
+/// What a guest's worker is told.
+enum Order {
+    Do(Command),
+    /// Look whether it still exists.
+    Look,
+}
+
+impl Hands {
+    pub(crate) fn new(folder: Folder, config: Config, proxy: Proxy, driver: Driver) -> Self {
+        Self(Arc::new(Shared {
+            folder,
+            config,
+            proxy,
+            driver,
+            runtime: Handle::current(),
+            hosts: Mutex::default(),
+            guests: Mutex::default(),
+        }))
+    }
+
+    /// Opens a host, and tells what its saved states depend on.
+    pub(crate) async fn open_host(
+        &self,
+        host: &HostName,
+    ) -> Result<RunProfile, hypervisor::Error> {
+        let runtime = self.0.folder.host(host).join("run");
+        let config = &self.0.config.hypervisor;
+        let opened: Arc<dyn Hypervisor> = match config.driver {
+            config::Driver::Simulated => Arc::new(Simulated::new(runtime)?),
+            config::Driver::Qemu => Arc::new(Qemu::new(QemuConfig {
+                runtime,
+                binary: config.binary.clone(),
+                accelerator: config.accelerator,
+                user: config.user.clone(),
+            })?),
+        };
+        let profile = opened.profile().await?;
+        lock(&self.0.hosts).insert(host.clone(), opened);
+        Ok(profile)
+    }
+
+    /// Forgets a host.
+    pub(crate) fn close_host(&self, host: &HostName) {
+        lock(&self.0.hosts).remove(host);
+    }
+
+    /// Every guest process of a host.
+    pub(crate) async fn found(&self, host: &HostName) -> Result<Vec<Found>, hypervisor::Error> {
+        let opened = self.host(host).expect("only opened hosts are asked");
+        let guests = opened.list().await?;
+        let found = guests.into_iter().map(|guest| Found {
+            host: host.clone(),
+            vm: guest.instance.vm,
+            epoch: guest.instance.epoch,
+            power: guest.state,
+        });
+        Ok(found.collect())
+    }
+
+    /// The file with a guest's console output.
+    pub(crate) fn console(&self, host: &HostName, instance: Instance) -> Option<PathBuf> {
+        self.host(host).map(|host| host.console(instance))
+    }
+
+    /// How far a transfer is: bytes done and in all.
+    pub(crate) fn progress(&self, migration: MigrationId) -> Option<(Bytes, Bytes)> {
+        let target = self.0.proxy.progress(migration, End::Target);
+        let progress = target.or_else(|| self.0.proxy.progress(migration, End::Source))?;
+        Some((progress.done, progress.total))
+    }
+
+    fn host(&self, host: &HostName) -> Option<Arc<dyn Hypervisor>> {
+        lock(&self.0.hosts).get(host).cloned()
+    }
+
+    /// Ends a guest that is not this site's, before anything else happens.
+    pub(crate) fn end_stranger(&self, command: &Command) {
+        let Command::Kill(host, vm, epoch) = command else { return };
+        let Some(opened) = self.host(host) else { return };
+        let instance = Instance { vm: *vm, epoch: *epoch };
+        if let Err(error) = self.0.runtime.block_on(opened.kill(instance)) {
+            tracing::error!(%instance, error = report(&error), "cannot end a guest that is not ours");
+        }
+    }
+
+    /// Begins to carry out a command; what comes of it is told to the driver.
+    pub(crate) fn carry_out(
+        &self,
+        command: Command,
+        budget: Bytes,
+        key: impl Fn(&PublicKey) -> SecretKey,
+    ) {
+        if let Some((host, vm, epoch)) = command.guest() {
+            let at = (host.clone(), Instance { vm, epoch });
+            return self.order(at, Order::Do(command));
+        }
+        let proxy = &self.0.proxy;
+        match command {
+            Command::Serve { migration, vm, token, hint, key: public, peer_key } => {
+                let serve = Serve {
+                    migration,
+                    vm,
+                    token_hash: token,
+                    hint,
+                    key: key(&public),
+                    peer_key,
+                    byte_budget: budget,
+                };
+                if let Err(error) = proxy.serve(serve) {
+                    self.transfer_failed(migration, End::Source, report(&error));
+                }
+            }
+            Command::Provide { migration, host, vm, epoch, files } => {
+                let folder = self.0.folder.stay(&host, vm, epoch);
+                let paths = files.into_iter().map(|file| (file, folder.join(file.file_name())));
+                proxy.provide(migration, paths.collect());
+            }
+            Command::Pull { migration, vm, source, key: public, host, epoch, files, budget } => {
+                let folder = self.0.folder.stay(&host, vm, epoch);
+                if let Err(error) = self.0.folder.make_stay(&folder) {
+                    return self.transfer_failed(migration, End::Target, report(&error));
+                }
+                let pull = Pull {
+                    migration,
+                    vm,
+                    from: source.uri,
+                    token: source.token,
+                    key: key(&public),
+                    peer_key: source.transfer_key,
+                    folder,
+                    budget,
+                    expected: files,
+                };
+                match proxy.pull(pull) {
+                    Ok(()) => self.watch_first_bytes(migration),
+                    Err(error) => self.transfer_failed(migration, End::Target, report(&error)),
+                }
+            }
+            Command::Tell { migration, source, told } => {
+                let message = postcard::to_allocvec(&told).expect("statements are plain data");
+                if let Err(error) = proxy.tell(migration, end(source), message) {
+                    // There is no session any more; it goes by the path.
+                    tracing::debug!(%migration, error = report(&error), "not told");
+                }
+            }
+            Command::Close { migration, source } => proxy.close(migration, end(source)),
+            _ => unreachable!("commands about guests went to their workers"),
+        }
+    }
+
+    fn transfer_failed(&self, migration: MigrationId, end: End, reason: String) {
+        let event = TransferEvent::Failed { source: end == End::Source, reason };
+        self.tell_driver(Event::Transfer { migration, event });
+    }
+
+    fn tell_driver(&self, event: Event) {
+        let driver = self.0.driver.clone();
+        self.0.runtime.spawn(async move { driver.event(event).await });
+    }
+
+    fn watch_first_bytes(&self, migration: MigrationId) {
+        let hands = self.clone();
+        self.0.runtime.spawn(async move {
+            while let Some(progress) = hands.0.proxy.progress(migration, End::Target) {
+                if progress.done.0 > 0 {
+                    let event = TransferEvent::Receiving;
+                    return hands.0.driver.event(Event::Transfer { migration, event }).await;
+                }
+                tokio::time::sleep(FIRST_BYTES_LOOK).await;
+            }
+        });
+    }
+
+    /// Passes the proxy's events on, until the proxy ends.
+    pub(crate) async fn relay_transfers(self, mut events: mpsc::Receiver<transfer_proxy::Event>) {
+        while let Some(event) = events.recv().await {
+            if let Some((migration, event)) = transfer_event(event) {
+                self.0.driver.event(Event::Transfer { migration, event }).await;
+            }
+        }
+    }
+
+    /// Looks after guests that may have ended by themselves, for as long as the node runs.
+    pub(crate) async fn look_after_guests(self) {
+        let mut every = tokio::time::interval(LOOK);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            every.tick().await;
+            for worker in lock(&self.0.guests).values() {
+                let _ = worker.send(Order::Look);
+            }
+        }
+    }
+
+    /// Tells the worker of an adopted guest that it runs.
+    pub(crate) fn adopt(&self, host: &HostName, instance: Instance) {
+        self.order((host.clone(), instance), Order::Look);
+    }
+
+    fn order(&self, at: (HostName, Instance), order: Order) {
+        let mut guests = lock(&self.0.guests);
+        let purges = matches!(order, Order::Do(Command::Purge(..)));
+        let worker = guests.entry(at.clone()).or_insert_with(|| {
+            let (sender, receiver) = mpsc::unbounded_channel();
+            let (hands, at) = (self.clone(), at.clone());
+            self.0.runtime.spawn(async move { hands.work(at, receiver).await });
+            sender
+        });
+        let _ = worker.send(order);
+        if purges {
+            guests.remove(&at);
+        }
+    }
+
+    /// One guest's worker: its commands in order.
+    async fn work(
+        self,
+        (host, instance): (HostName, Instance),
+        mut orders: mpsc::UnboundedReceiver<Order>,
+    ) {
+        let mut running = false;
+        while let Some(order) = orders.recv().await {
+            let event = match order {
+                Order::Look => match self.host(&host) {
+                    Some(opened) => match opened.state(instance).await {
+                        Ok(None) if running => Some(GuestEvent::Ended),
+                        Ok(state) => {
+                            running = state == Some(PowerState::Active);
+                            None
+                        }
+                        Err(_) => None,
+                    },
+                    None => None,
+                },
+                Order::Do(command) => self.guest_command(&host, instance, command).await,
+            };
+            match &event {
+                Some(GuestEvent::Resumed) => running = true,
+                Some(GuestEvent::Ended | GuestEvent::Hibernated | GuestEvent::Paused) => {
+                    running = false;
+                }
+                _ => {}
+            }
+            if let Some(event) = event {
+                let (vm, epoch) = (instance.vm, instance.epoch);
+                self.0.driver.event(Event::Guest { vm, epoch, event }).await;
+            }
+        }
+    }
+
+    async fn guest_command(
+        &self,
+        host: &HostName,
+        instance: Instance,
+        command: Command,
+    ) -> Option<GuestEvent> {
+        let folder = self.0.folder.stay(host, instance.vm, instance.epoch);
+        let state_file = folder.join(FileId::STATE.file_name());
+        if let Command::Purge(..) = command {
+            if let Some(opened) = self.host(host)
+                && let Err(error) = opened.forget(instance).await
+            {
+                tracing::warn!(%instance, error = report(&error), "cannot forget a guest");
+            }
+            if let Err(error) = tokio::fs::remove_dir_all(&folder).await
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::warn!(%instance, error = report(&error), "cannot delete files");
+            }
+            return None;
+        }
+        if let Command::DropState(..) = command {
+            let _ = tokio::fs::remove_file(&state_file).await;
+            return None;
+        }
+        let failed = |error: &dyn std::error::Error| GuestEvent::Failed(report(error));
+        let Some(opened) = self.host(host) else {
+            let why = format!("host {host} is not there");
+            return Some(match command {
+                Command::Launch { .. } => GuestEvent::LaunchFailed(why),
+                _ => GuestEvent::Failed(why),
+            });
+        };
+        let grace = Duration::from_secs(self.0.config.time.stop_grace_s);
+        Some(match command {
+            Command::Launch { descriptor, state, .. } => {
+                let mine = match opened.profile().await {
+                    Ok(mine) => mine,
+                    Err(error) => return Some(GuestEvent::LaunchFailed(report(&error))),
+                };
+                let launch = Launch {
+                    instance,
+                    descriptor,
+                    folder,
+                    state: state.is_some().then_some(state_file),
+                    profile: state.unwrap_or_else(|| mine.clone()),
+                };
+                match opened.launch(&launch).await {
+                    Ok(()) => GuestEvent::Launched(mine),
+                    Err(error) => GuestEvent::LaunchFailed(report(&error)),
+                }
+            }
+            Command::Resume(..) => match opened.resume(instance).await {
+                Ok(()) => GuestEvent::Resumed,
+                Err(error) => failed(&error),
+            },
+            Command::Pause(..) => match opened.pause(instance).await {
+                Ok(()) => GuestEvent::Paused,
+                Err(error) => failed(&error),
+            },
+            Command::ShutDown(..) => match opened.shut_down(instance, grace).await {
+                Ok(()) => GuestEvent::Ended,
+                Err(error) => failed(&error),
+            },
+            Command::Kill(..) => match opened.kill(instance).await {
+                Ok(()) => GuestEvent::Ended,
+                Err(error) => failed(&error),
+            },
+            Command::Hibernate(..) => match opened.hibernate(instance, &state_file).await {
+                Ok(()) => GuestEvent::Hibernated,
+                Err(error) => failed(&error),
+            },
+            _ => return None,
+        })
+    }
+}
+
+fn end(source: bool) -> End {
+    if source { End::Source } else { End::Target }
+}
+
+/// What the machine hears of a proxy's event.
+fn transfer_event(event: transfer_proxy::Event) -> Option<(MigrationId, TransferEvent)> {
+    use transfer_proxy::Event as E;
+    Some(match event {
+        E::Opened { migration } => (migration, TransferEvent::Opened),
+        E::Sent { migration, digest, .. } => (migration, TransferEvent::Sent { digest }),
+        E::Received { migration, digest, size, wire, has_state } => {
+            (migration, TransferEvent::Received { digest, size, wire, has_state })
+        }
+        E::Told { migration, end, message } => {
+            // The other end is a stranger: what cannot be read was not said.
+            let (told, rest): (Told, _) = postcard::take_from_bytes(&message).ok()?;
+            if !rest.is_empty() {
+                return None;
+            }
+            (migration, TransferEvent::Told { source: end == End::Source, told })
+        }
+        E::Closed { migration, end: End::Target } => {
+            let reason = "the Source has ended the transfer".to_owned();
+            (migration, TransferEvent::Failed { source: false, reason })
+        }
+        E::Closed { end: End::Source, .. } => return None,
+        E::Failed { migration, end, error, final_ } => {
+            tracing::warn!(%migration, ?end, error, final_, "transfer trouble");
+            if !final_ {
+                return None;
+            }
+            (migration, TransferEvent::Failed { source: end == End::Source, reason: error })
+        }
+    })
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn report(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text = format!("{text}: {next}");
+        cause = next.source();
+    }
+    text
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,474 @@
+//! The journal: one SQLite database, written by the driver alone, synchronously.
+//!
+//! Rows of the protocol carry a type and a version beside their JSON body, so that an operator can
+//! read them with any SQLite shell and a later release can still read them all.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use certs::SecretHash;
+use model::{PeerName, PublicKey, SecretKey, SiteKey, Time, VmId};
+use protocol::{Row, State};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+
+/// The schema that this program writes. A newer one is refused.
+const SCHEMA: i64 = 1;
+
+/// The version of the row types that this program writes.
+const ROW_VERSION: i64 = 1;
+
+/// Oldest SQLite whose WAL mode is trusted.
+const MIN_SQLITE: i32 = 3_050_000;
+
+/// Events that are kept for each VM or operation.
+const MAX_EVENTS: i64 = 1_000;
+
+/// Why the journal cannot be used. None of these loses anything that was written.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// A later release wrote it.
+    #[error(
+        "{path} was written by a newer release (schema {found}, this program knows {SCHEMA}); \
+         run that release, or restore a backup"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its schema.
+        found: i64,
+    },
+    /// A row cannot be read.
+    #[error("journal row {seq} of type {kind} cannot be read; restore a backup, never edit it")]
+    Row {
+        /// Its place.
+        seq: i64,
+        /// Its type.
+        kind: String,
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A row does not follow from those before it.
+    #[error("journal row {seq} contradicts those before it; restore a backup, never edit it")]
+    Illegal {
+        /// Its place.
+        seq: i64,
+        /// What is wrong.
+        #[source]
+        source: protocol::Illegal,
+    },
+    /// SQLite is too old.
+    #[error("this program needs SQLite 3.50 or later, and was built with {0}")]
+    Old(&'static str),
+    /// SQLite says no: no space, no rights, a damaged file.
+    #[error("the journal {path} cannot be used: {source}; free space or repair it, then restart")]
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: rusqlite::Error,
+    },
+}
+
+/// The open journal.
+pub(crate) struct Journal {
+    db: Connection,
+    path: PathBuf,
+    len: u64,
+}
+
+/// A peer, as it is stored.
+#[derive(Debug, Clone)]
+pub(crate) struct StoredPeer {
+    pub name: PeerName,
+    pub key: SiteKey,
+    pub addresses: Vec<String>,
+    pub journal_seen: u64,
+}
+
+/// One line about a VM or an operation.
+#[derive(Debug, Clone)]
+pub(crate) struct EventLine {
+    pub at: Time,
+    /// `vm:ID` or `op:ID`.
+    pub subject: String,
+    pub text: String,
+}
+
+/// What the journal says.
+pub(crate) struct Loaded {
+    pub state: State,
+    pub keys: BTreeMap<PublicKey, SecretKey>,
+    pub token_secret: [u8; 32],
+}
+
+const TABLES: &str = "
+    CREATE TABLE journal (
+        seq     INTEGER PRIMARY KEY,
+        at_ms   INTEGER NOT NULL,
+        type    TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        body    TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE keys (
+        public BLOB PRIMARY KEY,
+        seed   BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE secrets (
+        name  TEXT PRIMARY KEY,
+        value BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE peers (
+        name         TEXT PRIMARY KEY,
+        key          BLOB NOT NULL UNIQUE,
+        addresses    TEXT NOT NULL,
+        journal_seen INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE invitations (
+        secret     BLOB PRIMARY KEY,
+        expires_ms INTEGER NOT NULL,
+        used_by    BLOB
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE events (
+        id      INTEGER PRIMARY KEY,
+        at_ms   INTEGER NOT NULL,
+        subject TEXT NOT NULL,
+        text    TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX events_by_subject ON events (subject, id);
+";
+
+impl Journal {
+    /// Opens the journal at `path`, making it if there is none.
+    pub(crate) fn open(path: &Path) -> Result<Self, JournalError> {
+        if rusqlite::version_number() < MIN_SQLITE {
+            return Err(JournalError::Old(rusqlite::version()));
+        }
+        let error = |source| JournalError::Sqlite { path: path.to_owned(), source };
+        let db = Connection::open(path).map_err(error)?;
+        set_private(path).map_err(|e| error(rusqlite::Error::ToSqlConversionFailure(e.into())))?;
+        db.pragma_update(None, "journal_mode", "WAL").map_err(error)?;
+        db.pragma_update(None, "synchronous", "FULL").map_err(error)?;
+        db.pragma_update(None, "trusted_schema", false).map_err(error)?;
+        let mut journal = Self { db, path: path.to_owned(), len: 0 };
+        journal.prepare()?;
+        Ok(journal)
+    }
+
+    fn error(&self, source: rusqlite::Error) -> JournalError {
+        JournalError::Sqlite { path: self.path.clone(), source }
+    }
+
+    fn prepare(&mut self) -> Result<(), JournalError> {
+        let found: i64 = self
+            .db
+            .pragma_query_value(None, "user_version", |row| row.get(0))
+            .map_err(|e| self.error(e))?;
+        if found > SCHEMA {
+            return Err(JournalError::Newer { path: self.path.clone(), found });
+        }
+        if found == 0 {
+            let secret: [u8; 32] = rand::random();
+            let made = self.transaction(|tx| {
+                tx.execute_batch(TABLES)?;
+                tx.execute("INSERT INTO secrets VALUES ('token', ?1)", [secret])?;
+                tx.pragma_update(None, "user_version", SCHEMA)
+            });
+            made?;
+        }
+        let len: i64 = self
+            .db
+            .query_row("SELECT coalesce(max(seq), 0) FROM journal", [], |row| row.get(0))
+            .map_err(|e| self.error(e))?;
+        self.len = u64::try_from(len).unwrap_or_default();
+        Ok(())
+    }
+
+    fn transaction<T>(
+        &mut self,
+        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, JournalError> {
+        let path = self.path.clone();
+        let error = |source| JournalError::Sqlite { path: path.clone(), source };
+        let tx =
+            self.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(error)?;
+        let value = work(&tx).map_err(error)?;
+        tx.commit().map_err(error)?;
+        Ok(value)
+    }
+
+    /// Folds all rows, and reads the keys.
+    pub(crate) fn load(&self) -> Result<Loaded, JournalError> {
+        let error = |source| self.error(source);
+        let mut state = State::default();
+        let mut rows =
+            self.db.prepare("SELECT seq, type, body FROM journal ORDER BY seq").map_err(error)?;
+        let mut rows = rows.query([]).map_err(error)?;
+        while let Some(row) = rows.next().map_err(error)? {
+            let (seq, kind): (i64, String) =
+                (row.get(0).map_err(error)?, row.get(1).map_err(error)?);
+            let body: String = row.get(2).map_err(error)?;
+            let row: Row = serde_json::from_str(&body)
+                .map_err(|source| JournalError::Row { seq, kind, source })?;
+            state.apply(&row).map_err(|source| JournalError::Illegal { seq, source })?;
+        }
+        let mut keys = BTreeMap::new();
+        let mut stored = self.db.prepare("SELECT seed FROM keys").map_err(error)?;
+        let stored = stored.query_map([], |row| row.get::<_, [u8; 32]>(0)).map_err(error)?;
+        for seed in stored {
+            let key = SecretKey::from_seed(&seed.map_err(error)?);
+            keys.insert(key.public(), key);
+        }
+        let token_secret = self
+            .db
+            .query_row("SELECT value FROM secrets WHERE name = 'token'", [], |row| row.get(0))
+            .map_err(error)?;
+        Ok(Loaded { state, keys, token_secret })
+    }
+
+    /// Makes rows, keys and events durable, all or nothing.
+    pub(crate) fn append(
+        &mut self,
+        now: Time,
+        rows: &[Row],
+        keys: &[SecretKey],
+        events: &[EventLine],
+    ) -> Result<(), JournalError> {
+        let first = self.len + 1;
+        self.transaction(|tx| {
+            let mut insert =
+                tx.prepare_cached("INSERT INTO journal VALUES (?1, ?2, ?3, ?4, ?5)")?;
+            for (seq, row) in (first..).zip(rows) {
+                let body = serde_json::to_string(row).expect("rows are plain data");
+                let at = i64::try_from(now.0).unwrap_or(i64::MAX);
+                let seq = i64::try_from(seq).unwrap_or(i64::MAX);
+                insert.execute(params![seq, at, row.kind(), ROW_VERSION, body])?;
+            }
+            let mut insert = tx.prepare_cached("INSERT OR IGNORE INTO keys VALUES (?1, ?2)")?;
+            for key in keys {
+                insert.execute(params![key.public().0, *key.seed()])?;
+            }
+            for event in events {
+                insert_event(tx, event)?;
+            }
+            Ok(())
+        })?;
+        self.len += rows.len() as u64;
+        Ok(())
+    }
+
+    /// How many rows there ever were.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The last events about a subject, oldest first.
+    pub(crate) fn events(&self, subject: &str) -> Result<Vec<EventLine>, JournalError> {
+        let sql = "SELECT at_ms, text FROM (SELECT id, at_ms, text FROM events
+                   WHERE subject = ?1 ORDER BY id DESC LIMIT ?2) ORDER BY id";
+        let mut query = self.db.prepare_cached(sql).map_err(|e| self.error(e))?;
+        let lines = query
+            .query_map(params![subject, MAX_EVENTS], |row| {
+                let at: i64 = row.get(0)?;
+                let at = Time(u64::try_from(at).unwrap_or_default());
+                Ok(EventLine { at, subject: subject.to_owned(), text: row.get(1)? })
+            })
+            .and_then(Iterator::collect);
+        lines.map_err(|e| self.error(e))
+    }
+
+    /// Every peer.
+    pub(crate) fn peers(&self) -> Result<Vec<StoredPeer>, JournalError> {
+        let mut query = self
+            .db
+            .prepare("SELECT name, key, addresses, journal_seen FROM peers ORDER BY name")
+            .map_err(|e| self.error(e))?;
+        let peers = query
+            .query_map([], |row| {
+                let name: String = row.get(0)?;
+                let addresses: String = row.get(2)?;
+                let seen: i64 = row.get(3)?;
+                Ok(StoredPeer {
+                    name: name.parse().expect("only checked names are stored"),
+                    key: SiteKey(row.get(1)?),
+                    addresses: addresses.split_whitespace().map(str::to_owned).collect(),
+                    journal_seen: u64::try_from(seen).unwrap_or_default(),
+                })
+            })
+            .and_then(Iterator::collect);
+        peers.map_err(|e| self.error(e))
+    }
+
+    /// Adds a peer, or takes its new addresses.
+    pub(crate) fn add_peer(&mut self, peer: &StoredPeer) -> Result<(), JournalError> {
+        self.transaction(|tx| insert_peer(tx, peer))
+    }
+
+    /// Forgets a peer.
+    pub(crate) fn remove_peer(&mut self, name: &PeerName) -> Result<(), JournalError> {
+        self.transaction(|tx| {
+            tx.execute("DELETE FROM peers WHERE name = ?1", [name.as_str()]).map(drop)
+        })
+    }
+
+    /// Remembers how long a peer's journal is; it never shrinks.
+    pub(crate) fn saw_journal(&mut self, key: &SiteKey, len: u64) -> Result<(), JournalError> {
+        let len = i64::try_from(len).unwrap_or(i64::MAX);
+        self.transaction(|tx| {
+            let sql = "UPDATE peers SET journal_seen = ?2 WHERE key = ?1 AND journal_seen < ?2";
+            tx.execute(sql, params![key.0, len]).map(drop)
+        })
+    }
+
+    /// Remembers an invitation, by its secret's hash.
+    pub(crate) fn invite(&mut self, secret: &SecretHash, until: Time) -> Result<(), JournalError> {
+        let until = i64::try_from(until.0).unwrap_or(i64::MAX);
+        self.transaction(|tx| {
+            tx.execute("INSERT INTO invitations VALUES (?1, ?2, NULL)", params![secret.0, until])
+                .map(drop)
+        })
+    }
+
+    /// Whether any invitation is open.
+    pub(crate) fn is_inviting(&self, now: Time) -> Result<bool, JournalError> {
+        let now = i64::try_from(now.0).unwrap_or(i64::MAX);
+        let sql = "SELECT 1 FROM invitations WHERE used_by IS NULL AND expires_ms > ?1 LIMIT 1";
+        let found = self.db.query_row(sql, [now], |_| Ok(())).optional();
+        found.map(|row| row.is_some()).map_err(|e| self.error(e))
+    }
+
+    /// Uses an invitation up for a peer, in one transaction; false if it is not open. The same
+    /// peer may use it again, since it may not have heard the answer.
+    pub(crate) fn accept_invitation(
+        &mut self,
+        secret: &SecretHash,
+        now: Time,
+        peer: &StoredPeer,
+    ) -> Result<bool, JournalError> {
+        let now = i64::try_from(now.0).unwrap_or(i64::MAX);
+        self.transaction(|tx| {
+            let used = tx.execute(
+                "UPDATE invitations SET used_by = ?3 WHERE secret = ?1 AND expires_ms > ?2
+                 AND (used_by IS NULL OR used_by = ?3)",
+                params![secret.0, now, peer.key.0],
+            )?;
+            if used == 1 {
+                insert_peer(tx, peer)?;
+            }
+            Ok(used == 1)
+        })
+    }
+}
+
+fn insert_peer(tx: &Transaction<'_>, peer: &StoredPeer) -> rusqlite::Result<()> {
+    tx.execute("DELETE FROM peers WHERE key = ?1", [peer.key.0])?;
+    let seen = i64::try_from(peer.journal_seen).unwrap_or(i64::MAX);
+    let addresses = peer.addresses.join(" ");
+    tx.execute(
+        "INSERT INTO peers VALUES (?1, ?2, ?3, ?4)",
+        params![peer.name.as_str(), peer.key.0, addresses, seen],
+    )?;
+    Ok(())
+}
+
+fn insert_event(tx: &Transaction<'_>, event: &EventLine) -> rusqlite::Result<()> {
+    let at = i64::try_from(event.at.0).unwrap_or(i64::MAX);
+    let mut insert =
+        tx.prepare_cached("INSERT INTO events (at_ms, subject, text) VALUES (?1, ?2, ?3)")?;
+    insert.execute(params![at, event.subject, event.text])?;
+    // Now and then, so that it costs little: all but the newest go.
+    if tx.last_insert_rowid() % 256 == 0 {
+        tx.execute(
+            "DELETE FROM events WHERE subject = ?1 AND id <= (SELECT id FROM events
+             WHERE subject = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+            params![event.subject, MAX_EVENTS],
+        )?;
+    }
+    Ok(())
+}
+
+fn set_private(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+}
+
+/// The subject of a VM's events.
+pub(crate) fn vm_subject(vm: VmId) -> String {
+    format!("vm:{vm}")
+}
+
+/// The subject of an operation's events.
+pub(crate) fn operation_subject(operation: model::OperationId) -> String {
+    format!("op:{operation}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host_row(name: &str) -> Row {
+        Row::HostAdded { host: name.parse().unwrap(), capacity: model::Resources::default() }
+    }
+
+    #[test]
+    fn what_was_appended_is_folded_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.db");
+        let key = SecretKey::from_seed(&[7; 32]);
+        let first = Journal::open(&path).unwrap().load().unwrap().token_secret;
+        let mut journal = Journal::open(&path).unwrap();
+        journal.append(Time(1), &[host_row("a"), host_row("b")], &[key.clone()], &[]).unwrap();
+        drop(journal);
+        let journal = Journal::open(&path).unwrap();
+        let loaded = journal.load().unwrap();
+        assert_eq!(journal.len(), 2);
+        assert_eq!(loaded.state.hosts.len(), 2);
+        assert!(loaded.keys.contains_key(&key.public()));
+        assert_eq!(loaded.token_secret, first, "a site's token secret is made once");
+    }
+
+    #[test]
+    fn a_journal_of_a_newer_release_is_refused_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.db");
+        drop(Journal::open(&path).unwrap());
+        let db = Connection::open(&path).unwrap();
+        db.pragma_update(None, "user_version", SCHEMA + 1).unwrap();
+        drop(db);
+        let Err(error) = Journal::open(&path) else { panic!("it was opened") };
+        assert!(matches!(error, JournalError::Newer { found, .. } if found == SCHEMA + 1));
+        assert!(error.to_string().contains("newer release"), "{error}");
+    }
+
+    #[test]
+    fn an_invitation_is_good_once_and_until_it_expires() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(&folder.path().join("journal.db")).unwrap();
+        let peer = |name: &str, key| StoredPeer {
+            name: name.parse().unwrap(),
+            key: SiteKey([key; 32]),
+            addresses: vec!["[::1]:1".to_owned()],
+            journal_seen: 0,
+        };
+        let (secret, late) = (SecretHash([1; 32]), SecretHash([2; 32]));
+        journal.invite(&secret, Time(100)).unwrap();
+        journal.invite(&late, Time(100)).unwrap();
+        assert!(journal.is_inviting(Time(99)).unwrap());
+        assert!(journal.accept_invitation(&secret, Time(50), &peer("b", 1)).unwrap());
+        assert!(journal.accept_invitation(&secret, Time(50), &peer("b", 1)).unwrap(), "a repeat");
+        assert!(!journal.accept_invitation(&secret, Time(50), &peer("c", 2)).unwrap());
+        assert!(!journal.accept_invitation(&late, Time(100), &peer("c", 2)).unwrap());
+        assert!(!journal.is_inviting(Time(100)).unwrap());
+        assert_eq!(journal.peers().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn the_journal_is_readable_by_its_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.db");
+        drop(Journal::open(&path).unwrap());
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}

@@ -1,0 +1,289 @@
+//! The links to peers: one HTTP/2 connection each, over mutual TLS, made when needed.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use certs::Identity;
+use hyper_util::rt::TokioIo;
+use model::{PeerName, PublicKey, Signature, SiteKey, Time, limit};
+use proto::envelope::{self, EnvelopeError, RequestDigest, Sealer};
+use proto::federation::federation_client::FederationClient;
+use proto::federation::{HelloRequest, JoinRequest, Sealed};
+use protocol::{Answer, CallError, CallId, Event, Op, Request};
+use tokio::net::TcpStream;
+use tokio::runtime::Handle;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::driver::Driver;
+use crate::hands::report;
+use crate::peers::Peers;
+
+/// The protocol versions that this program speaks.
+pub(crate) const VERSIONS: std::ops::RangeInclusive<u32> = 1..=1;
+/// How long a connection, its handshake and the greeting may take, each.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How often a connection is tested while calls wait on it, and how long a test may take.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// What a call may take beyond what its sender waits for.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// The links to all peers. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Links(Arc<Shared>);
+
+struct Shared {
+    identity: Arc<Identity>,
+    peers: Peers,
+    driver: Driver,
+    runtime: Handle,
+    channels: Mutex<HashMap<SiteKey, (Vec<String>, FederationClient<Channel>)>>,
+}
+
+/// Why a peer cannot be spoken to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    #[error("no address of the peer can be connected to ({0})")]
+    Connect(String),
+    #[error("the peer speaks protocol versions {0} to {1}, this site {min} to {max}",
+        min = VERSIONS.start(), max = VERSIONS.end())]
+    Version(u32, u32),
+    #[error("the peer says: {0}")]
+    Status(String),
+    #[error("the peer did not answer in time")]
+    Time,
+    #[error("the peer's answer is not what it signed")]
+    Envelope(#[source] EnvelopeError),
+    #[error("TLS cannot be set up")]
+    Tls(#[from] certs::TlsError),
+}
+
+impl Links {
+    pub(crate) fn new(identity: Arc<Identity>, peers: Peers, driver: Driver) -> Self {
+        Self(Arc::new(Shared {
+            identity,
+            peers,
+            driver,
+            runtime: Handle::current(),
+            channels: Mutex::default(),
+        }))
+    }
+
+    /// Seals and sends a request; its end comes to the driver.
+    pub(crate) fn send(
+        &self,
+        call: CallId,
+        to: PeerName,
+        request: Request,
+        journal: u64,
+        sign_origin: impl FnOnce(&PublicKey, &str, &[u8]) -> Signature,
+    ) {
+        let links = self.clone();
+        let Some(peer) = self.0.peers.get(&to) else {
+            let gone = CallError::Unreachable(format!("{to} is no peer any more"));
+            let driver = self.0.driver.clone();
+            self.0.runtime.spawn(async move {
+                driver.event(Event::Answered { call, answer: Err(gone) }).await;
+            });
+            return;
+        };
+        let identity = &self.0.identity;
+        let sign = |kind: &str, body: &[u8]| identity.sign(kind, body);
+        let sealer = Sealer { site: identity.site_key(), sign: &sign };
+        let limit = request.hop.time_left.saturating_add(GRACE);
+        let (sealed, digest) = envelope::seal_request(
+            &sealer,
+            peer.key,
+            &request,
+            sign_origin,
+            now(),
+            rand::random(),
+        );
+        let op = request.origin.op;
+        self.0.runtime.spawn(async move {
+            let answer = links.call(peer.key, &peer.addresses, &op, sealed, digest, limit, journal);
+            let answer = answer.await;
+            let heard = answer.as_ref().map(|_| ()).map_err(|error| report(error));
+            if let Err(why) = &heard {
+                tracing::warn!(peer = %peer.name, operation = op.name(), why, "call failed");
+            }
+            links.0.peers.heard(&peer.name, heard);
+            let answer = answer.map(Box::new).map_err(|error| match error {
+                LinkError::Envelope(_) => CallError::Garbled(report(&error)),
+                other => CallError::Unreachable(report(&other)),
+            });
+            links.0.driver.event(Event::Answered { call, answer }).await;
+        });
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one call, told apart by type")]
+    async fn call(
+        &self,
+        key: SiteKey,
+        addresses: &[String],
+        op: &Op,
+        sealed: Sealed,
+        digest: RequestDigest,
+        limit: Duration,
+        journal: u64,
+    ) -> Result<Answer, LinkError> {
+        let work = async {
+            let client = self.client(key, addresses, journal).await?;
+            self.exchange(client, op, sealed).await.inspect_err(|_| self.forget(&key))
+        };
+        let answer = tokio::time::timeout(limit, work).await.map_err(|_| LinkError::Time)??;
+        let me = self.0.identity.site_key();
+        let answer = envelope::open_answer(&answer, key, me, digest).map_err(LinkError::Envelope)?;
+        Ok(answer.into_inner())
+    }
+
+    async fn exchange(
+        &self,
+        mut client: FederationClient<Channel>,
+        op: &Op,
+        sealed: Sealed,
+    ) -> Result<Sealed, LinkError> {
+        let answer = match op {
+            Op::MigrationRequest { .. } => client.migration_request(sealed).await,
+            Op::ForcedMigration { .. } | Op::Evict { .. } => client.forced_migration(sealed).await,
+            Op::InitiateTransfer { .. } => client.initiate_transfer(sealed).await,
+            Op::TransferVerification { .. } => client.transfer_verification(sealed).await,
+            Op::Deliver { .. } => client.deliver(sealed).await,
+            Op::Handback { .. } => client.handback(sealed).await,
+            Op::Retire { .. } => client.retire(sealed).await,
+            Op::Control { .. } => client.control(sealed).await,
+            Op::Report { .. } => client.report(sealed).await,
+            Op::Withdraw { .. } => client.withdraw(sealed).await,
+        };
+        Ok(answer.map_err(|status| status_error(&status))?.into_inner())
+    }
+
+    /// The connection to a peer, greeted; kept for the next call.
+    async fn client(
+        &self,
+        key: SiteKey,
+        addresses: &[String],
+        journal: u64,
+    ) -> Result<FederationClient<Channel>, LinkError> {
+        let kept = lock(&self.0.channels).get(&key).cloned();
+        if let Some((_, client)) = kept.filter(|(at, _)| at == addresses) {
+            return Ok(client);
+        }
+        let mut client = self.connect(key, addresses).await?;
+        let hello = HelloRequest {
+            oldest_version: *VERSIONS.start(),
+            newest_version: *VERSIONS.end(),
+            journal,
+        };
+        let reply = tokio::time::timeout(CONNECT_LIMIT, client.hello(hello))
+            .await
+            .map_err(|_| LinkError::Time)?
+            .map_err(|status| status_error(&status))?
+            .into_inner();
+        if !VERSIONS.contains(&reply.version) {
+            return Err(LinkError::Version(reply.version, reply.version));
+        }
+        let saw = move |core: &mut crate::driver::Core| {
+            if let Err(error) = core.journal.saw_journal(&key, reply.journal) {
+                tracing::warn!(error = report(&error), "cannot note a peer's journal");
+            }
+        };
+        let _ = self.0.driver.visit(saw).await;
+        lock(&self.0.channels).insert(key, (addresses.to_vec(), client.clone()));
+        Ok(client)
+    }
+
+    fn forget(&self, key: &SiteKey) {
+        lock(&self.0.channels).remove(key);
+    }
+
+    async fn connect(
+        &self,
+        key: SiteKey,
+        addresses: &[String],
+    ) -> Result<FederationClient<Channel>, LinkError> {
+        let tls = certs::client_config(&self.0.identity, key)?;
+        let mut trouble = Vec::new();
+        for address in addresses {
+            let connected = connect_one(tls.clone(), key, address.clone()).await;
+            match connected {
+                Ok(channel) => {
+                    return Ok(FederationClient::new(channel)
+                        .max_decoding_message_size(2 * limit::MAX_MESSAGE_BYTES)
+                        .max_encoding_message_size(2 * limit::MAX_MESSAGE_BYTES));
+                }
+                Err(why) => trouble.push(why),
+            }
+        }
+        Err(LinkError::Connect(trouble.join("; ")))
+    }
+
+    /// Shows a ticket's secret to the site that made it, and returns what that calls itself.
+    pub(crate) async fn join(
+        &self,
+        key: SiteKey,
+        addresses: &[String],
+        request: JoinRequest,
+    ) -> Result<String, LinkError> {
+        let mut client = self.connect(key, addresses).await?;
+        let reply = tokio::time::timeout(CONNECT_LIMIT, client.join(request)).await;
+        let reply = reply.map_err(|_| LinkError::Time)?.map_err(|status| status_error(&status))?;
+        Ok(reply.into_inner().name)
+    }
+}
+
+async fn connect_one(
+    tls: Arc<rustls::ClientConfig>,
+    key: SiteKey,
+    address: String,
+) -> Result<Channel, String> {
+    let connector = tower::service_fn(move |_: Uri| {
+        let (tls, address) = (tls.clone(), address.clone());
+        async move {
+            let tcp = tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(&address))
+                .await
+                .map_err(|_| std::io::Error::other("no connection in time"))??;
+            tcp.set_nodelay(true)?;
+            let name = certs::server_name(&key);
+            let handshake = tokio_rustls::TlsConnector::from(tls).connect(name, tcp);
+            let stream = tokio::time::timeout(CONNECT_LIMIT, handshake)
+                .await
+                .map_err(|_| std::io::Error::other("no TLS handshake in time"))??;
+            Ok::<_, std::io::Error>(TokioIo::new(stream))
+        }
+    });
+    // The URI is for HTTP's form only; the connector knows where to go.
+    Endpoint::from_static("http://site.sojourn.invalid")
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true)
+        .connect_with_connector(connector)
+        .await
+        .map_err(|error| report(&error))
+}
+
+/// What a peer said instead of an answer.
+fn status_error(status: &tonic::Status) -> LinkError {
+    match status.code() {
+        tonic::Code::FailedPrecondition if status.message().starts_with("versions ") => {
+            let mut numbers = status.message().split(' ').filter_map(|word| word.parse().ok());
+            match (numbers.next(), numbers.next()) {
+                (Some(oldest), Some(newest)) => LinkError::Version(oldest, newest),
+                _ => LinkError::Status(status.message().to_owned()),
+            }
+        }
+        tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => LinkError::Time,
+        _ if status.message().is_empty() => LinkError::Status(status.code().to_string()),
+        _ => LinkError::Status(status.message().to_owned()),
+    }
+}
+
+/// The time of day, for what is signed.
+pub(crate) fn now() -> Time {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    Time(u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
