@@ -17,7 +17,7 @@ use model::{
 use protocol::{Action, Answer, Ask, Config, Down, JourneyResult, Mode, Op, Output, Reply};
 
 pub use federation::{Federation, Flight, Line, Load, Point, Step};
-pub use node::{Content, Guest, Node, Saved};
+pub use node::{Content, Guest, Node, Place, Saved};
 pub use outside::Crypto;
 pub use transfer::{End, Phase};
 
@@ -28,7 +28,7 @@ const DOWN_FOR: Duration = Duration::from_secs(2);
 const MAX_STEPS: usize = 200_000;
 
 /// Log lines that a failure shows.
-const SHOWN_LINES: usize = 120;
+const SHOWN_LINES: usize = 12000;
 
 /// What the network does with one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,17 +122,35 @@ impl World {
         let one = descriptor().resources;
         let capacity = Resources { cpus: one.cpus * vms, memory: Bytes(one.memory.0 * u64::from(vms)) };
         self.federation.connect_host(&site(at), host(name));
-        assert_eq!(self.ask(at, Ask::AddHost(host(name), capacity)), Reply::Done);
+        let wish = Ask::AddHost(host(name), capacity);
+        self.ask_until(at, &wish, |world| world.state(at).hosts.contains_key(&host(name)));
     }
 
     /// Imports a VM at its primary.
     pub fn import(&mut self, at: &str) -> VmId {
         let (k0, vm) = self.federation.prepare_import(&site(at));
-        assert_eq!(
-            self.ask(at, Ask::Import { descriptor: descriptor(), k0 }),
-            Reply::Imported(vm)
-        );
+        let wish = Ask::Import { descriptor: descriptor(), k0 };
+        self.ask_until(at, &wish, |world| world.state(at).vms.contains_key(&vm));
         vm
+    }
+
+    /// Lets a site's user ask for something as often as it takes until it is so: a crash of the
+    /// site may swallow the wish, or the reply.
+    pub fn ask_until(&mut self, at: &str, wish: &Ask, done: impl Fn(&Self) -> bool) {
+        const TRIES: usize = 8;
+        for _ in 0..TRIES {
+            self.run_until("the site is up", Duration::from_secs(60), |world| world.is_up(at));
+            let ask = self.begin(at, wish.clone());
+            self.run_until("a reply", Duration::from_secs(600), |world| {
+                done(world) || world.reply(ask).is_some() || !world.is_up(at)
+            });
+            self.run_until("the site is up", Duration::from_secs(60), |world| world.is_up(at));
+            if done(self) {
+                return;
+            }
+            self.run(Duration::from_secs(60));
+        }
+        panic!("{wish:?}: not after {TRIES} tries\n{}", self.story());
     }
 
     /// Lets a site's user ask for something; the answer comes at once, or [`None`] comes.
@@ -209,6 +227,41 @@ impl World {
         let reason = "maintenance".to_owned();
         self.begin(at, Ask::Evict { operation, vm, reason, within });
         operation
+    }
+
+    /// Has a site do something until it is so, as a patient user does: what was lost, given up or
+    /// refused for now is asked for again.
+    pub fn insist(
+        &mut self,
+        at: &str,
+        what: &str,
+        begin: impl Fn(&mut Self) -> OperationId,
+        done: impl Fn(&Self) -> bool,
+    ) {
+        const TRIES: usize = 8;
+        for _ in 0..TRIES {
+            if done(self) {
+                return;
+            }
+            let operation = begin(self);
+            let name = at.to_owned();
+            let over = |world: &Self| {
+                let journey = world.state(&name).journeys.get(&operation);
+                // A wish that a crash swallowed leaves no journey.
+                journey.is_none_or(|journey| journey.result.is_some()) && world.is_up(&name)
+            };
+            self.run(Duration::from_secs(5));
+            self.run_until(what, Duration::from_secs(2 * 24 * 3600), |world| {
+                done(world) || over(world)
+            });
+            self.run(Duration::from_secs(60));
+        }
+        assert!(done(self), "{what}: not after {TRIES} tries\n{}", self.story());
+    }
+
+    /// Whether a site is up.
+    pub fn is_up(&self, at: &str) -> bool {
+        self.federation.nodes[&site(at)].machine.is_some()
     }
 
     /// Changes or shows a VM's run state, from a site on its path.

@@ -1,17 +1,367 @@
 //! Journeys of VMs through small federations, step by step in virtual time.
 
-use federation_tests::world::World;
-use protocol::JourneyResult;
+use std::time::Duration;
 
-#[test]
-fn a_vm_is_placed_through_an_intermediary_that_its_primary_knows() {
+use federation_tests::world::{Crypto, Fate, Load, World, asks, host, site};
+use model::PowerState::{Active, Defined, Paused, Suspended};
+use model::{Epoch, VmId};
+use protocol::{Action, Answer, Ask, Config, JourneyResult, LIBRARY, Mode, Reply};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// a knows b, b knows c; the VM of a runs at c.
+fn placed_at_c() -> (World, VmId) {
     let mut world = World::chain(&["a", "b", "c"]);
     world.host("c", "c1", 4);
     let vm = world.import("a");
     let operation = world.place("a", vm);
-    world.until_runs(vm, "c");
     assert_eq!(world.result("a", operation), JourneyResult::Done);
+    world.until_runs(vm, "c");
+    (world, vm)
+}
+
+#[test]
+fn a_vm_is_placed_through_an_intermediary_by_a_primary_that_does_not_know_the_destination() {
+    let (mut world, vm) = placed_at_c();
     assert_eq!(world.path("a", vm), ["a", "b", "c"]);
+    assert_eq!(world.power("a", vm), Active);
+    assert_eq!(world.epoch("a", vm), Some(Epoch(1)));
     world.settle();
     assert!(world.runs(vm, "c"));
+    assert_eq!(world.host_of("b", vm), None);
+}
+
+#[test]
+fn the_same_journey_holds_with_real_signatures() {
+    let mut world = World::with(&["a", "b", "c"], Crypto::Real, &Config::default());
+    world.peer("a", "b");
+    world.peer("b", "c");
+    world.host("a", "a1", 4);
+    world.host("c", "c1", 4);
+    let vm = world.import("a");
+    let away = world.move_to("a", vm, &["b"]);
+    assert_eq!(world.result("a", away), JourneyResult::Done);
+    world.until_runs(vm, "c");
+    let home = world.bring_home("a", vm);
+    assert_eq!(world.result("a", home), JourneyResult::Done);
+    world.until_runs(vm, "a");
+    world.settle();
+}
+
+#[test]
+fn draining_a_host_moves_its_guest_to_another_host_of_the_site_with_its_memory() {
+    let (mut world, vm) = placed_at_c();
+    let memory = world.memory(vm);
+    world.host("c", "c2", 4);
+    let Reply::BeganMany(operations) = world.ask("c", Ask::DrainHost(host("c1"), true)) else {
+        panic!("draining began nothing")
+    };
+    assert_eq!(operations.len(), 1);
+    assert_eq!(world.result("c", operations[0]), JourneyResult::Done);
+    world.until_runs(vm, "c");
+    assert_eq!(world.host_of("c", vm).as_deref(), Some("c2"));
+    assert_eq!(world.memory(vm), memory);
+    assert_eq!(world.path("a", vm), ["a", "b", "c"]);
+    world.settle();
+    assert_eq!(world.epoch("a", vm), world.epoch("c", vm));
+    assert_eq!(world.ask("c", Ask::RemoveHost(host("c1"))), Reply::Done);
+}
+
+#[test]
+fn a_guest_forced_out_of_its_site_comes_up_at_the_delegator_with_its_memory() {
+    let (mut world, vm) = placed_at_c();
+    let memory = world.memory(vm);
+    world.host("b", "b1", 4);
+    let operation = world.evict("c", vm, HOUR);
+    world.until_runs(vm, "b");
+    assert_eq!(world.memory(vm), memory);
+    assert_eq!(world.result("c", operation), JourneyResult::PassedUp);
+    world.settle();
+    assert!(world.runs(vm, "b"));
+    assert_eq!(world.path("a", vm), ["a", "b"]);
+    assert!(!world.state("c").vms.contains_key(&vm), "c still stands on the path");
+}
+
+#[test]
+fn the_primary_brings_its_vm_home_with_its_memory_and_closes_the_path() {
+    let (mut world, vm) = placed_at_c();
+    let memory = world.memory(vm);
+    world.host("a", "a1", 4);
+    let operation = world.bring_home("a", vm);
+    assert_eq!(world.result("a", operation), JourneyResult::Done);
+    world.until_runs(vm, "a");
+    assert_eq!(world.memory(vm), memory);
+    world.settle();
+    assert_eq!(world.path("a", vm), ["a"]);
+    for other in ["b", "c"] {
+        assert!(!world.state(other).vms.contains_key(&vm), "{other} still stands on the path");
+    }
+}
+
+#[test]
+fn chains_of_two_three_and_five_sites_carry_a_vm_to_their_end_and_home_again() {
+    for length in [2, 3, 5] {
+        let names = &["a", "b", "c", "d", "e"][..length];
+        let last = names[length - 1];
+        let mut world = World::chain(names);
+        world.host(last, "h1", 1);
+        let vm = world.import("a");
+        let operation = world.place("a", vm);
+        assert_eq!(world.result("a", operation), JourneyResult::Done, "{length} sites");
+        world.until_runs(vm, last);
+        assert_eq!(world.path("a", vm), names);
+        world.host("a", "a1", 1);
+        let operation = world.bring_home("a", vm);
+        assert_eq!(world.result("a", operation), JourneyResult::Done, "{length} sites");
+        world.until_runs(vm, "a");
+        world.settle();
+        assert_eq!(world.path("a", vm), ["a"]);
+    }
+}
+
+#[test]
+fn a_request_in_a_circle_of_peers_ends() {
+    let mut world = World::of(&["a", "b", "c"]);
+    for (one, other) in [("a", "b"), ("b", "c"), ("c", "a")] {
+        world.peer(one, other);
+    }
+    let vm = world.import("a");
+    let operation = world.place("a", vm);
+    let JourneyResult::NoPlace(reasons) = world.result("a", operation) else {
+        panic!("there is no place")
+    };
+    assert!(!reasons.is_empty());
+    assert!(world.elapsed() < MINUTE, "it took {:?}", world.elapsed());
+    world.host("c", "c1", 1);
+    let operation = world.place("a", vm);
+    assert_eq!(world.result("a", operation), JourneyResult::Done);
+    world.until_runs(vm, "c");
+    world.settle();
+}
+
+#[test]
+fn a_dead_peer_among_several_costs_its_time_limit_and_nothing_else() {
+    let mut world = World::of(&["a", "b", "dead"]);
+    world.peer("a", "b");
+    world.peer("a", "dead");
+    world.host("b", "b1", 1);
+    let vm = world.import("a");
+    let to_dead = |load: &Load| matches!(load, Load::Request { to, .. } if *to == site("dead"));
+    world.network(move |flight| {
+        if to_dead(&flight.load) { Fate::Late(48 * HOUR) } else { Fate::Arrives }
+    });
+    let before = world.elapsed();
+    let operation = world.place("a", vm);
+    assert_eq!(world.result("a", operation), JourneyResult::Done);
+    let limit = Config::default().request_limit;
+    let took = world.elapsed() - before;
+    assert!(took < limit + Duration::from_secs(2), "it took {took:?}");
+    world.until_runs(vm, "b");
+}
+
+#[test]
+fn an_offer_that_is_gone_when_it_is_taken_makes_room_for_the_next() {
+    let mut world = World::of(&["a", "b", "c"]);
+    world.peer("a", "b");
+    world.peer("a", "c");
+    world.host("b", "b1", 1);
+    world.host("c", "c1", 1);
+    let (one, other) = (world.import("a"), world.import("a"));
+    let operations = [world.place("a", one), world.place("a", other)];
+    for operation in operations {
+        assert_eq!(world.result("a", operation), JourneyResult::Done);
+    }
+    world.run(MINUTE);
+    let mut places = [world.running_at(one), world.running_at(other)].concat();
+    places.sort_unstable();
+    assert_eq!(places, ["b", "c"]);
+    world.settle();
+}
+
+#[test]
+fn two_controllers_at_once_never_run_the_vm_twice_and_both_end() {
+    let (mut world, vm) = placed_at_c();
+    world.host("a", "a1", 1);
+    world.host("b", "b1", 1);
+    let at_a = world.bring_home("a", vm);
+    let at_b = world.bring_home("b", vm);
+    let results = [world.result("a", at_a), world.result("b", at_b)];
+    assert!(results.contains(&JourneyResult::Done), "{results:?}");
+    world.settle();
+    assert_eq!(world.running_at(vm).len(), 1, "{results:?}");
+}
+
+#[test]
+fn a_destination_that_cannot_launch_hands_back_and_the_guest_goes_on_at_the_source() {
+    let (mut world, vm) = placed_at_c();
+    let memory = world.memory(vm);
+    world.host("b", "b1", 1);
+    world.break_host("b", "b1", true);
+    let operation = world.bring_home("b", vm);
+    let JourneyResult::GaveUp(reason) = world.result("b", operation) else {
+        panic!("it cannot have worked")
+    };
+    assert!(reason.contains("could not start"), "{reason}");
+    world.until_runs(vm, "c");
+    assert_eq!(world.memory(vm), memory);
+    world.settle();
+    assert!(world.runs(vm, "c"));
+    // The next move finds a sound chain: out, back, and out again.
+    world.break_host("b", "b1", false);
+    let operation = world.bring_home("b", vm);
+    assert_eq!(world.result("b", operation), JourneyResult::Done);
+    world.until_runs(vm, "b");
+    assert_eq!(world.memory(vm), memory);
+    world.settle();
+}
+
+#[test]
+fn an_eviction_that_finds_no_place_parks_the_vm_at_its_deadline_and_keeps_its_files() {
+    let (mut world, vm) = placed_at_c();
+    world.cut("b", "c", true);
+    let operation = world.evict("c", vm, HOUR);
+    world.run(59 * MINUTE);
+    assert!(world.runs(vm, "c"), "it is stopped before its time");
+    let result = world.result("c", operation);
+    assert!(matches!(result, JourneyResult::Parked(_)), "{result:?}");
+    world.run(MINUTE);
+    assert_eq!(world.running_at(vm).len(), 0);
+    assert!(world.state("c").vms[&vm].stay.is_some());
+    world.cut("b", "c", false);
+    world.settle();
+    assert_eq!(world.power("a", vm), Suspended);
+    let parked = world.state("a").vms[&vm].parked.clone();
+    assert!(parked.is_some(), "the primary was not told");
+}
+
+#[test]
+fn the_library_of_the_primary_is_the_last_resort_of_an_eviction() {
+    let (mut world, vm) = placed_at_c();
+    let operation = world.evict("c", vm, HOUR);
+    assert_eq!(world.result("c", operation), JourneyResult::PassedUp);
+    world.settle();
+    assert_eq!(world.running_at(vm).len(), 0);
+    assert_eq!(world.host_of("a", vm).as_deref(), Some(LIBRARY));
+    assert_eq!(world.power("a", vm), Suspended);
+    // From there it goes on as soon as there is room, with what it had in memory.
+    world.host("a", "a1", 1);
+    let operation = world.bring_home("a", vm);
+    assert_eq!(world.result("a", operation), JourneyResult::Done);
+    world.until_runs(vm, "a");
+    world.settle();
+}
+
+#[test]
+fn a_destroyed_vm_leaves_nothing_and_is_gone_for_every_site_on_its_path() {
+    let (mut world, vm) = placed_at_c();
+    assert_eq!(world.control("a", vm, Action::Destroy), Answer::Done);
+    world.settle();
+    assert_eq!(world.running_at(vm).len(), 0);
+    for name in ["a", "b", "c"] {
+        let entry = world.state(name).vms.get(&vm);
+        assert!(entry.is_none_or(|vm| vm.destroyed), "{name} does not know");
+        let node = &world.federation.nodes[&site(name)];
+        assert!(node.copies.is_empty(), "{name} has files");
+    }
+    let again = world.ask("a", Ask::Control(vm, Action::Start));
+    assert!(matches!(again, Reply::NotFound(_)), "{again:?}");
+}
+
+#[test]
+fn the_run_state_is_changed_over_two_hops_and_only_in_legal_ways() {
+    let (mut world, vm) = placed_at_c();
+    let power = |answer| match answer {
+        Answer::State { power, .. } => Some(power),
+        _ => None,
+    };
+    for (action, result) in [
+        (Action::Pause, Some(Paused)),
+        (Action::Pause, Some(Paused)),
+        (Action::Resume, Some(Active)),
+        (Action::Hibernate, Some(Suspended)),
+        (Action::Resume, None),
+        (Action::Pause, None),
+        (Action::Start, Some(Active)),
+        (Action::Start, Some(Active)),
+        (Action::Stop, Some(Defined)),
+        (Action::Hibernate, None),
+        (Action::Start, Some(Active)),
+    ] {
+        assert_eq!(power(world.control("a", vm, action)), result, "{action:?}");
+    }
+    world.settle();
+    assert!(world.runs(vm, "c"));
+}
+
+#[test]
+fn a_cancelled_move_leaves_the_guest_running_where_it_was() {
+    let (mut world, vm) = placed_at_c();
+    let memory = world.memory(vm);
+    world.host("a", "a1", 1);
+    for operation in ["migration request", "forced migration", "initiate transfer"] {
+        world.network(move |flight| {
+            if asks(flight, operation) { Fate::Late(MINUTE) } else { Fate::Arrives }
+        });
+        let moving = world.bring_home("a", vm);
+        world.run(Duration::from_millis(300));
+        let reply = world.ask("a", Ask::Cancel(moving));
+        if reply == Reply::Done {
+            assert_eq!(world.result("a", moving), JourneyResult::Cancelled);
+        }
+        world.settle();
+        assert_eq!(world.running_at(vm).len(), 1, "{operation}");
+        assert_eq!(world.memory(vm), memory, "{operation}");
+    }
+}
+
+#[test]
+fn a_dry_run_shows_the_ranking_and_leaves_nothing_behind() {
+    let (mut world, vm) = placed_at_c();
+    world.host("a", "a1", 1);
+    world.host("b", "b1", 1);
+    let before: Vec<_> = ["b", "c"].map(|name| world.state(name).clone()).into();
+    let operation = world.dry_run("a", vm);
+    let JourneyResult::Ranking(lines) = world.result("a", operation) else {
+        panic!("no ranking")
+    };
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    world.settle();
+    assert!(world.runs(vm, "c"));
+    let after: Vec<_> = ["b", "c"].map(|name| world.state(name).clone()).into();
+    assert_eq!(before, after);
+}
+
+#[test]
+fn a_vm_moved_by_restart_boots_at_the_destination() {
+    let (mut world, vm) = placed_at_c();
+    world.host("b", "b1", 1);
+    let memory = world.memory(vm);
+    let operation = model::OperationId([77; 16]);
+    world.begin(
+        "b",
+        Ask::Move {
+            operation,
+            vm,
+            peers: Default::default(),
+            local_only: true,
+            boot: false,
+            mode: Mode::Restart,
+            dry_run: false,
+        },
+    );
+    assert_eq!(world.result("b", operation), JourneyResult::Done);
+    world.until_runs(vm, "b");
+    assert_ne!(world.memory(vm), memory, "it was not booted");
+    world.settle();
+}
+
+#[test]
+fn a_power_failure_ends_the_guest_and_the_site_boots_it_again() {
+    let (mut world, vm) = placed_at_c();
+    world.power_failure("c");
+    assert_eq!(world.running_at(vm).len(), 0);
+    world.start("c");
+    world.until_runs(vm, "c");
+    world.settle();
 }

@@ -159,8 +159,7 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text)
-            .map_err(|reason| ConfigError::Parse { path: path.to_owned(), reason })
+        Self::parse(&text).map_err(|reason| ConfigError::Parse { path: path.to_owned(), reason })
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -183,7 +182,9 @@ impl Config {
     /// The file's text for a new site.
     pub fn to_toml(&self) -> String {
         let body = toml::to_string_pretty(self).expect("a configuration is plain data");
-        format!("# Sojourn site. Unknown keys are errors; `sojourn site show --config` explains.\n{body}")
+        format!(
+            "# Sojourn site. Unknown keys are errors; `sojourn site show --config` explains.\n{body}"
+        )
     }
 
     /// What the protocol needs of it.

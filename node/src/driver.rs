@@ -11,10 +11,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use model::decision::Policy;
 use model::key::{Strict, Verify};
-use model::{HostName, MigrationId, OperationId, ProxyUri, PublicKey, SecretKey, Signature, Time, Token};
-use protocol::{
-    Answer, Ask, Caller, Effect, Event, Found, Output, Reply, Row, Site, World,
+use model::{
+    HostName, MigrationId, OperationId, ProxyUri, PublicKey, SecretKey, Signature, Time, Token,
 };
+use protocol::{Answer, Ask, Caller, Effect, Event, Found, Output, Reply, Row, Site, World};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::hands::Hands;
@@ -231,9 +231,10 @@ impl Driver {
         let more = core.site.restart(&mut core.world, &start.found);
         join(&mut output, more);
         // Guests of others end before anyone is let in.
-        let (kills, rest): (Vec<Effect>, Vec<Effect>) = output.effects.into_iter().partition(
-            |effect| matches!(effect, Effect::Do(protocol::Command::Kill(..))),
-        );
+        let (kills, rest): (Vec<Effect>, Vec<Effect>) = output
+            .effects
+            .into_iter()
+            .partition(|effect| matches!(effect, Effect::Do(protocol::Command::Kill(..))));
         core.commit(&output.rows, &kills)?;
         for kill in kills {
             if let Effect::Do(command) = kill {
@@ -501,10 +502,8 @@ fn fail_point(when: &str, rows: &[Row]) {
     let hit = rows.iter().any(|row| wanted == format!("{when}:{}", row.kind()));
     let Ok(once) = std::env::var("SOJOURN_KILL_ONCE") else { return };
     if hit && std::fs::File::create_new(once).is_ok() {
-        let _ = rustix::process::kill_process(
-            rustix::process::getpid(),
-            rustix::process::Signal::KILL,
-        );
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         std::thread::park();
     }
 }

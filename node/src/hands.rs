@@ -58,10 +58,7 @@ impl Hands {
     }
 
     /// Opens a host, and tells what its saved states depend on.
-    pub(crate) async fn open_host(
-        &self,
-        host: &HostName,
-    ) -> Result<RunProfile, hypervisor::Error> {
+    pub(crate) async fn open_host(&self, host: &HostName) -> Result<RunProfile, hypervisor::Error> {
         let runtime = self.0.folder.host(host).join("run");
         let config = &self.0.config.hypervisor;
         let opened: Arc<dyn Hypervisor> = match config.driver {

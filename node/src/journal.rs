@@ -209,8 +209,11 @@ impl Journal {
             let (seq, kind): (i64, String) =
                 (row.get(0).map_err(error)?, row.get(1).map_err(error)?);
             let body: String = row.get(2).map_err(error)?;
-            let row: Row = serde_json::from_str(&body)
-                .map_err(|source| JournalError::Row { seq, kind, source })?;
+            let row: Row = serde_json::from_str(&body).map_err(|source| JournalError::Row {
+                seq,
+                kind,
+                source,
+            })?;
             state.apply(&row).map_err(|source| JournalError::Illegal { seq, source })?;
         }
         let mut keys = BTreeMap::new();

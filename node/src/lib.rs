@@ -12,6 +12,7 @@
 
 mod admin;
 pub mod config;
+pub mod doctor;
 mod driver;
 pub mod folder;
 mod gate;

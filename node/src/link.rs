@@ -37,8 +37,11 @@ struct Shared {
     peers: Peers,
     driver: Driver,
     runtime: Handle,
-    channels: Mutex<HashMap<SiteKey, (Vec<String>, FederationClient<Channel>)>>,
+    channels: Mutex<HashMap<SiteKey, Kept>>,
 }
+
+/// A connection, and the addresses that it was made for.
+type Kept = (Vec<String>, FederationClient<Channel>);
 
 /// Why a peer cannot be spoken to.
 #[derive(Debug, thiserror::Error)]
@@ -91,14 +94,8 @@ impl Links {
         let sign = |kind: &str, body: &[u8]| identity.sign(kind, body);
         let sealer = Sealer { site: identity.site_key(), sign: &sign };
         let limit = request.hop.time_left.saturating_add(GRACE);
-        let (sealed, digest) = envelope::seal_request(
-            &sealer,
-            peer.key,
-            &request,
-            sign_origin,
-            now(),
-            rand::random(),
-        );
+        let (sealed, digest) =
+            envelope::seal_request(&sealer, peer.key, &request, sign_origin, now(), rand::random());
         let op = request.origin.op;
         self.0.runtime.spawn(async move {
             let answer = links.call(peer.key, &peer.addresses, &op, sealed, digest, limit, journal);
@@ -133,7 +130,8 @@ impl Links {
         };
         let answer = tokio::time::timeout(limit, work).await.map_err(|_| LinkError::Time)??;
         let me = self.0.identity.site_key();
-        let answer = envelope::open_answer(&answer, key, me, digest).map_err(LinkError::Envelope)?;
+        let answer =
+            envelope::open_answer(&answer, key, me, digest).map_err(LinkError::Envelope)?;
         Ok(answer.into_inner())
     }
 

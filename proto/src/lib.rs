@@ -4,7 +4,7 @@
 
 pub mod envelope;
 
-#[expect(missing_docs, clippy::all, reason = "generated; documented in the .proto files")]
+#[expect(missing_docs, reason = "generated; documented in the .proto files")]
 pub mod federation {
     include!("gen/sojourn.federation.v1.rs");
 }

@@ -655,6 +655,11 @@ impl Step<'_> {
         let Some(journey) = self.site.state.journeys.get(&operation).cloned() else { return };
         let max_tries = self.site.config.max_tries;
         let memory = self.memory(operation);
+        if memory.left.is_empty() && memory.request.is_none() {
+            // A restart has lost the other offers, and this site's own are void since.
+            memory.phase = Phase::Collect;
+            return self.drive(operation);
+        }
         if memory.left.is_empty() || memory.tries >= max_tries {
             return self.no_place(&journey, reasons);
         }
@@ -728,7 +733,7 @@ impl Step<'_> {
 
     /// Step 4.
     fn force(&mut self, journey: &Journey, chosen: &Chosen) {
-        let Some(down) = self.down(journey) else { return };
+        let Some(down) = self.down(journey, chosen) else { return };
         let op = Op::ForcedMigration {
             vm: journey.vm,
             migration: chosen.migration,
@@ -742,8 +747,17 @@ impl Step<'_> {
         self.send_down(&down, origin, limit, Waiting::Journey(journey.operation, "force"));
     }
 
-    fn down(&mut self, journey: &Journey) -> Option<Down> {
-        let down = self.site.state.vms.get(&journey.vm).map(|vm| vm.down.clone());
+    /// The way to the Source of the chosen migration: the VM's path as it was before this very
+    /// migration changed it here. This site may be the Destination, and own the VM already.
+    fn way_to_source(&self, journey: &Journey, chosen: &Chosen) -> Option<Down> {
+        let migration = self.site.state.migrations.get(&chosen.migration);
+        let old = migration.and_then(|migration| migration.old.clone());
+        let current = || self.site.state.vms.get(&journey.vm).map(|vm| vm.down.clone());
+        old.map(|(_, down)| down).or_else(current)
+    }
+
+    fn down(&mut self, journey: &Journey, chosen: &Chosen) -> Option<Down> {
+        let down = self.way_to_source(journey, chosen);
         if down.is_none() {
             self.conclude(journey.operation, Ended::GaveUp("the VM is not here any more".into()));
         }
@@ -784,9 +798,7 @@ impl Step<'_> {
         ready: Option<model::Signed<model::Statement>>,
         waiting: Waiting,
     ) {
-        let Some(down) = self.site.state.vms.get(&journey.vm).map(|vm| vm.down.clone()) else {
-            return;
-        };
+        let Some(down) = self.way_to_source(journey, chosen) else { return };
         let op = Op::TransferVerification { vm: journey.vm, migration: chosen.migration, ready };
         let origin = Origin { op, key: chosen.key, sealed: None };
         let limit = self.site.config.request_limit;
@@ -816,7 +828,7 @@ impl Step<'_> {
         let Some(certificate) = self.memory(journey.operation).back.clone() else {
             return self.go(journey.operation, Phase::Deliver);
         };
-        let Some(down) = self.down(journey) else { return };
+        let Some(down) = self.down(journey, chosen) else { return };
         let op = Op::Handback { vm: journey.vm, migration: chosen.migration, certificate };
         let origin = Origin { op, key: chosen.key, sealed: None };
         self.busy(journey.operation);

@@ -293,7 +293,8 @@ pub enum Command {
     Kill(HostName, VmId, Epoch),
     /// Save its run state and end it.
     Hibernate(HostName, VmId, Epoch),
-    /// Remove its saved run state, which its execution has overtaken.
+    /// Remove its saved run state, which its execution is about to overtake. To be durable before
+    /// what follows for the same guest.
     DropState(HostName, VmId, Epoch),
     /// Delete the files of a stay.
     Purge(HostName, VmId, Epoch),
@@ -379,7 +380,7 @@ impl Command {
     }
 }
 
-/// A guest process that was found when the node started.
+/// A guest process that was found when the node started, or the saved run state of one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Found {
     /// On which host.
@@ -388,7 +389,9 @@ pub struct Found {
     pub vm: VmId,
     /// Which stay.
     pub epoch: Epoch,
-    /// Active or paused.
+    /// Active or paused; or suspended, where there is no process but a complete saved run state.
+    /// It counts only if the node was ended between saving it and writing so down; since
+    /// [`Command::DropState`] comes before [`Command::Resume`], nothing has executed after it.
     pub power: PowerState,
 }
 

@@ -47,4 +47,4 @@ pub use row::{
     library,
 };
 pub use site::{Config, Site, World};
-pub use view::{NextMove, Progress, VmView};
+pub use view::{NextMove, OfferView, Progress, VmView};

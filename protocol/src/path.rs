@@ -147,14 +147,19 @@ impl Step<'_> {
                 self.retired(*migration, *vm);
                 return self.answer(caller, Answer::Done);
             }
-            (Op::Control { vm, action: Action::Destroy }, Answer::Done)
-                if self.site.state.vms.get(vm).is_some_and(|vm| !vm.destroyed) =>
-            {
-                self.persist(Row::Destroyed { vm: *vm });
+            (Op::Control { vm, action: Action::Destroy }, Answer::Done) => {
+                self.destroyed_below(*vm)
             }
             _ => {}
         }
         self.answer(caller, answer);
+    }
+
+    /// The site that had the VM says that it is gone for good.
+    pub(crate) fn destroyed_below(&mut self, vm: VmId) {
+        if self.site.state.vms.get(&vm).is_some_and(|vm| !vm.destroyed) {
+            self.persist(Row::Destroyed { vm });
+        }
     }
 
     /// The epoch that `statement` proves owned under `certificate`, if it does.
@@ -273,6 +278,9 @@ impl Step<'_> {
 
     pub(crate) fn import(&mut self, ask: u64, descriptor: Descriptor, k0: PublicKey) {
         let vm = VmId::of(&k0);
+        if self.site.state.vms.contains_key(&vm) {
+            return self.reply(ask, Reply::Conflict(format!("VM {vm} was imported before")));
+        }
         let owner = self.world.create_key();
         let certificate = Certificate { vm, epoch: Epoch(0), owner, cause: Cause::Import };
         let signed = self.seal(k0, &certificate);
@@ -311,7 +319,8 @@ impl Step<'_> {
         let down = entry.down.clone();
         let key = self.world.create_key();
         let origin = Origin { op: Op::Control { vm, action }, key, sealed: None };
-        self.send_down(&down, origin, CONTROL_LIMIT, Waiting::User(ask));
+        let destroys = (action == Action::Destroy).then_some(vm);
+        self.send_down(&down, origin, CONTROL_LIMIT, Waiting::User(ask, destroys));
     }
 
     /// Whether `host` can run guests.

@@ -4,6 +4,7 @@ use model::PowerState;
 
 use crate::effect::{Command, Found, GuestEvent, Output};
 use crate::row::{Down, Party, Result as Ended, Row, SourceStep, TargetStep};
+use crate::source::is_quiet;
 use crate::site::{JourneyMemory, Phase, Site, Step, Timer, World};
 
 impl Site {
@@ -26,7 +27,7 @@ impl Site {
 
 impl Step<'_> {
     fn end_strangers(&mut self, found: &[Found]) {
-        for guest in found {
+        for guest in found.iter().filter(|found| found.power != PowerState::Suspended) {
             let owned = self.stay_matches(guest);
             let open = self.site.state.migrations.values().any(|migration| {
                 migration.vm == guest.vm
@@ -62,8 +63,22 @@ impl Step<'_> {
             let moving = open.is_some_and(|step| step > SourceStep::Offered);
             let should_run = stay.power == PowerState::Active || stay.starting || stay.wanted;
             match guest.map(|guest| guest.power) {
-                Some(_) if moving => {}
-                Some(_) if parked => {
+                Some(PowerState::Suspended) if !stay.starting => {
+                    if !is_quiet(&stay) {
+                        self.note(vm, "its saved state was found");
+                        let power = PowerState::Suspended;
+                        self.persist(Row::Stopped { vm, epoch: stay.epoch, power });
+                    }
+                    if stay.wanted && !parked && !moving {
+                        self.start_again(vm);
+                    }
+                }
+                Some(PowerState::Paused) if moving && is_quiet(&stay) => {
+                    // Made for a start that the move overtook; it has executed nothing.
+                    self.command(Command::Kill(stay.host, vm, stay.epoch));
+                }
+                Some(PowerState::Active | PowerState::Paused) if moving => {}
+                Some(PowerState::Active | PowerState::Paused) if parked => {
                     self.command(Command::Hibernate(stay.host, vm, stay.epoch));
                 }
                 Some(PowerState::Active) if stay.power != PowerState::Active => {
@@ -71,9 +86,9 @@ impl Step<'_> {
                     self.on_guest(vm, stay.epoch, GuestEvent::Resumed);
                 }
                 Some(PowerState::Active) => self.note(vm, "found running, and adopted"),
-                Some(_) if should_run => self.let_run(vm),
-                Some(_) => {}
-                None => {
+                Some(PowerState::Paused) if should_run => self.let_run(vm),
+                Some(PowerState::Paused | PowerState::Defined) => {}
+                Some(PowerState::Suspended) | None => {
                     let was_up = matches!(stay.power, PowerState::Active | PowerState::Paused);
                     if stay.starting {
                         // It may have executed: its saved state is behind its disks.
@@ -130,7 +145,7 @@ impl Step<'_> {
                 // The Destination may not have heard: it is told when it dials, for a while.
                 SourceStep::Aborted if source.deadline.after(purge_after) > now => {
                     self.serve(migration);
-                    self.tell_outcome(migration);
+                    self.tell_aborted(migration);
                 }
                 SourceStep::Aborted | SourceStep::Returned => {}
                 SourceStep::Receipted => {
@@ -138,7 +153,7 @@ impl Step<'_> {
                 }
                 SourceStep::Tombstone => {
                     let copy = source.copy;
-                    self.command(Command::Purge(copy.host, vm, copy.epoch));
+                    self.purge_files(copy.host, vm, copy.epoch);
                 }
             }
         }
@@ -161,7 +176,7 @@ impl Step<'_> {
                 TargetStep::Ready => self.pull(migration),
                 TargetStep::Owned => {}
                 TargetStep::HandedBack | TargetStep::Dropped => {
-                    self.command(Command::Purge(target.host.clone(), vm, target.epoch()));
+                    self.purge_files(target.host.clone(), vm, target.epoch());
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use model::decision::Policy;
 use model::key::Verify;
 use model::{
-    EdgeHandle, HostName, MigrationId, OperationId, PeerName, PublicKey, RequestId, RunProfile,
+    EdgeHandle, Epoch, HostName, MigrationId, OperationId, PeerName, PublicKey, RequestId, RunProfile,
     Signature, Signed, Terms, Time, Token, TransferEnd, VmId,
 };
 
@@ -80,9 +80,9 @@ pub(crate) enum Timer {
     SourceDeadline(MigrationId),
     /// An admitted migration never became READY.
     AdmitExpiry(MigrationId),
-    /// A READY Destination dials its Source again.
+    /// A READY Destination dials its Source again; one that has accepted hangs up.
     Pull(MigrationId),
-    /// A Source deletes its frozen copy.
+    /// A Source deletes its frozen copy, or has said for long enough that it aborted.
     Purge(MigrationId),
     /// The site above is to be told again.
     Report(VmId),
@@ -145,8 +145,8 @@ pub(crate) enum Waiting {
     Journey(OperationId, &'static str),
     /// It was passed on for somebody.
     Relay(Caller, Box<Op>),
-    /// A user waits for it.
-    User(u64),
+    /// A user waits for it; if the VM named here is gone then, this site is to know so.
+    User(u64, Option<VmId>),
     /// A report up the path.
     Report(VmId),
     /// Nobody waits.
@@ -217,6 +217,10 @@ pub struct Site {
     pub(crate) delivering: BTreeMap<MigrationId, Vec<Caller>>,
     /// The certificate that an accepting Destination holds while its guest is launched.
     pub(crate) accepting: BTreeMap<MigrationId, Signed<model::Certificate>>,
+    /// Guests whose process is being made, and where.
+    pub(crate) launching: BTreeMap<(VmId, Epoch), HostName>,
+    /// Guests that were found executing before their host told its profile.
+    pub(crate) unprofiled: BTreeSet<VmId>,
     /// Callers that wait for a guest to change its state, and what they want.
     pub(crate) controls: BTreeMap<VmId, Vec<(Caller, crate::message::Action)>>,
     pub(crate) reports: BTreeMap<VmId, Duty>,
@@ -244,6 +248,8 @@ impl Site {
             arriving: BTreeMap::new(),
             delivering: BTreeMap::new(),
             accepting: BTreeMap::new(),
+            launching: BTreeMap::new(),
+            unprofiled: BTreeSet::new(),
             controls: BTreeMap::new(),
             reports: BTreeMap::new(),
             timers: BTreeSet::new(),
@@ -291,7 +297,8 @@ impl Step<'_> {
             Event::Transfer { migration, event } => self.on_transfer(migration, event),
             Event::Peers(peers) => self.site.peers = peers,
             Event::Profile(host, profile) => {
-                self.site.profiles.insert(host, profile);
+                self.site.profiles.insert(host.clone(), profile);
+                self.profile_is_known(&host);
             }
             Event::Tick => self.on_tick(),
         }
@@ -308,7 +315,7 @@ impl Step<'_> {
                 Timer::Collect(request) => self.close_gathering(request),
                 Timer::SourceDeadline(migration) => self.source_deadline(migration),
                 Timer::AdmitExpiry(migration) => self.admit_expired(migration),
-                Timer::Pull(migration) => self.pull(migration),
+                Timer::Pull(migration) => self.dial_again(migration),
                 Timer::Purge(migration) => self.purge(migration),
                 Timer::Report(vm) => self.send_report(vm),
                 Timer::Offers => self.forget_old_offers(),
@@ -350,7 +357,12 @@ impl Step<'_> {
             Waiting::Gather(request, peer) => self.gathered(request, peer, call, answer),
             Waiting::Journey(operation, _) => self.journey_answer(operation, answer),
             Waiting::Relay(caller, op) => self.relayed(caller, *op, answer),
-            Waiting::User(ask) => self.reply(ask, user_reply(answer)),
+            Waiting::User(ask, destroys) => {
+                if let (Some(vm), Ok(Answer::Done)) = (destroys, &answer) {
+                    self.destroyed_below(vm);
+                }
+                self.reply(ask, user_reply(answer));
+            }
             Waiting::Report(vm) => self.report_ended(vm, answer),
             Waiting::Nobody => {}
         }

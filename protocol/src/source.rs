@@ -13,7 +13,7 @@
 
 use model::statement::{Cause, Fact};
 use model::{
-    Certificate, Epoch, FileId, MigrationId, PowerState, PublicKey, Signed, Statement, TransferEnd,
+    Certificate, Epoch, FileId, HostName, MigrationId, PowerState, PublicKey, Signed, Statement, TransferEnd,
     VmId,
 };
 
@@ -129,7 +129,7 @@ impl Step<'_> {
         let uri = self.world.proxy_uri(&stay.host);
         let source = TransferEnd { uri, token, transfer_key, vm_key: stay.key, proof };
         let will_move = matches!(mode, Mode::Hibernate) || stay.power == PowerState::Suspended;
-        let ran = stay.power != PowerState::Defined || stay.starting;
+        let ran = stay.power != PowerState::Defined || stay.starting || stay.wanted;
         let profile = stay.profile.clone().filter(|_| will_move && ran);
         let active = known.filter(|s| s.step > SourceStep::Offered).map_or(ran, |s| s.active);
         self.answer(caller, Answer::Prepared { source, chain, active, profile });
@@ -206,7 +206,7 @@ impl Step<'_> {
             _ => return self.tell_outcome(migration),
         }
         let Some(stay) = self.stay_of(vm) else { return };
-        let active = stay.power == PowerState::Active || stay.starting;
+        let active = stay.power == PowerState::Active || stay.starting || stay.wanted;
         self.persist(Row::Initiated { migration, active });
         self.quiesce(migration);
     }
@@ -220,7 +220,7 @@ impl Step<'_> {
         let Some((vm, source)) = self.source_role(migration) else { return };
         let mode = source.mode;
         let Some(stay) = self.stay_of(vm) else { return };
-        if !stay.starting && matches!(stay.power, PowerState::Defined | PowerState::Suspended) {
+        if is_quiet(&stay) {
             self.persist(Row::Quiesced { migration });
             return self.provide(migration);
         }
@@ -327,6 +327,14 @@ impl Step<'_> {
         self.command(Command::Tell { migration, source: true, told });
     }
 
+    /// Says that nothing was released, to a Destination that may dial late; after a while no more.
+    pub(crate) fn tell_aborted(&mut self, migration: MigrationId) {
+        let Some((_, source)) = self.source_role(migration) else { return };
+        let until = source.deadline.after(self.site.config.purge_after);
+        self.arm(Timer::Purge(migration), until);
+        self.tell_outcome(migration);
+    }
+
     /// The failure arm: nothing is released, the VM stays, and its guest goes on as it was.
     pub(crate) fn abort(&mut self, migration: MigrationId, reason: &str) {
         let Some((vm, source)) = self.source_role(migration) else { return };
@@ -338,7 +346,7 @@ impl Step<'_> {
         self.persist(Row::Aborted { migration, statement, reason: reason.to_owned() });
         self.disarm(&Timer::SourceDeadline(migration));
         self.note(vm, format!("migration aborted, the VM stays here: {reason}"));
-        self.tell_outcome(migration);
+        self.tell_aborted(migration);
         // While it is still being quieted, the end of that decides: see `stopped`.
         if step > SourceStep::Initiated && active {
             self.start_again(vm);
@@ -371,6 +379,9 @@ impl Step<'_> {
 
     pub(crate) fn purge(&mut self, migration: MigrationId) {
         let Some((vm, source)) = self.source_role(migration) else { return };
+        if source.step == SourceStep::Aborted {
+            return self.command(Command::Close { migration, source: true });
+        }
         if !matches!(source.step, SourceStep::Receipted | SourceStep::Tombstone) {
             return;
         }
@@ -378,7 +389,7 @@ impl Step<'_> {
         if source.step == SourceStep::Receipted {
             self.persist(Row::Tombstone { migration });
         }
-        self.command(Command::Purge(copy.host, vm, copy.epoch));
+        self.purge_files(copy.host, vm, copy.epoch);
     }
 
     /// The Destination gave it back before its guest could execute: the frozen copy thaws.
@@ -419,13 +430,21 @@ impl Step<'_> {
         }
         let loads = stay.power == PowerState::Suspended && !stay.starting;
         let descriptor = self.site.state.vms[&vm].descriptor.clone();
-        self.command(Command::Launch {
+        self.launch(Command::Launch {
             vm,
             epoch: stay.epoch,
             host: stay.host,
             descriptor,
             state: stay.profile.filter(|_| loads),
         });
+    }
+
+    /// Makes a guest's process, unless that is under way.
+    pub(crate) fn launch(&mut self, launch: Command) {
+        let Some((host, vm, epoch)) = launch.guest() else { return };
+        if self.site.launching.insert((vm, epoch), host.clone()).is_none() {
+            self.command(launch);
+        }
     }
 
     /// The one way that a guest gets to execute: this site owns the VM, the intent is durable.
@@ -437,11 +456,21 @@ impl Step<'_> {
         if !stay.starting {
             self.persist(Row::StartIntent { vm, epoch: stay.epoch });
         }
+        if stay.power == PowerState::Suspended {
+            // A saved state that is there after a crash is one that nothing has overtaken.
+            self.command(Command::DropState(stay.host.clone(), vm, stay.epoch));
+        }
         self.command(Command::Resume(stay.host, vm, stay.epoch));
     }
 
     /// What happened to a guest of this site.
     pub(crate) fn on_guest(&mut self, vm: VmId, epoch: Epoch, event: GuestEvent) {
+        let launched = match event {
+            GuestEvent::Launched(_) | GuestEvent::LaunchFailed(_) => {
+                self.site.launching.remove(&(vm, epoch))
+            }
+            _ => None,
+        };
         if let Some(migration) = self.accepting(vm, epoch) {
             match event {
                 GuestEvent::Launched(_) => return self.own(migration),
@@ -449,11 +478,21 @@ impl Step<'_> {
                 _ => {}
             }
         }
-        let Some(stay) = self.stay_of(vm).filter(|stay| stay.epoch == epoch) else { return };
+        let Some(stay) = self.stay_of(vm).filter(|stay| stay.epoch == epoch) else {
+            if let (Some(host), GuestEvent::Launched(_)) = (launched, &event) {
+                // The VM went, or was destroyed, while its guest was being made.
+                self.command(Command::Kill(host, vm, epoch));
+            }
+            return;
+        };
         match event {
             GuestEvent::Launched(_) => {
-                let quiet = self.site.state.open_source(vm);
-                if quiet.is_none_or(|(_, source)| source.step == SourceStep::Offered) {
+                let open = self.site.state.open_source(vm);
+                let moving = open.is_some_and(|(_, source)| source.step > SourceStep::Offered);
+                if moving || self.site.state.vms[&vm].parked.is_some() {
+                    // Its files are final since it was asked for; it has executed nothing.
+                    self.command(Command::Kill(stay.host, vm, epoch));
+                } else {
                     self.let_run(vm);
                 }
             }
@@ -464,16 +503,20 @@ impl Step<'_> {
             GuestEvent::Resumed => {
                 let profile = stay.profile.clone();
                 let profile = profile.or_else(|| self.site.profiles.get(&stay.host).cloned());
-                let profile = profile.expect("a host that runs guests told its profile");
-                let loaded = stay.power == PowerState::Suspended;
+                let Some(profile) = profile else {
+                    // After a restart a guest may be found before its host has said what it is.
+                    self.site.unprofiled.insert(vm);
+                    return;
+                };
                 self.persist(Row::Started { vm, epoch, profile });
-                if loaded {
-                    self.command(Command::DropState(stay.host, vm, epoch));
-                }
                 self.note(vm, "running");
                 self.power_changed(vm);
             }
             GuestEvent::Paused => self.stopped(vm, epoch, PowerState::Paused),
+            GuestEvent::Ended if is_quiet(&stay) => {
+                // It ended before it executed anything: its saved state is as good as before.
+                self.controls_failed(vm, "its process ended before it ran");
+            }
             GuestEvent::Ended => self.stopped(vm, epoch, PowerState::Defined),
             GuestEvent::Hibernated => self.stopped(vm, epoch, PowerState::Suspended),
             GuestEvent::Failed(reason) => {
@@ -487,6 +530,21 @@ impl Step<'_> {
         }
     }
 
+    /// A host said what it is: its guests that were found executing are taken down as started.
+    pub(crate) fn profile_is_known(&mut self, host: &HostName) {
+        for vm in std::mem::take(&mut self.site.unprofiled) {
+            match self.stay_of(vm) {
+                Some(stay) if stay.host == *host => {
+                    self.on_guest(vm, stay.epoch, GuestEvent::Resumed);
+                }
+                Some(_) => {
+                    self.site.unprofiled.insert(vm);
+                }
+                None => {}
+            }
+        }
+    }
+
     /// The guest could not be quieted: it was left as it was, so nothing is to be started again.
     fn abort_in_place(&mut self, migration: MigrationId, reason: &str) {
         let Some((vm, source)) = self.source_role(migration) else { return };
@@ -494,12 +552,14 @@ impl Step<'_> {
         let statement = self.seal(key, &Statement { vm, migration, fact: Fact::Aborted });
         let reason = format!("the guest could not be quieted: {reason}");
         self.persist(Row::Aborted { migration, statement, reason: reason.clone() });
+        self.disarm(&Timer::SourceDeadline(migration));
         self.note(vm, format!("migration aborted, the VM stays here: {reason}"));
-        self.tell_outcome(migration);
+        self.tell_aborted(migration);
         self.let_run(vm);
     }
 
     fn stopped(&mut self, vm: VmId, epoch: Epoch, power: PowerState) {
+        self.site.unprofiled.remove(&vm);
         self.persist(Row::Stopped { vm, epoch, power });
         self.note(vm, power.to_string());
         let open = self.site.state.open_source(vm).map(|(id, source)| (id, source.step));
@@ -514,6 +574,11 @@ impl Step<'_> {
 
     /// Control (DMTF DSP1057, "State management"): legal changes only, each named.
     fn control(&mut self, caller: Caller, vm: VmId, action: Action) {
+        let gone = self.site.state.vms.get(&vm).is_some_and(|vm| vm.destroyed);
+        if gone && action == Action::Destroy {
+            // The answer to the first request was lost on its way.
+            return self.answer(caller, Answer::Done);
+        }
         let entry = self.site.state.vms.get(&vm).filter(|vm| !vm.destroyed);
         let Some((stay, parked)) = entry.and_then(|vm| Some((vm.stay.clone()?, vm.parked.clone())))
         else {
@@ -613,7 +678,7 @@ impl Step<'_> {
         }
         self.persist(Row::Destroyed { vm });
         self.note(vm, "destroyed");
-        self.command(Command::Purge(stay.host, vm, stay.epoch));
+        self.purge_files(stay.host, vm, stay.epoch);
     }
 
     /// Stops the VM for want of a place and keeps its files, with its run state.
@@ -641,4 +706,9 @@ impl Step<'_> {
             })
         })
     }
+}
+
+/// Whether nothing of the guest can have executed since its files were final.
+pub(crate) fn is_quiet(stay: &Stay) -> bool {
+    !stay.starting && matches!(stay.power, PowerState::Defined | PowerState::Suspended)
 }

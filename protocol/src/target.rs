@@ -13,14 +13,14 @@
 use model::decision::{Admit, Verdict};
 use model::statement::{Cause, Fact};
 use model::{
-    Bytes, Certificate, Descriptor, Digest, EdgeHandle, FileId, HostName, MigrationId, Offer,
+    Bytes, Certificate, Descriptor, Digest, EdgeHandle, Epoch, FileId, HostName, MigrationId, Offer,
     PeerName, RequestId, Resources, Signed, Statement, Terms, TransferEnd, VmId,
 };
 
 use crate::effect::{Caller, Command};
 use crate::message::{Answer, Op, Request, Told};
 use crate::path::Verifier;
-use crate::row::{LIBRARY, Party, Row, TargetRole, TargetStep, library};
+use crate::row::{LIBRARY, Party, Row, SourceStep, Stay, TargetRole, TargetStep, library};
 use crate::site::{MAX_OFFERS_KEPT, OfferAt, OfferMade, Step, Timer};
 
 /// The capacity class of every host, until classes are configured.
@@ -261,6 +261,19 @@ impl Step<'_> {
         self.command(command);
     }
 
+    /// Dials again; a site that has accepted has said so long enough, and hangs up.
+    pub(crate) fn dial_again(&mut self, migration: MigrationId) {
+        let Some((_, target)) = self.target_role(migration) else { return };
+        match target.step {
+            TargetStep::Admitted | TargetStep::Receiving | TargetStep::Ready => {
+                self.pull(migration);
+            }
+            TargetStep::Owned | TargetStep::HandedBack | TargetStep::Dropped => {
+                self.command(Command::Close { migration, source: false });
+            }
+        }
+    }
+
     /// A request for a migration that this site has admitted.
     pub(crate) fn at_target(&mut self, caller: Caller, request: Request) {
         let migration = request.origin.op.migration().expect("these operations have one");
@@ -360,9 +373,30 @@ impl Step<'_> {
         self.disarm(&Timer::AdmitExpiry(migration));
         self.note(vm, format!("transfer given up: {reason}"));
         self.command(Command::Close { migration, source: false });
-        self.command(Command::Purge(host, vm, epoch));
+        self.purge_files(host, vm, epoch);
         for caller in self.site.arriving.remove(&migration).unwrap_or_default() {
             self.answer(caller, Answer::Failed { reason: reason.to_owned() });
+        }
+    }
+
+    /// Deletes the files of a stay that ended, or never began. An epoch's number comes again when
+    /// a migration came to nothing, so the place may be in use by a later one: then they stay.
+    pub(crate) fn purge_files(&mut self, host: HostName, vm: VmId, epoch: Epoch) {
+        let here = |stay: &Stay| stay.host == host && stay.epoch == epoch;
+        let lives = self.site.state.vms.get(&vm).and_then(|vm| vm.stay.as_ref()).is_some_and(here);
+        let mut others = self.site.state.migrations.values().filter(|m| m.vm == vm);
+        let used = others.any(|migration| {
+            let arrives = migration.target.as_ref().is_some_and(|target| {
+                target.step < TargetStep::Owned && target.host == host && target.epoch() == epoch
+            });
+            let frozen = migration.source.as_ref().is_some_and(|source| {
+                matches!(source.step, SourceStep::Released | SourceStep::Receipted)
+                    && here(&source.copy)
+            });
+            arrives || frozen
+        });
+        if !lives && !used {
+            self.command(Command::Purge(host, vm, epoch));
         }
     }
 
@@ -419,7 +453,7 @@ impl Step<'_> {
             return; // its guest is being launched
         }
         match launch {
-            Some(launch) => self.command(launch),
+            Some(launch) => self.launch(launch),
             None => self.own(migration),
         }
     }
@@ -455,6 +489,7 @@ impl Step<'_> {
             self.let_run(vm);
         }
         self.tell_accepted(migration);
+        self.arm_after(Timer::Pull(migration), self.site.config.purge_after);
         self.settle_delivery(migration);
         self.report_up(vm);
     }
@@ -474,8 +509,9 @@ impl Step<'_> {
         self.persist(Row::HandedBack { migration, certificate, back });
         self.note(vm, format!("handed back, it cannot be started here: {reason}"));
         self.tell_accepted(migration);
+        self.arm_after(Timer::Pull(migration), self.site.config.purge_after);
         self.settle_delivery(migration);
-        self.command(Command::Purge(host, vm, epoch));
+        self.purge_files(host, vm, epoch);
     }
 
     /// Says over the session what became of the certificate.

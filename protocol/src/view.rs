@@ -2,8 +2,8 @@
 
 use model::{Descriptor, Epoch, HostName, MigrationId, PeerName, PowerState, Time, VmId};
 
-use crate::row::{Down, Journey, SourceStep, TargetStep};
-use crate::site::{Phase, Site};
+use crate::row::{Down, Journey, Party, SourceStep, TargetStep};
+use crate::site::{OfferAt, Phase, Site};
 
 /// A VM as this site knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +52,36 @@ pub struct Progress {
     pub phase: &'static str,
 }
 
+/// An offer that this site has out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OfferView {
+    /// The VM.
+    pub vm: VmId,
+    /// Who got it; none for this site itself.
+    pub asker: Option<PeerName>,
+    /// The host, or the peer that stands behind it.
+    pub at: String,
+    /// On what terms.
+    pub terms: model::Terms,
+}
+
 impl Site {
+    /// Every offer that this site has out, made here or passed on.
+    pub fn offers(&self) -> impl Iterator<Item = OfferView> + '_ {
+        self.offers.values().map(|offer| OfferView {
+            vm: offer.vm,
+            asker: match &offer.asker {
+                Party::Peer(peer) => Some(peer.clone()),
+                Party::Here => None,
+            },
+            at: match &offer.at {
+                OfferAt::Local { host, .. } => format!("host {host}"),
+                OfferAt::Peer(edge) => format!("peer {}", edge.peer),
+            },
+            terms: offer.terms.clone(),
+        })
+    }
+
     /// Every VM that this site knows, in order of id.
     pub fn vms(&self) -> impl Iterator<Item = VmView> + '_ {
         self.state.vms.keys().filter_map(|vm| self.vm(*vm))

@@ -1,12 +1,13 @@
 //! What must hold after every step, whatever was lost, repeated or crashed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use model::{Epoch, MigrationId, PeerName, VmId};
 use protocol::Row;
 
 use super::federation::Federation;
-use super::node::{Content, Node};
+use super::node::{Content, Node, Place};
 
 /// The newest content of a VM: what must never be lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -126,12 +127,18 @@ impl Federation {
             if self.nodes.values().any(|n| n.durable.vms.get(vm).is_some_and(|vm| vm.destroyed)) {
                 continue;
             }
-            let holds = |content: &Content| {
-                let memory = content.state.as_ref().map(|state| state.memory);
-                content.disk == newest.disk && (newest.saved.is_none() || memory == newest.saved)
+            // The memory is in the file, or in the process that was made from it.
+            let holds = |node: &Node, place: &Place, content: &Content| {
+                let file = content.state.as_ref().map(|state| state.memory);
+                let process = node.guests.get(place).map(|guest| guest.memory);
+                content.disk == newest.disk
+                    && (newest.saved.is_none() || file == newest.saved || process == newest.saved)
             };
-            let copies = self.nodes.values().flat_map(|node| &node.copies);
-            if !copies.filter(|((_, of, _), _)| of == vm).any(|(_, content)| holds(content)) {
+            let held_at = |node: &Arc<Node>| {
+                let copies = node.copies.iter().filter(|((_, of, _), _)| of == vm);
+                copies.into_iter().any(|(place, content)| holds(node, place, content))
+            };
+            if !self.nodes.values().any(held_at) {
                 broken.push(format!("the newest content of {vm} is nowhere any more"));
             }
         }

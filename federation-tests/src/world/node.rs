@@ -118,18 +118,23 @@ impl Node {
         }
     }
 
-    /// Guest processes, as a starting node finds them.
+    /// Guest processes and saved run states, as a starting node finds them.
     pub(super) fn found(&self) -> Vec<Found> {
         let power = |guest: &Guest| {
             if guest.executes { model::PowerState::Active } else { model::PowerState::Paused }
         };
-        self.guests
-            .iter()
-            .map(|((host, vm, epoch), guest)| Found {
+        let guests = self.guests.iter().map(|(place, guest)| (place, power(guest)));
+        let saved = self.copies.iter().filter(|(place, content)| {
+            content.state.is_some() && !self.guests.contains_key(*place)
+        });
+        let saved = saved.map(|(place, _)| (place, model::PowerState::Suspended));
+        guests
+            .chain(saved)
+            .map(|((host, vm, epoch), power)| Found {
                 host: host.clone(),
                 vm: *vm,
                 epoch: *epoch,
-                power: power(guest),
+                power,
             })
             .collect()
     }

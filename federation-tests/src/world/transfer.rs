@@ -38,7 +38,7 @@ pub enum Phase {
 
 /// What both ends have.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub struct Talk {
+pub(super) struct Talk {
     /// Told here, not taken by the other end.
     pub outbox: Vec<Told>,
     /// The last words of an other end that has closed.
@@ -51,7 +51,7 @@ pub struct Talk {
 
 /// A transfer that is served.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Serving {
+pub(super) struct Serving {
     /// The VM.
     pub vm: VmId,
     /// What the token must hash to.
@@ -72,7 +72,7 @@ pub struct Serving {
 
 /// A transfer that is fetched.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Pulling {
+pub(super) struct Pulling {
     /// Where from.
     pub source: TransferEnd,
     /// The key shown.

@@ -1,0 +1,355 @@
+//! What can be typed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use model::Bytes;
+
+/// A cloud site's part in a federation: place VMs at other sites, host theirs, and know at every
+/// moment where the responsibility for each lies.
+#[derive(Debug, Parser)]
+#[command(name = "sojourn", version, propagate_version = true, max_term_width = 100)]
+pub(crate) struct Args {
+    /// The site's state folder.
+    #[arg(long, global = true, env = "SOJOURN_SITE", default_value = "/var/lib/sojourn")]
+    pub(crate) site: PathBuf,
+    /// How data is printed on standard output.
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    pub(crate) output: Format,
+    /// Print no progress on standard error.
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    #[command(subcommand)]
+    pub(crate) noun: Noun,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Table,
+    /// For programs: documented and stable; a stream has one object a line.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Noun {
+    /// Make a site, run its node, show it.
+    #[command(subcommand)]
+    Site(Site),
+    /// The sites that this one trusts directly.
+    #[command(subcommand)]
+    Peer(Peer),
+    /// The machines of this site that run VMs.
+    #[command(subcommand)]
+    Host(Host),
+    /// VMs, wherever they are.
+    #[command(subcommand)]
+    Vm(Vm),
+    /// Long actions, which go on without their client.
+    #[command(subcommand)]
+    Op(Op),
+    /// Offers that this site has out.
+    #[command(subcommand)]
+    Offer(Offer),
+    /// The site's own rules.
+    #[command(subcommand)]
+    Policy(Policy),
+    /// Look at this machine and say what would be in the way.
+    Doctor,
+    /// Print completions for a shell.
+    Completion {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the version.
+    Version,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Site {
+    /// Make a new site: identity, configuration, state folder.
+    Init {
+        /// The state folder; the same as --site.
+        folder: Option<PathBuf>,
+        /// What the site calls itself towards its peers.
+        #[arg(long)]
+        name: String,
+        /// Where its node listens, TCP for peers and UDP for transfers.
+        #[arg(long, default_value = "0.0.0.0:7420")]
+        listen: SocketAddr,
+        /// How peers reach it, if not at that address: HOST:PORT.
+        #[arg(long)]
+        advertise: Option<String>,
+        /// Simulate the guests, to try out or to test: no real guest ever runs there.
+        #[arg(long)]
+        simulated: bool,
+    },
+    /// Run the site's node, until SIGINT or SIGTERM. Guests outlive it.
+    Run {
+        /// The state folder; the same as --site.
+        folder: Option<PathBuf>,
+    },
+    /// Show the site.
+    Show {
+        /// Every setting that is in force, and whence.
+        #[arg(long)]
+        config: bool,
+    },
+    /// Force every VM of others out of this site.
+    Evacuate {
+        /// Why, for those who must find other places.
+        #[arg(long)]
+        reason: String,
+        /// After how long a VM without another place is parked: 90s, 10m, 2h.
+        #[arg(long, value_parser = seconds, default_value = "10m")]
+        deadline: u64,
+        /// Do not wait for the end.
+        #[arg(long)]
+        detach: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Peer {
+    /// Make a ticket that lets one other site join, once.
+    Invite {
+        /// For how long it is good: 90s, 10m, 2h.
+        #[arg(long, value_parser = seconds, default_value = "1h")]
+        valid: u64,
+    },
+    /// Join the site that made a ticket; each then trusts the other.
+    Join {
+        /// The ticket.
+        ticket: String,
+        /// What to call that site here; else what it calls itself.
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// List the peers.
+    List,
+    /// Show one peer.
+    Show {
+        /// Its name.
+        peer: String,
+    },
+    /// Trust a peer no more. Refused while it shares VMs with this site.
+    Remove {
+        /// Its name.
+        peer: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Host {
+    /// List the hosts.
+    List,
+    /// Add a host, or change what it has for VMs.
+    Add {
+        /// Its name; told to nobody outside.
+        host: String,
+        /// Processors for VMs.
+        #[arg(long)]
+        cpus: u32,
+        /// Memory for VMs, such as 8G.
+        #[arg(long)]
+        memory: Bytes,
+    },
+    /// Place no VM on a host any more, and move those that are there.
+    Drain {
+        /// Its name.
+        host: String,
+        /// Take VMs again.
+        #[arg(long)]
+        undo: bool,
+        /// Do not wait for the end.
+        #[arg(long)]
+        detach: bool,
+    },
+    /// Forget a host that has no VM.
+    Remove {
+        /// Its name.
+        host: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Vm {
+    /// Check a package and take its VM into this site's library, as its primary.
+    Import {
+        /// An .ova or .ovf file.
+        file: PathBuf,
+        /// What to call the VM; else what the package calls it.
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Write a stopped VM that is at this site as an .ova file.
+    Export {
+        /// Name or id.
+        vm: String,
+        /// The file to write.
+        file: PathBuf,
+    },
+    /// Find offers, choose, move the VM there and start it.
+    Place(Move),
+    /// Move the VM to another place, with this site as Controller; a running guest keeps running.
+    Migrate(Move),
+    /// Force the VM out of this site.
+    Evict {
+        /// Name or id.
+        vm: String,
+        /// Why, for whoever must find another place.
+        #[arg(long)]
+        reason: String,
+        /// After how long it is parked if there is none: 90s, 10m, 2h.
+        #[arg(long, value_parser = seconds, default_value = "10m")]
+        deadline: u64,
+        /// Do not wait for the end.
+        #[arg(long)]
+        detach: bool,
+    },
+    /// List the VMs that this site has a part in.
+    List,
+    /// Show one VM: its state, this site's roles, and who has the next move.
+    Show {
+        /// Name or id.
+        vm: String,
+    },
+    /// What happened to a VM, as seen here.
+    Events {
+        /// Name or id.
+        vm: String,
+    },
+    /// Start it where it is.
+    Start {
+        /// Name or id.
+        vm: String,
+    },
+    /// Ask its guest to power off, and end it by force if it does not.
+    Stop {
+        /// Name or id.
+        vm: String,
+    },
+    /// Hold it in memory.
+    Pause {
+        /// Name or id.
+        vm: String,
+    },
+    /// Go on from a pause.
+    Resume {
+        /// Name or id.
+        vm: String,
+    },
+    /// Save its run state to a file and end its process.
+    Hibernate {
+        /// Name or id.
+        vm: String,
+    },
+    /// Delete it for good, with its files.
+    Destroy {
+        /// Name or id.
+        vm: String,
+        /// Really.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Print its console, where it runs.
+    Console {
+        /// Name or id.
+        vm: String,
+        /// Go on as it goes on.
+        #[arg(short, long)]
+        follow: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Move {
+    /// Name or id.
+    pub(crate) vm: String,
+    /// Ask only this peer; may be given several times.
+    #[arg(long = "peer")]
+    pub(crate) peers: Vec<String>,
+    /// Ask no peer: only this site's own hosts.
+    #[arg(long, conflicts_with = "peers")]
+    pub(crate) local_only: bool,
+    /// Show the offers in the order in which they would be tried, and withdraw them.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Shut the guest down and boot it there, instead of moving its memory.
+    #[arg(long)]
+    pub(crate) restart: bool,
+    /// Do not wait for the end.
+    #[arg(long)]
+    pub(crate) detach: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Op {
+    /// List operations.
+    List,
+    /// Show one, with what happened.
+    Show {
+        /// Its id.
+        id: String,
+    },
+    /// Wait until it ends.
+    Wait {
+        /// Its id.
+        id: String,
+        /// Give up waiting after this long: 90s, 10m, 2h. The operation goes on.
+        #[arg(long, value_parser = seconds)]
+        timeout: Option<u64>,
+    },
+    /// Stop it, as long as nothing is handed over.
+    Cancel {
+        /// Its id.
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Offer {
+    /// List them.
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Policy {
+    /// Check the site's policy files, and run their tests.
+    Check,
+}
+
+/// A span of time in seconds, from a number with s, m or h.
+fn seconds(text: &str) -> Result<u64, String> {
+    let error = || format!("a time is a whole number with s, m or h, such as 10m, got {text:?}");
+    let (number, factor) = match text.char_indices().last() {
+        Some((at, 's')) => (&text[..at], 1),
+        Some((at, 'm')) => (&text[..at], 60),
+        Some((at, 'h')) => (&text[..at], 3600),
+        _ => (text, 1),
+    };
+    let number: u64 = number.parse().map_err(|_| error())?;
+    number.checked_mul(factor).filter(|seconds| *seconds > 0).ok_or_else(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_read_with_their_unit() {
+        assert_eq!(seconds("10m"), Ok(600));
+        assert_eq!(seconds("90"), Ok(90));
+        for bad in ["", "m", "-1s", "1d", "0s"] {
+            assert!(seconds(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What needs no running node: making a site, running its node, looking at the machine.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use model::PeerName;
+use node::Folder;
+use node::config::{Config, Driver, Endpoint, Hypervisor, OfferConfig, TimeConfig};
+use node::doctor::{self, Health};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::Format;
+use crate::exit::{FAILED, Failure, USAGE};
+use crate::output::Output;
+
+/// `site init`.
+pub(crate) fn init(
+    folder: PathBuf,
+    name: &str,
+    listen: SocketAddr,
+    advertise: Option<String>,
+    simulated: bool,
+    output: &Output,
+) -> Result<(), Failure> {
+    let name: PeerName = name.parse().map_err(|e| Failure::new(USAGE, format!("{e}")))?;
+    let driver = if simulated { Driver::Simulated } else { Driver::Qemu };
+    let proxy_advertise = match &advertise {
+        Some(text) => {
+            let address = text.parse::<SocketAddr>();
+            Some(address.map_err(|_| {
+                Failure::new(USAGE, format!("--advertise is ADDRESS:PORT, got {text:?}"))
+            })?)
+        }
+        None => None,
+    };
+    let config = Config {
+        name,
+        control: Endpoint { listen, advertise },
+        proxy: Endpoint { listen, advertise: proxy_advertise.map(|a| a.to_string()) },
+        hypervisor: Hypervisor { driver, ..Hypervisor::default() },
+        offer: OfferConfig::default(),
+        time: TimeConfig::default(),
+    };
+    let path = absolute(&folder)?;
+    let identity = Folder::at(&path).init(&config)?;
+    let key = identity.site_key();
+    let shown = path.display().to_string();
+    output.one(
+        &json!({ "folder": shown, "name": config.name, "key": key, "fingerprint": key.fingerprint() }),
+        || format!(
+            "site {} is made in {shown}; its fingerprint is {}\nnext: sojourn site run {shown}",
+            config.name,
+            key.fingerprint()
+        ),
+    );
+    Ok(())
+}
+
+/// `site run`.
+pub(crate) async fn run(folder: &Path) -> Result<(), Failure> {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SOJOURN_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+        logs.with_target(false).init();
+    } else {
+        logs.json().init();
+    }
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.install_default().map_err(|_| Failure::new(FAILED, "TLS was set up twice"))?;
+    let (mut interrupt, mut terminate) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut running = node::start(Folder::at(absolute(folder)?)).await?;
+    tracing::info!(control = running.control, proxy = running.proxy, "the node serves");
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        failed = running.failed() => {
+            return Err(match failed {
+                Some(error) => error.into(),
+                None => Failure::new(FAILED, "the node ended by a fault of its own; see the log"),
+            });
+        }
+    }
+    tracing::info!("the node stops; guests go on");
+    running.stop().await;
+    Ok(())
+}
+
+/// `doctor`.
+pub(crate) async fn doctor(folder: &Path, output: &Output) -> Result<(), Failure> {
+    let findings = doctor::examine(&Folder::at(absolute(folder)?)).await;
+    let word = |health| match health {
+        Health::Good => "good",
+        Health::Note => "note",
+        Health::Bad => "bad",
+    };
+    let bad = findings.iter().filter(|finding| finding.health == Health::Bad).count();
+    if output.format() == Format::Json {
+        for one in &findings {
+            output.line(&json!({ "what": one.what, "health": word(one.health), "text": one.text }));
+        }
+    } else {
+        let rows = findings
+            .iter()
+            .map(|one| vec![word(one.health).to_owned(), one.what.to_owned(), one.text.clone()]);
+        output.table(&["", "WHAT", "FOUND"], rows.collect());
+    }
+    if bad > 0 {
+        return Err(Failure::new(FAILED, format!("{bad} things are in the way")));
+    }
+    Ok(())
+}
+
+/// `policy check`.
+pub(crate) fn policy_check(folder: &Path, output: &Output) -> Result<(), Failure> {
+    let policies = Folder::at(absolute(folder)?).policies();
+    if !policies.exists() {
+        let text = format!("{} holds no site's policies", policies.display());
+        return Err(Failure::new(crate::exit::NOT_FOUND, text));
+    }
+    policies::Engine::load(&policies)
+        .map_err(|error| Failure::new(FAILED, crate::exit::chain(&error)))?;
+    output.one(&json!({ "sound": true }), || "the policies are sound".to_owned());
+    Ok(())
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    Ok(std::path::absolute(path)?)
+}

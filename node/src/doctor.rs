@@ -1,0 +1,136 @@
+//! What an operator should know about this machine before the node needs it.
+
+use std::net::{TcpListener, UdpSocket};
+
+use crate::config::Driver;
+use crate::folder::Folder;
+use crate::hands::report;
+
+/// How a check came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// As it should be.
+    Good,
+    /// It works, but the operator should know.
+    Note,
+    /// The site cannot do what it should.
+    Bad,
+}
+
+/// One check.
+#[derive(Debug, Clone)]
+pub struct Finding {
+    /// What was looked at.
+    pub what: &'static str,
+    /// How it came out.
+    pub health: Health,
+    /// What was found, and what to do about it.
+    pub text: String,
+}
+
+/// Looks at the machine, and at the site in `folder` if there is one.
+pub async fn examine(folder: &Folder) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut add = |what, health, text: String| findings.push(Finding { what, health, text });
+    let config = match folder.config() {
+        Ok(config) => {
+            add("site folder", Health::Good, folder.path().display().to_string());
+            Some(config)
+        }
+        Err(error) => {
+            add("site folder", Health::Bad, report(&error));
+            None
+        }
+    };
+    if let Some(config) = &config {
+        let running = folder.lock().is_err();
+        if running {
+            add("node", Health::Good, "a node runs on this folder".to_owned());
+        } else {
+            let text = "no node runs on this folder; `sojourn site run` starts it";
+            add("node", Health::Note, text.to_owned());
+            let (tcp, udp) = (config.control.listen, config.proxy.listen);
+            match TcpListener::bind(tcp) {
+                Ok(_) => add("control port", Health::Good, format!("{tcp} TCP is free")),
+                Err(error) => add("control port", Health::Bad, format!("{tcp} TCP: {error}")),
+            }
+            match UdpSocket::bind(udp) {
+                Ok(_) => add("proxy port", Health::Good, format!("{udp} UDP is free")),
+                Err(error) => add("proxy port", Health::Bad, format!("{udp} UDP: {error}")),
+            }
+        }
+        let advertised = config.control.advertise.is_some();
+        if config.control.listen.ip().is_unspecified() && !advertised {
+            let text = "control.advertise is not set: tickets will name an address that peers \
+                        cannot reach; set it in sojourn.toml";
+            add("address", Health::Bad, text.to_owned());
+        }
+        match folder.policies().exists().then(|| policies::Engine::load(&folder.policies())) {
+            Some(Err(error)) => add("policies", Health::Bad, report(&error)),
+            Some(Ok(_)) => add("policies", Health::Good, "sound".to_owned()),
+            None => add("policies", Health::Good, "the defaults".to_owned()),
+        }
+        free_space(folder, &mut add);
+    }
+    let simulated = config.as_ref().is_some_and(|c| c.hypervisor.driver == Driver::Simulated);
+    if simulated {
+        let text = "simulated: no real guest runs at this site".to_owned();
+        add("hypervisor", Health::Note, text);
+    } else {
+        let settings = config.map(|config| config.hypervisor).unwrap_or_default();
+        let (what, health, text) = qemu(settings).await;
+        add(what, health, text);
+    }
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    match files {
+        Some(files) if files < 4096 => {
+            let text = format!("{files} open files allowed; a busy node wants 4096 (ulimit -n)");
+            add("open files", Health::Note, text);
+        }
+        _ => add("open files", Health::Good, "enough are allowed".to_owned()),
+    }
+    findings
+}
+
+fn free_space(folder: &Folder, add: &mut impl FnMut(&'static str, Health, String)) {
+    match rustix::fs::statvfs(folder.path()) {
+        Ok(disk) => {
+            let free = model::Bytes(disk.f_bavail * disk.f_frsize);
+            let health = if free < model::Bytes::mib(1024) { Health::Note } else { Health::Good };
+            add("disk", health, format!("{free} free"));
+        }
+        Err(error) => add("disk", Health::Bad, error.to_string()),
+    }
+}
+
+async fn qemu(settings: crate::config::Hypervisor) -> (&'static str, Health, String) {
+    use hypervisor::{Hypervisor, Qemu, QemuConfig};
+    let what = "hypervisor";
+    let Ok(runtime) = tempfile::tempdir() else {
+        return (what, Health::Bad, "no temporary folder can be made".to_owned());
+    };
+    let opened = Qemu::new(QemuConfig {
+        runtime: runtime.path().to_owned(),
+        binary: settings.binary,
+        accelerator: settings.accelerator,
+        user: settings.user,
+    });
+    let profile = match &opened {
+        Ok(qemu) => qemu.profile().await,
+        Err(error) => return (what, Health::Bad, report(error)),
+    };
+    match profile {
+        Ok(profile) => {
+            let text = format!(
+                "QEMU {}, {}, CPU {}, {}",
+                profile.version, profile.machine, profile.cpu, profile.accelerator
+            );
+            if profile.accelerator == "kvm" {
+                (what, Health::Good, text)
+            } else {
+                (what, Health::Note, format!("{text}: KVM runs no guest here, guests will be slow"))
+            }
+        }
+        Err(error) => (what, Health::Bad, report(&error)),
+    }
+}

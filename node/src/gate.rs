@@ -1,0 +1,325 @@
+//! The gate: the control port, where peers come in.
+//!
+//! TLS tells who speaks; the envelope proves it; only then does the driver hear of it. A stranger
+//! gets through TLS only while an invitation is open, and can call nothing but `Join`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use certs::{Identity, TicketSecret};
+use model::{PeerName, SiteKey, limit};
+use proto::envelope::{self, EnvelopeError, Sealer};
+use proto::federation::federation_server::{Federation, FederationServer};
+use proto::federation::{HelloReply, HelloRequest, JoinReply, JoinRequest, Sealed};
+use protocol::Op;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+use tonic::{Request, Response, Status};
+
+use crate::driver::Driver;
+use crate::hands::report;
+use crate::journal::StoredPeer;
+use crate::link::{VERSIONS, now};
+use crate::peers::{Peer, Peers};
+
+/// Connections at once, from all peers together.
+const MAX_CONNECTIONS: usize = 1024;
+/// Requests under way at once on one connection.
+const MAX_STREAMS: u32 = 256;
+/// How long a TLS handshake may take.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+/// How often an idle connection is tested, and how long a test may take.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// Streams that a peer may open and reset at once before its connection ends.
+const MAX_PENDING_RESETS: usize = 20;
+
+/// Answers the calls of peers.
+pub(crate) struct Gate {
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) name: PeerName,
+    pub(crate) peers: Peers,
+    pub(crate) driver: Driver,
+}
+
+/// Serves peers on `listener` until `stop` ends.
+pub(crate) async fn serve(
+    gate: Gate,
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), tonic::transport::Error> {
+    let (accepted, streams) = mpsc::channel(16);
+    let acceptor = tokio::spawn(accept(listener, tls, accepted));
+    let service = FederationServer::new(gate)
+        .max_decoding_message_size(2 * limit::MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(2 * limit::MAX_MESSAGE_BYTES);
+    let served = tonic::transport::Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .http2_max_header_list_size(16 << 10)
+        .add_service(service)
+        .serve_with_incoming_shutdown(ReceiverStream::new(streams), stop)
+        .await;
+    acceptor.abort();
+    served
+}
+
+async fn accept(
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    accepted: mpsc::Sender<std::io::Result<PeerStream>>,
+) {
+    let acceptor = tokio_rustls::TlsAcceptor::from(tls);
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok((tcp, _)) = listener.accept().await else {
+            // Out of descriptors: those that are open must end first.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let (acceptor, accepted) = (acceptor.clone(), accepted.clone());
+        tokio::spawn(async move {
+            let _ = tcp.set_nodelay(true);
+            match tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(tcp)).await {
+                Ok(Ok(stream)) => {
+                    let key = stream
+                        .get_ref()
+                        .1
+                        .peer_certificates()
+                        .and_then(|chain| certs::site_key_of(chain));
+                    if let Some(key) = key {
+                        let _ = accepted.send(Ok(PeerStream { stream, key, _place: place })).await;
+                    }
+                }
+                Ok(Err(error)) => tracing::debug!(error = report(&error), "no TLS with a caller"),
+                Err(_) => tracing::debug!("a caller did not finish its TLS handshake"),
+            }
+        });
+    }
+}
+
+/// A connection whose other end proved its identity.
+struct PeerStream {
+    stream: TlsStream<TcpStream>,
+    key: SiteKey,
+    _place: tokio::sync::OwnedSemaphorePermit,
+}
+
+/// Who speaks on a connection.
+#[derive(Clone, Copy)]
+struct Speaker(SiteKey);
+
+impl Connected for PeerStream {
+    type ConnectInfo = Speaker;
+
+    fn connect_info(&self) -> Speaker {
+        Speaker(self.key)
+    }
+}
+
+impl AsyncRead for PeerStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for PeerStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl Gate {
+    fn speaker<T>(&self, request: &Request<T>) -> Result<SiteKey, Status> {
+        let speaker = request.extensions().get::<Speaker>().copied();
+        speaker.map(|speaker| speaker.0).ok_or_else(|| Status::unauthenticated("no identity"))
+    }
+
+    fn peer<T>(&self, request: &Request<T>) -> Result<Peer, Status> {
+        let key = self.speaker(request)?;
+        self.peers
+            .by_key(&key)
+            .ok_or_else(|| Status::unauthenticated("not a peer; join with a ticket first"))
+    }
+
+    /// The one way of every operation: verify, let the driver answer, seal.
+    async fn exchange(
+        &self,
+        request: Request<Sealed>,
+        fits: impl Fn(&Op) -> bool,
+    ) -> Result<Response<Sealed>, Status> {
+        let peer = self.peer(&request)?;
+        let me = self.identity.site_key();
+        let opened = envelope::open_request(request.into_inner(), peer.key, me, now());
+        let (verified, digest) = opened.map_err(|error| {
+            tracing::warn!(peer = %peer.name, %error, "a request was refused");
+            match error {
+                EnvelopeError::Stale => Status::failed_precondition(error.to_string()),
+                _ => Status::invalid_argument(error.to_string()),
+            }
+        })?;
+        let request = verified.into_inner();
+        if !fits(&request.origin.op) {
+            return Err(Status::invalid_argument("the operation is not the one that was called"));
+        }
+        self.peers.heard(&peer.name, Ok(()));
+        let answer = self.driver.request(peer.name, request).await;
+        let answer = answer.map_err(|ended| Status::unavailable(ended.to_string()))?;
+        let sign = |kind: &str, body: &[u8]| self.identity.sign(kind, body);
+        let sealer = Sealer { site: me, sign: &sign };
+        Ok(Response::new(envelope::seal_answer(&sealer, peer.key, digest, answer)))
+    }
+
+    async fn accept_ticket(&self, key: SiteKey, ask: JoinRequest) -> Result<JoinReply, Status> {
+        let refused = || Status::permission_denied(USED_TICKET);
+        let secret: [u8; 32] = ask.secret.try_into().map_err(|_| refused())?;
+        let hash = TicketSecret::from_bytes(secret).hash();
+        let name: PeerName =
+            ask.name.parse().map_err(|e| Status::invalid_argument(format!("your name: {e}")))?;
+        if ask.addresses.is_empty() || ask.addresses.len() > certs::MAX_ADDRESSES {
+            return Err(Status::invalid_argument("a site gives 1 to 8 addresses"));
+        }
+        let legal = |address: &String| {
+            address.len() <= 255 && address.bytes().all(|b| b.is_ascii_graphic())
+        };
+        if !ask.addresses.iter().all(legal) {
+            return Err(Status::invalid_argument("an address is not legal"));
+        }
+        let name = self.free_name(name, &key);
+        let peer = StoredPeer { name, key, addresses: ask.addresses, journal_seen: 0 };
+        let peers = self.peers.clone();
+        let joined = self.driver.visit(move |core| {
+            let used = core.journal.accept_invitation(&hash, core.now(), &peer)?;
+            if used {
+                peers.load(core.journal.peers()?, core.journal.is_inviting(core.now())?);
+                core.peers_changed()?;
+            }
+            Ok::<_, crate::journal::JournalError>(used)
+        });
+        match joined.await {
+            Ok(Ok(true)) => Ok(JoinReply { name: self.name.to_string() }),
+            Ok(Ok(false)) => Err(refused()),
+            Ok(Err(error)) => {
+                tracing::error!(error = report(&error), "cannot note a new peer");
+                Err(Status::unavailable("the site cannot note new peers now; try again"))
+            }
+            Err(ended) => Err(Status::unavailable(ended.to_string())),
+        }
+    }
+
+    /// The name that a new peer gets here: what it calls itself, with a number if that is taken.
+    fn free_name(&self, wanted: PeerName, key: &SiteKey) -> PeerName {
+        let free = |name: &PeerName| self.peers.get(name).is_none_or(|peer| peer.key == *key);
+        if free(&wanted) {
+            return wanted;
+        }
+        let base: String = wanted.as_str().chars().take(58).collect();
+        (2..10_000).filter_map(|n| format!("{base}-{n}").parse().ok()).find(free).unwrap_or(wanted)
+    }
+}
+
+/// What whoever shows a ticket that is not good any more reads.
+pub(crate) const USED_TICKET: &str =
+    "the ticket was used already, has expired, or was not made here; ask for a new one";
+
+/// Makes a handler out of the operations that it takes.
+macro_rules! operation {
+    ($self:ident, $request:ident, $pattern:pat) => {
+        $self.exchange($request, |op| matches!(op, $pattern)).await
+    };
+}
+
+#[tonic::async_trait]
+impl Federation for Gate {
+    async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
+        let peer = self.peer(&request)?;
+        let hello = request.into_inner();
+        let newest = hello.newest_version.min(*VERSIONS.end());
+        if newest < hello.oldest_version.max(*VERSIONS.start()) {
+            let (oldest, newest) = (VERSIONS.start(), VERSIONS.end());
+            return Err(Status::failed_precondition(format!("versions {oldest} to {newest} only")));
+        }
+        let known = self.driver.visit(move |core| {
+            let seen = core.journal.peers()?.into_iter().find(|stored| stored.key == peer.key);
+            core.journal.saw_journal(&peer.key, hello.journal)?;
+            let seen = seen.map_or(0, |stored| stored.journal_seen);
+            Ok::<_, crate::journal::JournalError>((core.journal.len(), seen))
+        });
+        match known.await {
+            Ok(Ok((journal, journal_seen))) => {
+                Ok(Response::new(HelloReply { version: newest, journal, journal_seen }))
+            }
+            _ => Err(Status::unavailable("the site cannot answer now")),
+        }
+    }
+
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
+        let key = self.speaker(&request)?;
+        self.accept_ticket(key, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn migration_request(&self, r: Request<Sealed>) -> Result<Response<Sealed>, Status> {
+        operation!(self, r, Op::MigrationRequest { .. })
+    }
+
+    async fn forced_migration(&self, r: Request<Sealed>) -> Result<Response<Sealed>, Status> {
+        operation!(self, r, Op::ForcedMigration { .. } | Op::Evict { .. })
+    }
+
+    async fn initiate_transfer(&self, r: Request<Sealed>) -> Result<Response<Sealed>, Status> {
+        operation!(self, r, Op::InitiateTransfer { .. })
+    }
+
+    async fn transfer_verification(&self, r: Request<Sealed>) -> Result<Response<Sealed>, Status> {
+        operation!(self, r, Op::TransferVerification { .. })
+    }
+
+    async fn deliver(&self, r: Request<Sealed>) -> Result<Response<Sealed>, Status> {
+        operation!(self, r, Op::Deliver { .. })
+    }
+
+    async fn handback(&self, r: Request<Sealed>) -> Result<Response<Sealed>, Status> {
+        operation!(self, r, Op::Handback { .. })
+    }
+
+    async fn retire(&self, r: Request<Sealed>) -> Result<Response<Sealed>, Status> {
+        operation!(self, r, Op::Retire { .. })
+    }
+
+    async fn control(&self, r: Request<Sealed>) -> Result<Response<Sealed>, Status> {
+        operation!(self, r, Op::Control { .. })
+    }
+
+    async fn report(&self, r: Request<Sealed>) -> Result<Response<Sealed>, Status> {
+        operation!(self, r, Op::Report { .. })
+    }
+
+    async fn withdraw(&self, r: Request<Sealed>) -> Result<Response<Sealed>, Status> {
+        operation!(self, r, Op::Withdraw { .. })
+    }
+}

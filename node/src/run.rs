@@ -1,0 +1,236 @@
+//! Starting and stopping a node.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use certs::Identity;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use transfer_proxy::Proxy;
+
+use crate::admin::{self, Admin};
+use crate::config::Endpoint;
+use crate::driver::{Driver, Start};
+use crate::folder::{Folder, FolderError};
+use crate::gate::{self, Gate};
+use crate::hands::{Hands, report};
+use crate::journal::{Journal, JournalError};
+use crate::library;
+use crate::link::Links;
+use crate::peers::Peers;
+
+/// Events of transfers that wait for the driver.
+const TRANSFER_EVENTS: usize = 256;
+
+/// Why a node does not start. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state folder.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The site's policies.
+    #[error("the site's policies are not sound; `sojourn policy check` shows where")]
+    Policy(#[from] policies::PolicyError),
+    /// An address cannot be listened at.
+    #[error("cannot listen at {address} for {what}; is another node or program using it?")]
+    Listen {
+        /// What for.
+        what: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The transfer proxy does not start.
+    #[error("the transfer proxy does not start")]
+    Proxy(#[from] transfer_proxy::StartError),
+    /// The admin socket cannot be made.
+    #[error("cannot listen at the admin socket {path}")]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// TLS cannot be set up.
+    #[error("TLS cannot be set up")]
+    Tls(#[from] certs::TlsError),
+    /// A host's hypervisor does not answer, so that its guests cannot be known.
+    #[error("the hypervisor of host {host} does not answer")]
+    Host {
+        /// The host.
+        host: model::HostName,
+        /// Why.
+        #[source]
+        source: hypervisor::Error,
+    },
+    /// The driver ended before it was ready.
+    #[error("the node ended while it was starting")]
+    Ended,
+}
+
+/// A node that runs.
+pub struct Running {
+    /// Where peers reach its control port.
+    pub control: String,
+    /// Where other proxies reach its own.
+    pub proxy: String,
+    folder: Folder,
+    driver: Driver,
+    stop: watch::Sender<bool>,
+    driving: JoinHandle<Result<(), JournalError>>,
+    doors: Vec<JoinHandle<()>>,
+    transfer_proxy: Proxy,
+    _lock: std::fs::File,
+}
+
+/// Starts the node of the site in `folder`. It serves peers and users when this returns.
+pub async fn start(folder: Folder) -> Result<Running, StartError> {
+    let config = folder.config()?;
+    let lock = folder.lock()?;
+    let identity = Arc::new(Identity::load(folder.path()).map_err(FolderError::from)?);
+    let policy = Arc::new(match folder.policies().exists() {
+        true => policies::Engine::load(&folder.policies())?,
+        false => policies::Engine::defaults(),
+    });
+    let journal = Journal::open(&folder.journal())?;
+    let state = journal.load()?.state;
+    library::sweep(&folder, |vm| {
+        state.vms.contains_key(&vm) || state.migrations.values().any(|m| m.vm == vm)
+    });
+
+    let listen = config.control.listen;
+    let listen_error = |source| StartError::Listen { what: "peers (TCP)", address: listen, source };
+    let listener = TcpListener::bind(listen).await.map_err(listen_error)?;
+    let control_at = listener.local_addr().map_err(listen_error)?;
+    let (transfers, transfer_events) = mpsc::channel(TRANSFER_EVENTS);
+    let proxy = Proxy::start(proxy_config(&config.proxy, control_at), transfers).await?;
+    let control = advertised(&config.control, control_at);
+
+    let (driver, inputs) = Driver::channel();
+    let peers = Peers::default();
+    peers.load(journal.peers()?, journal.is_inviting(crate::link::now())?);
+    let links = Links::new(identity.clone(), peers.clone(), driver.clone());
+    let hands = Hands::new(folder.clone(), config.clone(), proxy.clone(), driver.clone());
+
+    let (mut profiles, mut found) = (Vec::new(), Vec::new());
+    for host in state.hosts.keys() {
+        let error = |source| StartError::Host { host: host.clone(), source };
+        profiles.push((host.clone(), hands.open_host(host).await.map_err(error)?));
+        found.extend(hands.found(host).await.map_err(error)?);
+    }
+    for guest in &found {
+        hands.adopt(&guest.host, hypervisor::Instance { vm: guest.vm, epoch: guest.epoch });
+    }
+
+    let begin =
+        Start { config: config.protocol(), journal, policy, proxy: proxy.uri(), profiles, found };
+    let (ready, is_ready) = oneshot::channel();
+    let (driving, its_hands, its_links) = (driver.clone(), hands.clone(), links.clone());
+    let driving = tokio::task::spawn_blocking(move || {
+        driving.run(begin, inputs, &its_hands, &its_links, ready)
+    });
+    if is_ready.await.is_err() {
+        return Err(match driving.await {
+            Ok(Err(error)) => error.into(),
+            _ => StartError::Ended,
+        });
+    }
+
+    let (stop, stopping) = watch::channel(false);
+    let gate = Gate {
+        identity: identity.clone(),
+        name: config.name.clone(),
+        peers: peers.clone(),
+        driver: driver.clone(),
+    };
+    let tls = certs::server_config(&identity, Arc::new(peers.clone()))?;
+    let socket = folder.socket();
+    let proxy_at = proxy.uri().authority().to_owned();
+    let admin = Admin {
+        folder: folder.clone(),
+        config,
+        identity,
+        peers,
+        driver: driver.clone(),
+        hands: hands.clone(),
+        links,
+        control: control.clone(),
+        proxy: proxy_at.clone(),
+    };
+    let admin_listener = admin::listen(&socket)
+        .map_err(|source| StartError::Socket { path: socket.clone(), source })?;
+    let doors = vec![
+        tokio::spawn(door("peers", gate::serve(gate, listener, tls, stopped(stopping.clone())))),
+        tokio::spawn(door("users", admin::serve(admin, admin_listener, stopped(stopping)))),
+        tokio::spawn(hands.clone().relay_transfers(transfer_events)),
+        tokio::spawn(hands.look_after_guests()),
+    ];
+    Ok(Running {
+        control,
+        proxy: proxy_at,
+        folder,
+        driver,
+        stop,
+        driving,
+        doors,
+        transfer_proxy: proxy,
+        _lock: lock,
+    })
+}
+
+impl Running {
+    /// Waits until the node ends by itself, which it does only when its journal fails.
+    pub async fn failed(&mut self) -> Option<JournalError> {
+        match (&mut self.driving).await {
+            Ok(Err(error)) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Ends the node. Guests go on; transfers go on after the next start.
+    pub async fn stop(self) {
+        let _ = self.stop.send(true);
+        self.driver.stop().await;
+        for door in &self.doors {
+            door.abort();
+        }
+        self.transfer_proxy.shut_down().await;
+        let _ = self.driving.await;
+        let _ = std::fs::remove_file(self.folder.socket());
+    }
+}
+
+async fn stopped(mut stopping: watch::Receiver<bool>) {
+    let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+async fn door(
+    what: &'static str,
+    serving: impl Future<Output = Result<(), tonic::transport::Error>>,
+) {
+    if let Err(error) = serving.await {
+        tracing::error!(error = report(&error), "the door for {what} has closed");
+    }
+}
+
+/// One port number for TCP and UDP, where the operator names none.
+fn proxy_config(endpoint: &Endpoint, control: SocketAddr) -> transfer_proxy::Config {
+    let mut listen = endpoint.listen;
+    if listen.port() == 0 {
+        listen.set_port(control.port());
+    }
+    let advertise = endpoint.advertise.as_ref().and_then(|text| text.parse().ok());
+    transfer_proxy::Config { listen, advertise, limits: transfer_proxy::Limits::default() }
+}
+
+fn advertised(endpoint: &Endpoint, bound: SocketAddr) -> String {
+    endpoint.advertise.clone().unwrap_or_else(|| bound.to_string())
+}
