@@ -443,8 +443,9 @@ impl Step<'_> {
         if memory.busy || (journey.result.is_some() && memory.phase != Phase::Retire) {
             return;
         }
-        if journey.result.is_none() && memory.phase <= Phase::Initiate && self.out_of_time(&journey)
-        {
+        let early =
+            matches!(memory.phase, Phase::Collect | Phase::Force | Phase::Initiate | Phase::PassUp);
+        if journey.result.is_none() && early && self.out_of_time(&journey) {
             return;
         }
         match (memory.phase, journey.chosen.clone()) {
@@ -584,7 +585,15 @@ impl Step<'_> {
         let memory = self.memory(operation);
         memory.request = Some(id);
         memory.busy = true;
-        self.tell(operation, format!("asking this site and {} peers for a place", peers.len()));
+        let whom = match (own_hosts || storage, peers.len()) {
+            (true, 0) => Some("asking this site for a place".to_owned()),
+            (true, n) => Some(format!("asking this site and {n} peers for a place")),
+            (false, 0) => None,
+            (false, n) => Some(format!("asking {n} peers for a place")),
+        };
+        if let Some(text) = whom {
+            self.tell(operation, text);
+        }
         let op = Op::MigrationRequest { vm: journey.vm, request: id, descriptor };
         let key = self.world.create_key();
         let origin = Origin { op, key, sealed: None };
@@ -640,7 +649,9 @@ impl Step<'_> {
                 if left.is_empty() { Ended::NoPlace(reasons) } else { Ended::Ranking(lines) };
             return self.conclude(operation, result);
         }
-        self.tell(operation, format!("{} offers", left.len()));
+        if !left.is_empty() {
+            self.tell(operation, format!("{} offers", left.len()));
+        }
         let memory = self.memory(operation);
         memory.left = left;
         memory.tries = 0;

@@ -326,7 +326,8 @@ pub enum Command {
         /// The files.
         files: Vec<FileId>,
     },
-    /// Destination: fetch the files.
+    /// Destination: fetch the files. With none to fetch the session is only for what both ends tell
+    /// each other, and nothing is read or written.
     Pull {
         /// The migration.
         migration: MigrationId,
@@ -340,7 +341,7 @@ pub enum Command {
         host: HostName,
         /// The stay that they are for.
         epoch: Epoch,
-        /// The files that may come.
+        /// The files that may come; empty once all are here.
         files: Vec<FileId>,
         /// Bytes that they may have in all.
         budget: Bytes,

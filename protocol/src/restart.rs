@@ -1,11 +1,11 @@
 //! Going on after a restart: the same steps, from what the journal says and what still runs.
 
-use model::PowerState;
+use model::{Epoch, PowerState};
 
 use crate::effect::{Command, Found, GuestEvent, Output};
-use crate::row::{Down, Party, Result as Ended, Row, SourceStep, TargetStep};
-use crate::source::is_quiet;
+use crate::row::{Down, Party, Result as Ended, Row, SourceStep, TargetStep, library};
 use crate::site::{JourneyMemory, Phase, Site, Step, Timer, World};
+use crate::source::is_quiet;
 
 impl Site {
     /// To be called once, before any event, with every guest process that was found.
@@ -17,6 +17,7 @@ impl Site {
         let mut step = Step { site: self, world, out: Output::default(), inbox };
         step.end_strangers(found);
         step.adopt(found);
+        step.forget_destroyed();
         step.resume_sources();
         step.resume_targets();
         step.resume_journeys();
@@ -111,6 +112,24 @@ impl Step<'_> {
             if self.site.state.vms[&vm].stay.is_some() {
                 self.report_up(vm);
             }
+        }
+    }
+
+    /// Deletes the files of destroyed VMs again: the node may have ended before it had done so.
+    fn forget_destroyed(&mut self) {
+        let state = &self.site.state;
+        let destroyed = state.vms.iter().filter(|(_, vm)| vm.destroyed);
+        let imported = destroyed
+            .filter(|(_, vm)| vm.up.is_none())
+            .map(|(vm, _)| (library(), *vm, Epoch::default()));
+        let owned = state.migrations.values().filter_map(|migration| {
+            let vm = state.vms.get(&migration.vm).filter(|vm| vm.destroyed);
+            let target = migration.target.as_ref().filter(|t| t.step == TargetStep::Owned);
+            vm.and(target).map(|target| (target.host.clone(), migration.vm, target.epoch()))
+        });
+        let places: Vec<_> = imported.chain(owned).collect();
+        for (host, vm, epoch) in places {
+            self.purge_files(host, vm, epoch);
         }
     }
 

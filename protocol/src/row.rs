@@ -629,6 +629,13 @@ pub struct TargetRole {
     pub back: Option<Signed<Certificate>>,
 }
 
+impl Stay {
+    /// What the guest does, as far as users are concerned: from its start intent on it runs.
+    pub fn shown(&self) -> PowerState {
+        if self.starting { PowerState::Active } else { self.power }
+    }
+}
+
 impl TargetRole {
     /// The epoch that begins when the VM becomes this site's.
     pub fn epoch(&self) -> Epoch {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use model::decision::Policy;
 use model::key::Verify;
 use model::{
-    EdgeHandle, Epoch, HostName, MigrationId, OperationId, PeerName, PublicKey, RequestId, RunProfile,
-    Signature, Signed, Terms, Time, Token, TransferEnd, VmId,
+    EdgeHandle, Epoch, HostName, MigrationId, OperationId, PeerName, PublicKey, RequestId,
+    RunProfile, Signature, Signed, Terms, Time, Token, TransferEnd, VmId,
 };
 
 use crate::effect::{Ask, CallError, CallId, Caller, Command, Duty, Effect, Event, Output, Reply};

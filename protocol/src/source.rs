@@ -13,8 +13,8 @@
 
 use model::statement::{Cause, Fact};
 use model::{
-    Certificate, Epoch, FileId, HostName, MigrationId, PowerState, PublicKey, Signed, Statement, TransferEnd,
-    VmId,
+    Certificate, Epoch, FileId, HostName, MigrationId, PowerState, PublicKey, Signed, Statement,
+    TransferEnd, VmId,
 };
 
 use crate::effect::{Caller, Command, GuestEvent, TransferEvent};
@@ -647,7 +647,7 @@ impl Step<'_> {
 
     fn answer_state(&mut self, caller: Caller, vm: VmId) {
         let entry = &self.site.state.vms[&vm];
-        let power = entry.stay.as_ref().expect("the caller saw the stay").power;
+        let power = entry.stay.as_ref().expect("the caller saw the stay").shown();
         let (epoch, parked) = (entry.chain.epoch(), entry.parked.clone());
         self.answer(caller, Answer::State { power, epoch, parked });
     }

@@ -13,8 +13,8 @@
 use model::decision::{Admit, Verdict};
 use model::statement::{Cause, Fact};
 use model::{
-    Bytes, Certificate, Descriptor, Digest, EdgeHandle, Epoch, FileId, HostName, MigrationId, Offer,
-    PeerName, RequestId, Resources, Signed, Statement, Terms, TransferEnd, VmId,
+    Bytes, Certificate, Descriptor, Digest, EdgeHandle, Epoch, FileId, HostName, MigrationId,
+    Offer, PeerName, RequestId, Resources, Signed, Statement, Terms, TransferEnd, VmId,
 };
 
 use crate::effect::{Caller, Command};
@@ -248,6 +248,12 @@ impl Step<'_> {
             files.push(FileId::STATE);
             budget += target.descriptor.resources.memory.0 + STATE_OVERHEAD;
         }
+        if target.step >= TargetStep::Ready {
+            // All is here. The certificate may come at any moment, and the guest with it: nothing
+            // may be written to its files any more.
+            files.clear();
+            budget = 0;
+        }
         let command = Command::Pull {
             migration,
             vm,
@@ -345,7 +351,10 @@ impl Step<'_> {
                 self.drop_target(migration, reason);
             }
             // The record stays; the certificate may come by the path, or after the next dial.
-            Some(TargetStep::Ready) => self.arm_after(Timer::Pull(migration), REDIAL),
+            Some(TargetStep::Ready) => {
+                self.command(Command::Close { migration, source: false });
+                self.arm_after(Timer::Pull(migration), REDIAL);
+            }
             // The Source has heard all it must and hung up, or will hear it by the path.
             Some(_) => self.command(Command::Close { migration, source: false }),
             None => {}

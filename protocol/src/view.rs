@@ -100,7 +100,7 @@ impl Site {
                 Down::Edge(edge) => Some(edge.peer.clone()),
                 Down::Here => None,
             },
-            here: vm.stay.as_ref().map(|stay| (stay.host.clone(), stay.power)),
+            here: vm.stay.as_ref().map(|stay| (stay.host.clone(), stay.shown())),
             parked: vm.parked.clone(),
             destroyed: vm.destroyed,
             next: self.next_move(id),

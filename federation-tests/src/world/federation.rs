@@ -406,7 +406,7 @@ impl Federation {
                     let serve = self.nodes.get(&source).and_then(|node| node.serves.get(id));
                     serve.is_some_and(|serve| serve.reported)
                 };
-                if pull.talk.session && !pull.finished && ready() {
+                if pull.talk.session && !pull.finished && !pull.talks_only && ready() {
                     add(name, id, if pull.begun { Phase::Finish } else { Phase::Begin });
                 }
                 self.talks(name, id, &pull.talk, End::Target, &mut add);
@@ -723,6 +723,7 @@ impl Federation {
                     source: *source,
                     key,
                     place: (host, vm, epoch),
+                    talks_only: files.is_empty(),
                     takes_state: files.contains(&FileId::STATE),
                     active: true,
                     begun: false,
@@ -868,9 +869,10 @@ impl Federation {
         pull.finished = true;
         let has_state = content.state.is_some();
         let digest = root(vm, &content);
-        let executes = node.guests.contains_key(&pull.place);
-        if !executes {
-            node.copies.insert(pull.place.clone(), content);
+        let place = pull.place.clone();
+        let written = node.copies.insert(place.clone(), content.clone()) != Some(content);
+        if written && node.guests.contains_key(&place) {
+            self.violate(format!("{name} overwrites the files of the guest at {place:?}"));
         }
         let (size, wire) = (Bytes::mib(1024), Bytes::mib(512));
         Some(TransferEvent::Received { digest, size, wire, has_state })

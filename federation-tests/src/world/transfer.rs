@@ -79,6 +79,8 @@ pub(super) struct Pulling {
     pub key: PublicKey,
     /// Where to.
     pub place: Place,
+    /// The session is only for what is told.
+    pub talks_only: bool,
     /// Whether a run state may come.
     pub takes_state: bool,
     /// It dials as long as it is active.

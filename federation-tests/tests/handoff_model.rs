@@ -1,0 +1,228 @@
+//! The handoff, exhaustively: one migration between real `Site` machines, with every order of what
+//! can happen, and a bounded number of crashes, lost and repeated messages at any point.
+//!
+//! A crash may come before the rows of an event are durable, after them, and between any two of
+//! the effects. Time passes only when nothing else can happen.
+
+use std::time::Instant;
+
+use federation_tests::world::{Federation, Point, Step, World};
+use model::VmId;
+use stateright::{Checker, Model, Property};
+
+/// Crashes are tried before each of the first effects of an event; no event has more.
+const MAX_EFFECTS: usize = 8;
+
+/// How many faults of each kind, and of all kinds together, one run may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Faults {
+    crashes: u8,
+    losses: u8,
+    repeats: u8,
+    all: u8,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Now {
+    federation: Federation,
+    left: Faults,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Choice {
+    Do(Step),
+    CrashIn(Step, Point),
+    Lose(usize),
+    Repeat(usize),
+}
+
+struct Handoff {
+    vm: VmId,
+    starts: Vec<Federation>,
+    faults: Faults,
+}
+
+impl Model for Handoff {
+    type State = Now;
+    type Action = Choice;
+
+    fn init_states(&self) -> Vec<Now> {
+        let now = |federation: &Federation| Now { federation: federation.clone(), left: self.faults };
+        self.starts.iter().map(now).collect()
+    }
+
+    fn actions(&self, now: &Now, choices: &mut Vec<Choice>) {
+        if !now.federation.violations.is_empty() {
+            return;
+        }
+        for step in now.federation.steps() {
+            if now.left.all > 0 {
+                if let Step::Deliver(at) = step {
+                    if now.left.losses > 0 {
+                        choices.push(Choice::Lose(at));
+                    }
+                    if now.left.repeats > 0 {
+                        choices.push(Choice::Repeat(at));
+                    }
+                }
+                if now.left.crashes > 0 {
+                    choices.push(Choice::CrashIn(step.clone(), Point::BeforeRows));
+                    let points = (0..=MAX_EFFECTS).map(Point::AfterEffects);
+                    choices.extend(points.map(|point| Choice::CrashIn(step.clone(), point)));
+                }
+            }
+            choices.push(Choice::Do(step));
+        }
+    }
+
+    fn next_state(&self, now: &Now, choice: Choice) -> Option<Now> {
+        let mut next = now.clone();
+        match choice {
+            Choice::Do(step) => next.federation.perform(&step, &mut |_, _| None),
+            Choice::CrashIn(step, point) => {
+                let mut possible = false;
+                next.federation.perform(&step, &mut |_, output| {
+                    possible = match point {
+                        Point::BeforeRows => true,
+                        // With no rows this is the same as before them.
+                        Point::AfterEffects(0) => !output.rows.is_empty(),
+                        Point::AfterEffects(at) => at <= output.effects.len(),
+                    };
+                    assert!(output.effects.len() <= MAX_EFFECTS, "an event has more effects");
+                    possible.then_some(point)
+                });
+                if !possible {
+                    return None;
+                }
+                next.left.crashes -= 1;
+                next.left.all -= 1;
+            }
+            Choice::Lose(at) => {
+                next.federation.lose(at);
+                next.left.losses -= 1;
+                next.left.all -= 1;
+            }
+            Choice::Repeat(at) => {
+                next.federation.repeat(at);
+                next.left.repeats -= 1;
+                next.left.all -= 1;
+            }
+        }
+        Some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            // At most one guest executes, under the newest epoch; some site holds the newest
+            // content; nothing is both released and aborted; see `world::invariant`.
+            Property::always("every rule of the handoff holds", |_, now: &Now| {
+                now.federation.violations.is_empty()
+            }),
+            Property::always("it comes to rest with one running guest", |model: &Self, now: &Now| {
+                !now.federation.steps().is_empty()
+                    || (running(&now.federation, model.vm) == 1
+                        && now.federation.leftovers().is_empty())
+            }),
+            Property::sometimes("the VM moves", |_, now: &Now| now.federation.has_decided("owned")),
+            Property::sometimes("the Source aborts", |_, now: &Now| {
+                now.federation.has_decided("aborted")
+            }),
+            Property::sometimes("the VM is handed back and runs on", |model: &Self, now: &Now| {
+                now.federation.has_decided("returned") && running(&now.federation, model.vm) == 1
+            }),
+        ]
+    }
+}
+
+fn running(federation: &Federation, vm: VmId) -> usize {
+    let guests = federation.nodes.values().flat_map(|node| &node.guests);
+    guests.filter(|((_, of, _), guest)| *of == vm && guest.executes).count()
+}
+
+/// Checks every run, and shows the steps of a run that breaks a rule.
+fn check(name: &str, handoff: Handoff) {
+    let began = Instant::now();
+    let faults = handoff.faults;
+    let checker = handoff.checker().threads(2).spawn_dfs().join();
+    println!(
+        "{name}, {faults:?}: {} states, {} of them different, depth {}, in {:?}",
+        checker.state_count(),
+        checker.unique_state_count(),
+        checker.max_depth(),
+        began.elapsed()
+    );
+    for property in checker.model().properties() {
+        let found = checker.discovery(property.name);
+        let is_example = property.expectation == stateright::Expectation::Sometimes;
+        match found {
+            Some(path) if !is_example => {
+                let mut story = vec![];
+                for (now, choice) in path.into_vec() {
+                    let federation = &now.federation;
+                    story.push(match &choice {
+                        Some(Choice::Do(step)) => federation.describe(step),
+                        Some(Choice::CrashIn(step, point)) => {
+                            format!("{}  ** CRASH {point:?}", federation.describe(step))
+                        }
+                        Some(Choice::Lose(at)) => {
+                            format!("{}  ** LOST", federation.describe(&Step::Deliver(*at)))
+                        }
+                        Some(Choice::Repeat(at)) => {
+                            format!("{}  ** REPEATED", federation.describe(&Step::Deliver(*at)))
+                        }
+                        None => format!(
+                            "END: {:?} {:?}, {} running",
+                            federation.violations,
+                            federation.leftovers(),
+                            running(federation, checker.model().vm)
+                        ),
+                    });
+                }
+                panic!("{} does not hold:\n{}", property.name, story.join("\n"));
+            }
+            None if is_example => panic!("{} was never reached", property.name),
+            _ => {}
+        }
+    }
+}
+
+/// A federation at the moment when a user has asked for a move, whose Destination can launch the
+/// guest, and the same with one that cannot.
+fn starts(prepare: impl Fn() -> (World, VmId), controller: &str, to: &str) -> (Vec<Federation>, VmId) {
+    let mut starts = vec![];
+    let mut id = None;
+    for broken in [false, true] {
+        let (mut world, vm) = prepare();
+        world.break_host(to, "h1", broken);
+        if controller == to {
+            world.bring_home(controller, vm);
+        } else {
+            world.move_to(controller, vm, &[to]);
+        }
+        world.federation.logging = false;
+        world.federation.log.clear();
+        starts.push(world.federation);
+        id = Some(vm);
+    }
+    (starts, id.expect("two starts"))
+}
+
+/// The VM of a runs at a, which is its Controller and its Source; b may be its Destination.
+fn two_sites() -> (World, VmId) {
+    let mut world = World::chain(&["a", "b"]);
+    world.host("a", "h1", 1);
+    let vm = world.import("a");
+    world.bring_home("a", vm);
+    world.until_runs(vm, "a");
+    world.settle();
+    world.host("b", "h1", 1);
+    world.run(std::time::Duration::from_secs(3600));
+    (world, vm)
+}
+
+#[test]
+fn two_sites_hand_over_under_any_single_fault_of_each_kind() {
+    let (starts, vm) = starts(two_sites, "a", "b");
+    let faults = Faults { crashes: 1, losses: 1, repeats: 1, all: 1 };
+    check("two sites", Handoff { vm, starts, faults });
+}
