@@ -120,7 +120,8 @@ impl World {
     /// Gives a site a host with room for `vms` VMs.
     pub fn host(&mut self, at: &str, name: &str, vms: u32) {
         let one = descriptor().resources;
-        let capacity = Resources { cpus: one.cpus * vms, memory: Bytes(one.memory.0 * u64::from(vms)) };
+        let capacity =
+            Resources { cpus: one.cpus * vms, memory: Bytes(one.memory.0 * u64::from(vms)) };
         self.federation.connect_host(&site(at), host(name));
         let wish = Ask::AddHost(host(name), capacity);
         self.ask_until(at, &wish, |world| world.state(at).hosts.contains_key(&host(name)));
@@ -196,9 +197,15 @@ impl World {
     pub fn bring_home(&mut self, at: &str, vm: VmId) -> OperationId {
         let operation = self.operation();
         let wish = match moving(operation, vm, &[]) {
-            Ask::Move { operation, vm, peers, mode, .. } => {
-                Ask::Move { operation, vm, peers, local_only: true, boot: true, mode, dry_run: false }
-            }
+            Ask::Move { operation, vm, peers, mode, .. } => Ask::Move {
+                operation,
+                vm,
+                peers,
+                local_only: true,
+                boot: true,
+                mode,
+                dry_run: false,
+            },
             other => other,
         };
         self.begin(at, wish);
@@ -290,6 +297,15 @@ impl World {
     /// The network works again.
     pub fn calm(&mut self) {
         self.network = None;
+    }
+
+    /// No fault comes any more, and sites that are down come up.
+    pub fn heal(&mut self) {
+        self.calm();
+        self.plans.clear();
+        for down in self.federation.down() {
+            self.start(down.as_str());
+        }
     }
 
     /// Cuts two sites off from each other, or joins them again.
@@ -448,7 +464,10 @@ impl World {
     /// What the memory of the VM's executing guest stands for: booting anew makes another.
     pub fn memory(&self, vm: VmId) -> Option<u64> {
         let guests = self.federation.nodes.values().flat_map(|node| &node.guests);
-        guests.filter(|((_, of, _), guest)| *of == vm && guest.executes).map(|(_, g)| g.memory).next()
+        guests
+            .filter(|((_, of, _), guest)| *of == vm && guest.executes)
+            .map(|(_, g)| g.memory)
+            .next()
     }
 
     /// The host that has the VM at a site.

@@ -36,7 +36,11 @@ fn place_evict_home(prepare: &dyn Fn(&mut World)) -> World {
     assert!(world.runs(vm, "a"));
     assert_eq!(world.path("a", vm), ["a"]);
     for other in ["b", "c"] {
-        assert!(!world.state(other).vms.contains_key(&vm), "{other} is on the path\n{}", world.story());
+        assert!(
+            !world.state(other).vms.contains_key(&vm),
+            "{other} is on the path\n{}",
+            world.story()
+        );
     }
     world
 }
@@ -88,9 +92,12 @@ fn troubles(prepare: &dyn Fn(&mut World)) -> World {
     let running = |world: &World| world.runs(vm, "a");
     world.run_until("the VM runs on the other host", HOUR, running);
 
-    world.insist("a", "the VM is placed again", |w| w.move_to("a", vm, &["b"]), |w| {
-        w.runs(vm, "c")
-    });
+    world.insist(
+        "a",
+        "the VM is placed again",
+        |w| w.move_to("a", vm, &["b"]),
+        |w| w.runs(vm, "c"),
+    );
     let gone = |world: &World| world.state("a").vms[&vm].destroyed;
     world.ask_until("a", &Ask::Control(vm, Action::Destroy), gone);
     world.settle();

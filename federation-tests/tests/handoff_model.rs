@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use federation_tests::world::{Federation, Point, Step, World};
-use model::VmId;
+use model::{PeerName, VmId};
 use stateright::{Checker, Model, Property};
 
 /// Crashes are tried before each of the first effects of an event; no event has more.
@@ -17,8 +17,10 @@ const MAX_EFFECTS: usize = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Faults {
     crashes: u8,
+    power_failures: u8,
     losses: u8,
     repeats: u8,
+    early_deadlines: u8,
     all: u8,
 }
 
@@ -32,8 +34,10 @@ struct Now {
 enum Choice {
     Do(Step),
     CrashIn(Step, Point),
+    PowerFailure(PeerName),
     Lose(usize),
     Repeat(usize),
+    Early(Step),
 }
 
 struct Handoff {
@@ -47,7 +51,8 @@ impl Model for Handoff {
     type Action = Choice;
 
     fn init_states(&self) -> Vec<Now> {
-        let now = |federation: &Federation| Now { federation: federation.clone(), left: self.faults };
+        let now =
+            |federation: &Federation| Now { federation: federation.clone(), left: self.faults };
         self.starts.iter().map(now).collect()
     }
 
@@ -55,7 +60,15 @@ impl Model for Handoff {
         if !now.federation.violations.is_empty() {
             return;
         }
-        for step in now.federation.steps() {
+        let steps = now.federation.steps();
+        if now.left.all > 0 && now.left.power_failures > 0 {
+            choices.extend(now.federation.nodes.keys().cloned().map(Choice::PowerFailure));
+        }
+        if now.left.all > 0 && now.left.early_deadlines > 0 && !steps.is_empty() {
+            let early = now.federation.early_steps().into_iter();
+            choices.extend(early.filter(|step| !steps.contains(step)).map(Choice::Early));
+        }
+        for step in steps {
             if now.left.all > 0 {
                 if let Step::Deliver(at) = step {
                     if now.left.losses > 0 {
@@ -97,6 +110,17 @@ impl Model for Handoff {
                 next.left.crashes -= 1;
                 next.left.all -= 1;
             }
+            Choice::PowerFailure(name) => {
+                next.federation.crash(&name);
+                next.federation.end_guests(&name);
+                next.left.power_failures -= 1;
+                next.left.all -= 1;
+            }
+            Choice::Early(step) => {
+                next.federation.perform(&step, &mut |_, _| None);
+                next.left.early_deadlines -= 1;
+                next.left.all -= 1;
+            }
             Choice::Lose(at) => {
                 next.federation.lose(at);
                 next.left.losses -= 1;
@@ -118,11 +142,14 @@ impl Model for Handoff {
             Property::always("every rule of the handoff holds", |_, now: &Now| {
                 now.federation.violations.is_empty()
             }),
-            Property::always("it comes to rest with one running guest", |model: &Self, now: &Now| {
-                !now.federation.steps().is_empty()
-                    || (running(&now.federation, model.vm) == 1
-                        && now.federation.leftovers().is_empty())
-            }),
+            Property::always(
+                "it comes to rest with one running guest",
+                |model: &Self, now: &Now| {
+                    !now.federation.steps().is_empty()
+                        || (running(&now.federation, model.vm) == 1
+                            && now.federation.leftovers().is_empty())
+                },
+            ),
             Property::sometimes("the VM moves", |_, now: &Now| now.federation.has_decided("owned")),
             Property::sometimes("the Source aborts", |_, now: &Now| {
                 now.federation.has_decided("aborted")
@@ -164,6 +191,10 @@ fn check(name: &str, handoff: Handoff) {
                         Some(Choice::CrashIn(step, point)) => {
                             format!("{}  ** CRASH {point:?}", federation.describe(step))
                         }
+                        Some(Choice::PowerFailure(name)) => format!("{name}  ** POWER FAILURE"),
+                        Some(Choice::Early(step)) => {
+                            format!("{}  ** EARLY", federation.describe(step))
+                        }
                         Some(Choice::Lose(at)) => {
                             format!("{}  ** LOST", federation.describe(&Step::Deliver(*at)))
                         }
@@ -188,7 +219,11 @@ fn check(name: &str, handoff: Handoff) {
 
 /// A federation at the moment when a user has asked for a move, whose Destination can launch the
 /// guest, and the same with one that cannot.
-fn starts(prepare: impl Fn() -> (World, VmId), controller: &str, to: &str) -> (Vec<Federation>, VmId) {
+fn starts(
+    prepare: impl Fn() -> (World, VmId),
+    controller: &str,
+    to: &str,
+) -> (Vec<Federation>, VmId) {
     let mut starts = vec![];
     let mut id = None;
     for broken in [false, true] {
@@ -220,9 +255,31 @@ fn two_sites() -> (World, VmId) {
     (world, vm)
 }
 
+/// a knows b, b knows c. The VM of a runs at c; a is Controller, b on the way.
+fn three_sites() -> (World, VmId) {
+    let mut world = World::chain(&["a", "b", "c"]);
+    world.host("c", "h1", 1);
+    let vm = world.import("a");
+    world.move_to("a", vm, &["b"]);
+    world.until_runs(vm, "c");
+    world.settle();
+    world.host("a", "h1", 1);
+    world.run(std::time::Duration::from_secs(3600));
+    (world, vm)
+}
+
 #[test]
-fn two_sites_hand_over_under_any_single_fault_of_each_kind() {
+fn two_sites_hand_over_whatever_fails_once_or_twice() {
     let (starts, vm) = starts(two_sites, "a", "b");
-    let faults = Faults { crashes: 1, losses: 1, repeats: 1, all: 1 };
-    check("two sites", Handoff { vm, starts, faults });
+    let faults =
+        Faults { crashes: 2, power_failures: 1, losses: 1, repeats: 1, early_deadlines: 1, all: 2 };
+    check("Controller and Source, Destination", Handoff { vm, starts, faults });
+}
+
+#[test]
+fn a_source_two_hops_away_hands_over_whatever_fails_once() {
+    let (starts, vm) = starts(three_sites, "a", "a");
+    let faults =
+        Faults { crashes: 1, power_failures: 1, losses: 1, repeats: 1, early_deadlines: 1, all: 1 };
+    check("Controller and Destination, Intermediary, Source", Handoff { vm, starts, faults });
 }

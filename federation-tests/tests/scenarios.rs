@@ -148,9 +148,11 @@ fn a_dead_peer_among_several_costs_its_time_limit_and_nothing_else() {
     world.host("b", "b1", 1);
     let vm = world.import("a");
     let to_dead = |load: &Load| matches!(load, Load::Request { to, .. } if *to == site("dead"));
-    world.network(move |flight| {
-        if to_dead(&flight.load) { Fate::Late(48 * HOUR) } else { Fate::Arrives }
-    });
+    world.network(
+        move |flight| {
+            if to_dead(&flight.load) { Fate::Late(48 * HOUR) } else { Fate::Arrives }
+        },
+    );
     let before = world.elapsed();
     let operation = world.place("a", vm);
     assert_eq!(world.result("a", operation), JourneyResult::Done);
@@ -300,9 +302,11 @@ fn a_cancelled_move_leaves_the_guest_running_where_it_was() {
     let memory = world.memory(vm);
     world.host("a", "a1", 1);
     for operation in ["migration request", "forced migration", "initiate transfer"] {
-        world.network(move |flight| {
-            if asks(flight, operation) { Fate::Late(MINUTE) } else { Fate::Arrives }
-        });
+        world.network(
+            move |flight| {
+                if asks(flight, operation) { Fate::Late(MINUTE) } else { Fate::Arrives }
+            },
+        );
         let moving = world.bring_home("a", vm);
         world.run(Duration::from_millis(300));
         let reply = world.ask("a", Ask::Cancel(moving));
@@ -322,9 +326,7 @@ fn a_dry_run_shows_the_ranking_and_leaves_nothing_behind() {
     world.host("b", "b1", 1);
     let before: Vec<_> = ["b", "c"].map(|name| world.state(name).clone()).into();
     let operation = world.dry_run("a", vm);
-    let JourneyResult::Ranking(lines) = world.result("a", operation) else {
-        panic!("no ranking")
-    };
+    let JourneyResult::Ranking(lines) = world.result("a", operation) else { panic!("no ranking") };
     assert_eq!(lines.len(), 2, "{lines:?}");
     world.settle();
     assert!(world.runs(vm, "c"));

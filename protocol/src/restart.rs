@@ -91,18 +91,21 @@ impl Step<'_> {
                 Some(PowerState::Paused | PowerState::Defined) => {}
                 Some(PowerState::Suspended) | None => {
                     let was_up = matches!(stay.power, PowerState::Active | PowerState::Paused);
-                    if stay.starting {
-                        // It may have executed: its saved state is behind its disks.
-                        let drop = Command::DropState(stay.host.clone(), vm, stay.epoch);
-                        self.command(drop);
-                    }
                     if was_up || stay.starting {
                         self.note(vm, "its process is gone");
-                        let power = PowerState::Defined;
-                        self.persist(Row::Stopped { vm, epoch: stay.epoch, power });
                     }
                     if should_run && !parked && !moving {
+                        // The journal goes on to say that it runs: should the node end again
+                        // before it does, it is still to be started.
                         self.start_again(vm);
+                    } else if was_up || stay.starting {
+                        if stay.starting {
+                            // It may have executed: its saved state is behind its disks.
+                            let drop = Command::DropState(stay.host.clone(), vm, stay.epoch);
+                            self.command(drop);
+                        }
+                        let power = PowerState::Defined;
+                        self.persist(Row::Stopped { vm, epoch: stay.epoch, power });
                     }
                 }
             }

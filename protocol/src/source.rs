@@ -498,6 +498,9 @@ impl Step<'_> {
             }
             GuestEvent::LaunchFailed(reason) => {
                 self.note(vm, format!("could not be started: {reason}"));
+                if !is_quiet(&stay) {
+                    self.stopped(vm, epoch, PowerState::Defined);
+                }
                 self.controls_failed(vm, &reason);
             }
             GuestEvent::Resumed => {

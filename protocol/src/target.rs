@@ -337,7 +337,7 @@ impl Step<'_> {
             Row::Ready { migration, statement: statement.clone(), digest, has_state, size, wire };
         self.persist(row);
         self.disarm(&Timer::AdmitExpiry(migration));
-        self.note(vm, format!("all {size} are here and checked"));
+        self.note(vm, format!("all {size} are here and checked, {wire} on the wire"));
         for caller in self.site.arriving.remove(&migration).unwrap_or_default() {
             self.answer(caller, Answer::Arrived { ready: statement.clone(), size, wire });
         }

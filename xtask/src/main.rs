@@ -1,6 +1,12 @@
 //! The scripts of the project.
 
+mod bench;
+mod demo;
 mod guest_image;
+mod prepare;
+mod shell;
+mod test;
+mod tidy;
 
 use std::path::PathBuf;
 
@@ -8,17 +14,37 @@ use clap::Parser;
 
 /// The scripts of the project.
 #[derive(Parser)]
+#[command(name = "cargo xtask")]
 enum Task {
+    /// Three sites, six hosts and a real guest that moves between them, told step by step.
+    Demo {
+        /// Leave the sites' folder behind, to look around in.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Every check and test, as CI runs them.
+    Test,
+    /// Checks the workspace's layout against the table in ARCHITECTURE.md.
+    Tidy,
+    /// Measures, against a peer or a limit in the same run.
+    Bench {
+        /// What to measure.
+        what: bench::What,
+    },
     /// Builds the bootable test guest from Debian packages, if it is not there already.
     GuestImage {
         /// Where to write the raw disk image.
-        #[arg(long, default_value = "target/guest/disk.raw")]
+        #[arg(long, default_value = prepare::GUEST_IMAGE)]
         output: PathBuf,
     },
 }
 
 fn main() -> anyhow::Result<()> {
     match Task::parse() {
+        Task::Demo { keep } => demo::run(keep),
+        Task::Test => test::run(),
+        Task::Tidy => tidy::run(),
+        Task::Bench { what } => bench::run(what),
         Task::GuestImage { output } => guest_image::build(&output),
     }
 }

@@ -273,8 +273,14 @@ impl Federation {
     /// Callers of a site hear that their connection broke.
     fn hang_up(&mut self, site: &PeerName, which: impl Fn(&Line) -> bool) {
         let node = self.node(site);
-        let lines: Vec<Line> = node.callers.values().flatten().filter(|l| which(l)).cloned().collect();
-        node.callers.retain(|_, line| !line.as_ref().is_some_and(&which));
+        let lines: Vec<Line> =
+            node.callers.values().flatten().filter(|l| which(l)).cloned().collect();
+        for line in node.callers.values_mut() {
+            // The site will answer all the same; nobody hears it.
+            if line.as_ref().is_some_and(&which) {
+                *line = None;
+            }
+        }
         for line in lines {
             self.answer(line, site.clone(), Err(broken()), BROKEN);
         }
@@ -300,18 +306,19 @@ impl Federation {
                 serve.into_iter().for_each(|serve| serve.talk.session = false);
             }
         }
-        self.flights.retain(|flight| {
-            !matches!(&flight.load, Load::Answer { to, .. } if to.site == *name)
-        });
-        while let Some(at) = self.flights.iter().position(
-            |flight| matches!(&flight.load, Load::Request { to, .. } if to == name),
-        ) {
+        self.flights
+            .retain(|flight| !matches!(&flight.load, Load::Answer { to, .. } if to.site == *name));
+        while let Some(at) = self
+            .flights
+            .iter()
+            .position(|flight| matches!(&flight.load, Load::Request { to, .. } if to == name))
+        {
             self.lose(at);
         }
     }
 
     /// Every guest process of a site ends, unsaved.
-    pub(super) fn end_guests(&mut self, name: &PeerName) {
+    pub fn end_guests(&mut self, name: &PeerName) {
         let guests = std::mem::take(&mut self.node(name).guests);
         for (place, guest) in guests {
             let disk = if guest.executes {
@@ -477,6 +484,11 @@ impl Federation {
         steps
     }
 
+    /// Deadlines that may come although something else can happen too: a slow world.
+    pub fn early_steps(&self) -> Vec<Step> {
+        self.deadlines().into_iter().map(|(_, step)| step).collect()
+    }
+
     /// The step that is due now by the clock, if any. Sites that are down stay down.
     pub(super) fn due_step(&self) -> Option<Step> {
         let flights =
@@ -574,8 +586,7 @@ impl Federation {
         node.life += 1;
         let mut machine = Site::new(node.config.clone(), node.durable.clone());
         let found = node.found();
-        let mut outside =
-            Outside { name, site: node.number, now, crypto, made: &mut node.made };
+        let mut outside = Outside { name, site: node.number, now, crypto, made: &mut node.made };
         let output = catch_unwind(AssertUnwindSafe(|| machine.restart(&mut outside, &found)));
         node.machine = Some(machine);
         self.law(name, output, crash);
@@ -595,20 +606,14 @@ impl Federation {
         let (now, crypto) = (self.now, self.crypto);
         let node = self.node(name);
         let Some(mut machine) = node.machine.take() else { return };
-        let mut outside =
-            Outside { name, site: node.number, now, crypto, made: &mut node.made };
+        let mut outside = Outside { name, site: node.number, now, crypto, made: &mut node.made };
         let output = catch_unwind(AssertUnwindSafe(|| machine.handle(&mut outside, event)));
         node.machine = Some(machine);
         self.law(name, output, crash);
     }
 
     /// Step, persist, then send.
-    fn law(
-        &mut self,
-        name: &PeerName,
-        output: std::thread::Result<Output>,
-        crash: &mut Crash<'_>,
-    ) {
+    fn law(&mut self, name: &PeerName, output: std::thread::Result<Output>, crash: &mut Crash<'_>) {
         let output = match output {
             Ok(output) => output,
             Err(panic) => {
@@ -820,10 +825,7 @@ impl Federation {
                 let (other, theirs) = self.other_end(id, end)?;
                 let talk = talk_of(self.node(name), id, end)?;
                 let told = talk.outbox.remove(0);
-                return Some((
-                    other,
-                    TransferEvent::Told { source: theirs == End::Source, told },
-                ));
+                return Some((other, TransferEvent::Told { source: theirs == End::Source, told }));
             }
             Phase::Hear(end) => {
                 let told = talk_of(self.node(name), id, end)?.inbox.remove(0);

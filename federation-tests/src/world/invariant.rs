@@ -97,7 +97,10 @@ impl Federation {
                     continue;
                 }
                 executing.entry(*vm).or_default().push(name);
-                let newest = self.nodes.values().filter_map(|node| Some(node.durable.vms.get(vm)?.chain.epoch()));
+                let newest = self
+                    .nodes
+                    .values()
+                    .filter_map(|node| Some(node.durable.vms.get(vm)?.chain.epoch()));
                 let entry = node.durable.vms.get(vm);
                 let stay = entry.and_then(|entry| entry.stay.as_ref());
                 if !stay.is_some_and(|stay| stay.host == *host && stay.epoch == *epoch) {

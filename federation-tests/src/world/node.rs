@@ -168,11 +168,7 @@ impl Node {
     }
 
     /// Does what a hypervisor was asked for.
-    pub(super) fn act(
-        &mut self,
-        verb: &Verb,
-        ledger: &mut Ledger,
-    ) -> Result<GuestEvent, String> {
+    pub(super) fn act(&mut self, verb: &Verb, ledger: &mut Ledger) -> Result<GuestEvent, String> {
         let place = &verb.place;
         let (host, vm, _) = place;
         let executes = self.guests.get(place).is_some_and(|guest| guest.executes);

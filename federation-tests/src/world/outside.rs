@@ -6,7 +6,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use model::decision::Policy;
 use model::key::{Strict, Verify};
-use model::{HostName, MigrationId, PeerName, ProxyUri, PublicKey, SecretKey, Signature, Time, Token};
+use model::{
+    HostName, MigrationId, PeerName, ProxyUri, PublicKey, SecretKey, Signature, Time, Token,
+};
 
 use super::rules::Willing;
 

@@ -1,8 +1,6 @@
 //! The plainest policy: whoever has room takes the VM, and everybody may be asked.
 
-use model::decision::{
-    Admit, Delegate, Expose, Policy, Rank, Ranked, Route, Transfer, Verdict,
-};
+use model::decision::{Admit, Delegate, Expose, Policy, Rank, Ranked, Route, Transfer, Verdict};
 
 /// Allows everything, and tries offers in their order, stores last.
 #[derive(Debug, Clone, Copy)]

@@ -94,11 +94,10 @@ pub(super) struct Pulling {
 }
 
 impl Pulling {
-    /// The session is gone; what has arrived stays.
+    /// The session is gone; what has arrived completely is not fetched again.
     pub(super) fn cut(&mut self) {
         self.talk.session = false;
         self.begun = false;
-        self.finished = false;
     }
 }
 

@@ -1,0 +1,255 @@
+//! The demo: three sites with two hosts each, and a real guest that is placed, passed on, forced
+//! out and brought home. It drives the `sojourn` program as a user does.
+
+mod guest;
+mod sites;
+mod stage;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::prepare;
+use crate::shell::{cargo, run as run_program};
+use guest::Line;
+use sites::Sites;
+use stage::{NOBODY, Stage};
+
+/// Lines that the guest is to say at each place, so that one sees it live there.
+const LINES: u64 = 3;
+/// How long the guest may take to say them.
+const GUEST_LIMIT: Duration = Duration::from_secs(60);
+
+/// One row of the table at the end.
+struct Move {
+    what: &'static str,
+    controller: &'static str,
+    intermediary: &'static str,
+    source: &'static str,
+    destination: &'static str,
+    moved: String,
+    took: Duration,
+    line: Line,
+}
+
+/// `cargo xtask demo`.
+pub(crate) fn run(keep: bool) -> Result<()> {
+    println!("building, and looking for what the demo needs …");
+    prepare::machine()?;
+    let image = prepare::guest()?;
+    run_program(cargo().args(["build", "--quiet", "-p", "cli"]))?;
+    let begun = Instant::now();
+    let mut sites = Sites::new(keep)?;
+    let told = play(&mut sites, &image);
+    if told.is_err() {
+        eprintln!("\nthe demo failed; the end of each site's log:");
+        sites.print_logs();
+    }
+    let cleaned = sites.close();
+    let moves = told?;
+    cleaned?;
+    table(&moves);
+    println!(
+        "The boot id {} stayed the same, so this was one boot of one guest, and its counter (on \
+         disk) and\nuptime (in memory) kept step through every move. Nothing was left running. \
+         {:.0} s in all.",
+        moves[0].line.boot,
+        begun.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+fn play(sites: &mut Sites, image: &std::path::Path) -> Result<Vec<Move>> {
+    let stage = Stage::new();
+    stage.title(
+        "Sojourn: three clouds of different owners, one real guest",
+        "alpha ─── beta ─── gamma     alpha and gamma do not know each other, and never will",
+    );
+
+    stage.step("Three sites, two hosts each");
+    for name in ["alpha", "beta", "gamma"] {
+        let fingerprint = sites.make(name)?;
+        stage.say(&format!("{name:<6} is site {fingerprint}, with hosts {name}-1 and {name}-2"));
+    }
+    stage.say("alpha invites beta, beta invites gamma: a ticket each, good once");
+    sites.join("beta", "alpha")?;
+    sites.join("gamma", "beta")?;
+
+    stage.step("alpha takes the guest's package into its library");
+    let package = sites.pack(image)?;
+    let vm = sites.json("alpha", &["vm", "import", &package])?;
+    let id = vm["id"].as_str().context("the import gave no id")?.to_owned();
+    stage.say(&format!("{package} is VM {id}; alpha is its primary site"));
+
+    let mut moves = Vec::new();
+    stage.step("alpha places it; beta has no host free, and passes the request on");
+    sites.text("beta", &["host", "drain", "beta-1"])?;
+    sites.text("beta", &["host", "drain", "beta-2"])?;
+    let place = ["vm", "place", "guest", "--peer", "beta"];
+    moves.push(perform(
+        sites,
+        &stage,
+        &id,
+        Plan {
+            what: "place",
+            roles: ["alpha", "beta", "alpha", "gamma"],
+            at: "alpha",
+            command: &place,
+        },
+        None,
+    )?);
+    stage.say("what alpha knows of it: ");
+    stage.quote(&sites.text("alpha", &["vm", "list"])?);
+
+    stage
+        .step("gamma empties the host it is on: the same algorithm, between two hosts of one site");
+    let host = sites.json("gamma", &["vm", "show", "guest"])?["host"].clone();
+    let drain = ["host", "drain", host.as_str().context("no host")?];
+    let last = moves.last().map(|last| last.line.clone());
+    moves.push(perform(
+        sites,
+        &stage,
+        &id,
+        Plan {
+            what: "drain",
+            roles: ["gamma", NOBODY, "gamma", "gamma"],
+            at: "gamma",
+            command: &drain,
+        },
+        last.as_ref(),
+    )?);
+
+    stage.step("gamma forces it out; beta, its delegator, has room again and must act");
+    sites.text("beta", &["host", "drain", "beta-1", "--undo"])?;
+    let evict = ["vm", "evict", "guest", "--reason", "planned maintenance"];
+    let last = moves.last().map(|last| last.line.clone());
+    moves.push(perform(
+        sites,
+        &stage,
+        &id,
+        Plan {
+            what: "evict",
+            roles: ["beta", NOBODY, "gamma", "beta"],
+            at: "gamma",
+            command: &evict,
+        },
+        last.as_ref(),
+    )?);
+    let left = sites.json("gamma", &["vm", "list"])?;
+    ensure!(left.as_array().is_some_and(Vec::is_empty), "gamma still lists the VM");
+    stage.say("gamma is off the VM's path: it lists no VM any more");
+
+    stage.step("alpha brings it home");
+    let home = ["vm", "migrate", "guest", "--local-only"];
+    let last = moves.last().map(|last| last.line.clone());
+    moves.push(perform(
+        sites,
+        &stage,
+        &id,
+        Plan {
+            what: "home",
+            roles: ["alpha", NOBODY, "beta", "alpha"],
+            at: "alpha",
+            command: &home,
+        },
+        last.as_ref(),
+    )?);
+    let left = sites.json("beta", &["vm", "list"])?;
+    ensure!(left.as_array().is_some_and(Vec::is_empty), "beta still lists the VM");
+    stage.say("beta is off the path too");
+
+    stage.step("The end: the guest is stopped by ACPI, and everything is put away");
+    sites.text("alpha", &["vm", "stop", "guest"])?;
+    let console = sites.text("alpha", &["vm", "console", "guest"])?;
+    ensure!(console.contains("powering off"), "the guest did not shut down by itself");
+    stage.console(console.lines().last().unwrap_or_default());
+    Ok(moves)
+}
+
+/// What one move is: its roles (Controller, Intermediary, Source, Destination) and its command.
+struct Plan<'a> {
+    what: &'static str,
+    roles: [&'static str; 4],
+    at: &'static str,
+    command: &'a [&'a str],
+}
+
+fn perform(
+    sites: &Sites,
+    stage: &Stage,
+    id: &str,
+    plan: Plan<'_>,
+    before: Option<&Line>,
+) -> Result<Move> {
+    let [controller, intermediary, source, destination] = plan.roles;
+    stage.roles(plan.roles);
+    stage.command(plan.at, plan.command);
+    let begun = Instant::now();
+    sites.text(plan.at, plan.command)?;
+    let took = begun.elapsed();
+    let events = sites.json(destination, &["vm", "events", id])?;
+    let texts = events.as_array().into_iter().flatten().filter_map(|event| event["text"].as_str());
+    let arrived = texts.filter(|text| text.starts_with("all ")).next_back().unwrap_or_default();
+    let moved = arrived.to_owned();
+    stage.say(&format!("{moved}; {:.1} s", took.as_secs_f64()));
+    let line = {
+        let counter = before.map_or(0, |before| before.counter) + LINES;
+        guest::wait(sites, destination, GUEST_LIMIT, counter)?
+    };
+    stage.console(&line.text);
+    if let Some(before) = before {
+        ensure!(line.boot == before.boot, "another boot: the memory did not come along");
+        ensure!(line.counter > before.counter, "the counter on the disk went back");
+    }
+    ensure!(line.is_whole(), "disk and memory are of different moments: {}", line.text);
+    Ok(Move {
+        what: plan.what,
+        controller,
+        intermediary,
+        source,
+        destination,
+        moved: short(&moved),
+        took,
+        line,
+    })
+}
+
+/// `131.7 MiB, 113.4 MiB` from the Destination's own words.
+fn short(moved: &str) -> String {
+    let numbers: Vec<&str> = moved.split(' ').filter(|word| word.contains('.')).collect();
+    match numbers[..] {
+        [size, wire] => format!("{size} / {wire} MiB"),
+        _ => moved.to_owned(),
+    }
+}
+
+fn table(moves: &[Move]) {
+    println!();
+    println!(
+        "{:<7}{:<12}{:<14}{:<8}{:<13}{:<21}{:>6}{:>9}{:>8}",
+        "MOVE",
+        "CONTROLLER",
+        "INTERMEDIARY",
+        "SOURCE",
+        "DESTINATION",
+        "FILES / ON THE WIRE",
+        "TIME",
+        "COUNTER",
+        "UPTIME"
+    );
+    for one in moves {
+        println!(
+            "{:<7}{:<12}{:<14}{:<8}{:<13}{:<21}{:>4.1} s{:>9}{:>8}",
+            one.what,
+            one.controller,
+            one.intermediary,
+            one.source,
+            one.destination,
+            one.moved,
+            one.took.as_secs_f64(),
+            one.line.counter,
+            one.line.uptime
+        );
+    }
+    println!();
+}

@@ -1,0 +1,65 @@
+//! What the project needs on a machine beside Rust, and where it comes from.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::guest_image;
+use crate::shell::{read, root, run};
+
+/// Where the test guest is kept, seen from the workspace's folder.
+pub(crate) const GUEST_IMAGE: &str = "target/guest/disk.raw";
+
+/// Programs that are looked for, and the Debian package that has each.
+const PROGRAMS: [(&str, &str); 3] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("qemu-img", "qemu-utils"),
+    ("prlimit", "util-linux"),
+];
+
+/// Installs what is missing, when run as root; else says which command does.
+pub(crate) fn machine() -> Result<()> {
+    let missing: Vec<&str> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| !is_there(program))
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if read(Command::new("id").arg("-u"))?.trim() != "0" {
+        bail!(
+            "missing: {0}; install with: sudo apt-get update && sudo apt-get install -y {0}",
+            missing.join(" ")
+        );
+    }
+    println!("installing {}", missing.join(" "));
+    run(Command::new("apt-get").args(["update", "-qq"]))?;
+    // QEMU's packages must be of one version, or they exclude one another.
+    let policy = read(Command::new("apt-cache").args(["policy", "qemu-system-x86"]))?;
+    let candidate = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
+    let mut packages: Vec<String> = missing.iter().map(|package| (*package).to_owned()).collect();
+    if let Some(version) = candidate
+        && packages.iter().any(|package| package.starts_with("qemu-"))
+    {
+        packages.retain(|package| !package.starts_with("qemu-"));
+        packages.push(format!("qemu-system-x86={version}"));
+        packages.push(format!("qemu-utils={version}"));
+    }
+    run(Command::new("apt-get")
+        .args(["install", "-y", "-qq", "--no-install-recommends", "--allow-downgrades"])
+        .args(&packages)
+        .env("DEBIAN_FRONTEND", "noninteractive"))
+}
+
+/// The test guest, built if need be.
+pub(crate) fn guest() -> Result<std::path::PathBuf> {
+    let image = root().join(GUEST_IMAGE);
+    guest_image::build(&image)?;
+    Ok(image)
+}
+
+fn is_there(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
