@@ -96,6 +96,12 @@ pub(crate) enum Site {
         #[arg(long)]
         config: bool,
     },
+    /// Let VMs run that are held because the journal is older than a peer remembers.
+    Unfence {
+        /// You know that they run nowhere else.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Force every VM of others out of this site.
     Evacuate {
         /// Why, for those who must find other places.
@@ -252,6 +258,22 @@ pub(crate) enum Vm {
         /// Really.
         #[arg(long)]
         yes: bool,
+    },
+    /// Take it over from a site that is lost for good, from the copy that was kept here.
+    Adopt {
+        /// Name or id.
+        vm: String,
+        /// How the other side is known to be fenced, and by whom. Kept for ever.
+        #[arg(long)]
+        statement: String,
+    },
+    /// Become the delegator of the peer that has it, past an Intermediary that is gone.
+    Reclaim {
+        /// Name or id.
+        vm: String,
+        /// The peer that has it, or answers for it.
+        #[arg(long)]
+        at: String,
     },
     /// Print its console, where it runs.
     Console {

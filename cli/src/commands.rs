@@ -48,6 +48,15 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
 async fn ask_node(noun: Noun, node: &mut Client, output: &Output) -> Result<(), Failure> {
     match noun {
         Noun::Site(Site::Show { config }) => show_site(config, node, output).await,
+        Noun::Site(Site::Unfence { yes }) => {
+            if !yes {
+                let text = "VMs would run here again; say with --yes that they run nowhere else";
+                return Err(Failure::new(USAGE, text));
+            }
+            node.unfence(api::Nothing {}).await?;
+            output.one(&json!({ "fenced": false }), || "no VM is held any more".to_owned());
+            Ok(())
+        }
         Noun::Site(Site::Evacuate { reason, deadline, detach }) => {
             evacuate(reason, deadline, detach, node, output).await
         }
@@ -293,6 +302,19 @@ async fn vm(verb: Vm, node: &mut Client, output: &Output) -> Result<(), Failure>
                 return Err(Failure::new(USAGE, text));
             }
             return control(vm, "destroy", node, output).await;
+        }
+        Vm::Adopt { vm, statement } => {
+            let vm = node.adopt_vm(api::AdoptRequest { vm, statement }).await?.into_inner();
+            output.one(&vm_value(&vm), || {
+                format!(
+                    "{} is this site's, {}; `sojourn vm start` or `place` goes on",
+                    vm.name, vm.state
+                )
+            });
+        }
+        Vm::Reclaim { vm, at } => {
+            let vm = node.reclaim_vm(api::ReclaimRequest { vm, peer: at }).await?.into_inner();
+            output.one(&vm_value(&vm), || format!("{} answers for {} now", vm.delegate, vm.name));
         }
         Vm::Console { vm, follow } => {
             let mut chunks = node.console(api::ConsoleRequest { vm, follow }).await?.into_inner();

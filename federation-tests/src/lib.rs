@@ -4,5 +4,8 @@
 //! simulated disks, guests, transfers and a network that loses, repeats and reorders.
 //! Everything that happens is a [`world::Step`] of a [`world::Federation`], which is a plain value:
 //! scenarios take the steps in the order of time, the model checker in every order.
+//!
+//! [`process`] runs real nodes, over real disks and sockets, driven through the command line.
 
+pub mod process;
 pub mod world;

@@ -320,6 +320,23 @@ fn a_cancelled_move_leaves_the_guest_running_where_it_was() {
 }
 
 #[test]
+fn a_source_that_is_on_the_way_to_the_destination_stays_on_the_path() {
+    let mut world = World::chain(&["a", "b", "c"]);
+    world.host("b", "b1", 1);
+    let vm = world.import("a");
+    let operation = world.place("a", vm);
+    assert_eq!(world.result("a", operation), JourneyResult::Done);
+    world.until_runs(vm, "b");
+    world.host("c", "c1", 1);
+    let operation = world.place("a", vm);
+    assert_eq!(world.result("a", operation), JourneyResult::Done);
+    world.until_runs(vm, "c");
+    world.settle();
+    assert_eq!(world.path("a", vm), ["a", "b", "c"]);
+    assert_eq!(world.power("a", vm), Active);
+}
+
+#[test]
 fn a_dry_run_shows_the_ranking_and_leaves_nothing_behind() {
     let (mut world, vm) = placed_at_c();
     world.host("a", "a1", 1);

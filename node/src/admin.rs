@@ -573,6 +573,33 @@ impl AdminApi for Admin {
         }
     }
 
+    async fn adopt_vm(&self, r: Request<api::AdoptRequest>) -> Result<api::Vm> {
+        let ask = r.into_inner();
+        let vm = self.find(&ask.vm).await?;
+        let statement = ask.statement;
+        if !(10..=model::limit::MAX_REASON_CHARS).contains(&statement.chars().count()) {
+            return Err(bad(
+                "a statement has 10 to 400 characters; it says how the other side is \
+                            known to be fenced, and by whom",
+            ));
+        }
+        self.ask(Ask::Adopt { vm, statement }).await?;
+        ok(self.vm(vm).await?)
+    }
+
+    async fn reclaim_vm(&self, r: Request<api::ReclaimRequest>) -> Result<api::Vm> {
+        let ask = r.into_inner();
+        let vm = self.find(&ask.vm).await?;
+        let at = ask.peer.parse().map_err(bad)?;
+        self.ask(Ask::Reclaim { vm, at }).await?;
+        ok(self.vm(vm).await?)
+    }
+
+    async fn unfence(&self, _: Request<api::Nothing>) -> Result<api::Nothing> {
+        self.ask(Ask::Unfence).await?;
+        ok(api::Nothing {})
+    }
+
     type ConsoleStream =
         Pin<Box<dyn Stream<Item = std::result::Result<api::ConsoleChunk, Status>> + Send>>;
 

@@ -55,7 +55,7 @@ pub(crate) struct Driver {
 }
 
 /// The driver has ended; the node is going down.
-#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the node is shutting down")]
 pub(crate) struct Ended;
 
@@ -162,6 +162,7 @@ fn keys_of(row: &Row) -> Vec<PublicKey> {
         Row::Chosen { key, .. } => vec![*key],
         Row::Offered { transfer_key, .. } => vec![*transfer_key],
         Row::Admitted { vm_key, transfer_key, .. } => vec![*vm_key, *transfer_key],
+        Row::Adopted { stay, .. } => vec![stay.key],
         _ => vec![],
     }
 }
@@ -180,6 +181,8 @@ pub(crate) struct Start {
     /// Every host's profile, where its hypervisor could tell.
     pub profiles: Vec<(HostName, model::RunProfile)>,
     pub found: Vec<Found>,
+    /// The longest journal of this site that a peer remembers.
+    pub journal_seen: u64,
 }
 
 impl Driver {
@@ -226,6 +229,11 @@ impl Driver {
         let mut output = core.site.handle(&mut core.world, Event::Peers(peers));
         for (host, profile) in start.profiles {
             let more = core.site.handle(&mut core.world, Event::Profile(host, profile));
+            join(&mut output, more);
+        }
+        if start.journal_seen > core.journal.len() {
+            let fence = Event::Fence { journal: start.journal_seen };
+            let more = core.site.handle(&mut core.world, fence);
             join(&mut output, more);
         }
         let more = core.site.restart(&mut core.world, &start.found);

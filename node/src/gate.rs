@@ -319,6 +319,18 @@ impl Federation for Gate {
         operation!(self, r, Op::Report { .. })
     }
 
+    async fn confirm(&self, r: Request<Sealed>) -> Result<Response<Sealed>, Status> {
+        operation!(self, r, Op::Confirm { .. })
+    }
+
+    async fn reclaim(&self, r: Request<Sealed>) -> Result<Response<Sealed>, Status> {
+        operation!(self, r, Op::Reclaim { .. })
+    }
+
+    async fn superseded(&self, r: Request<Sealed>) -> Result<Response<Sealed>, Status> {
+        operation!(self, r, Op::Superseded { .. })
+    }
+
     async fn withdraw(&self, r: Request<Sealed>) -> Result<Response<Sealed>, Status> {
         operation!(self, r, Op::Withdraw { .. })
     }

@@ -238,11 +238,17 @@ impl Journal {
         keys: &[SecretKey],
         events: &[EventLine],
     ) -> Result<(), JournalError> {
-        let first = self.len + 1;
+        let mut len = self.len;
         self.transaction(|tx| {
             let mut insert =
                 tx.prepare_cached("INSERT INTO journal VALUES (?1, ?2, ?3, ?4, ?5)")?;
-            for (seq, row) in (first..).zip(rows) {
+            for row in rows {
+                len += 1;
+                if let Row::Unfenced { journal } = row {
+                    // Peers that remember a longer journal are never told of a shorter one again.
+                    len = len.max(journal + 1);
+                }
+                let seq = len;
                 let body = serde_json::to_string(row).expect("rows are plain data");
                 let at = i64::try_from(now.0).unwrap_or(i64::MAX);
                 let seq = i64::try_from(seq).unwrap_or(i64::MAX);
@@ -257,11 +263,11 @@ impl Journal {
             }
             Ok(())
         })?;
-        self.len += rows.len() as u64;
+        self.len = len;
         Ok(())
     }
 
-    /// How many rows there ever were.
+    /// The place of the newest row. It grows with every row and never falls.
     pub(crate) fn len(&self) -> u64 {
         self.len
     }

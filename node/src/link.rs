@@ -25,6 +25,8 @@ pub(crate) const VERSIONS: std::ops::RangeInclusive<u32> = 1..=1;
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// How often a connection is tested while calls wait on it, and how long a test may take.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// How long a node that starts waits for its peers to say what they remember of it.
+const START_GREETING: Duration = Duration::from_secs(2);
 /// What a call may take beyond what its sender waits for.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -152,6 +154,9 @@ impl Links {
             Op::Control { .. } => client.control(sealed).await,
             Op::Report { .. } => client.report(sealed).await,
             Op::Withdraw { .. } => client.withdraw(sealed).await,
+            Op::Confirm { .. } => client.confirm(sealed).await,
+            Op::Reclaim { .. } => client.reclaim(sealed).await,
+            Op::Superseded { .. } => client.superseded(sealed).await,
         };
         Ok(answer.map_err(|status| status_error(&status))?.into_inner())
     }
@@ -185,8 +190,13 @@ impl Links {
             if let Err(error) = core.journal.saw_journal(&key, reply.journal) {
                 tracing::warn!(error = report(&error), "cannot note a peer's journal");
             }
+            core.journal.len() < reply.journal_seen
         };
-        let _ = self.0.driver.visit(saw).await;
+        // While the node starts, the driver does not answer yet; then the start has asked itself.
+        if self.0.driver.visit(saw).await == Ok(true) {
+            let journal = reply.journal_seen;
+            self.0.driver.event(Event::Fence { journal }).await;
+        }
         lock(&self.0.channels).insert(key, (addresses.to_vec(), client.clone()));
         Ok(client)
     }
@@ -214,6 +224,33 @@ impl Links {
             }
         }
         Err(LinkError::Connect(trouble.join("; ")))
+    }
+
+    /// Asks every peer how long a journal of this site it remembers, for a moment, all at once.
+    pub(crate) async fn longest_journal_seen(&self, journal: u64) -> u64 {
+        let asked = self.0.peers.all().into_iter().map(|peer| {
+            let links = self.clone();
+            self.0.runtime.spawn(async move {
+                let mut client = links.connect(peer.key, &peer.addresses).await?;
+                let hello = HelloRequest {
+                    oldest_version: *VERSIONS.start(),
+                    newest_version: *VERSIONS.end(),
+                    journal,
+                };
+                let reply = client.hello(hello).await.map_err(|status| status_error(&status))?;
+                Ok::<_, LinkError>(reply.into_inner().journal_seen)
+            })
+        });
+        let asked: Vec<_> = asked.collect();
+        let mut longest = 0;
+        let until = tokio::time::Instant::now() + START_GREETING;
+        for one in asked {
+            // A peer that does not answer is greeted again with the first call to it.
+            if let Ok(Ok(Ok(seen))) = tokio::time::timeout_at(until, one).await {
+                longest = longest.max(seen);
+            }
+        }
+        longest
     }
 
     /// Shows a ticket's secret to the site that made it, and returns what that calls itself.

@@ -130,8 +130,24 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
         hands.adopt(&guest.host, hypervisor::Instance { vm: guest.vm, epoch: guest.epoch });
     }
 
-    let begin =
-        Start { config: config.protocol(), journal, policy, proxy: proxy.uri(), profiles, found };
+    let journal_seen = links.longest_journal_seen(journal.len()).await;
+    if journal_seen > journal.len() {
+        tracing::error!(
+            journal = journal.len(),
+            journal_seen,
+            "ALARM: a peer remembers a longer journal of this site; was an old copy restored? VMs \
+             are held until their delegators confirm them"
+        );
+    }
+    let begin = Start {
+        config: config.protocol(),
+        journal,
+        policy,
+        proxy: proxy.uri(),
+        profiles,
+        found,
+        journal_seen,
+    };
     let (ready, is_ready) = oneshot::channel();
     let (driving, its_hands, its_links) = (driver.clone(), hands.clone(), links.clone());
     let driving = tokio::task::spawn_blocking(move || {

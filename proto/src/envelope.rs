@@ -355,8 +355,7 @@ mod tests {
         let sign = |kind: &str, body: &[u8]| bob.sign(kind, body);
         let sealer = Sealer { site: ends.bob, sign: &sign };
         let never = |_: &PublicKey, _: &str, _: &[u8]| panic!("signed anew");
-        let (onward, _) =
-            seal_request(&sealer, from, &opened.into_inner(), never, NOW, [6; 16]);
+        let (onward, _) = seal_request(&sealer, from, &opened.into_inner(), never, NOW, [6; 16]);
         assert_eq!(onward.origin.unwrap(), sent);
     }
 }

@@ -406,12 +406,40 @@ impl Step<'_> {
             let text = "everything has arrived and is being handed over; it ends by itself";
             return self.reply(ask, Reply::Conflict(text.to_owned()));
         }
-        self.conclude(operation, Ended::Cancelled);
-        if let Some(chosen) = &journey.chosen {
-            // The Source aborts; this call needs no follower, since the Source aborts by itself.
-            self.send_to_source(&journey, chosen, None, Waiting::Nobody);
-        }
+        self.end_attempt(&journey, Ended::Cancelled);
         self.reply(ask, Reply::Done);
+    }
+
+    /// Ends a journey, having the Source abort what is under way.
+    fn end_attempt(&mut self, journey: &Journey, result: Ended) {
+        let operation = journey.operation;
+        let memory = self.memory(operation);
+        let chosen = journey.chosen.as_ref().filter(|_| memory.phase > Phase::Collect);
+        let forgotten = memory.request.is_none();
+        match chosen {
+            // Before the restart it may have been verified, and so released: the VM's path would
+            // lead to the wrong site. The Source knows.
+            Some(_) if forgotten => {
+                memory.ending = Some(result);
+                if memory.phase != Phase::Abort {
+                    memory.busy = false;
+                    self.go(operation, Phase::Abort);
+                }
+            }
+            Some(chosen) => {
+                // This call needs no follower, since the Source aborts by itself.
+                self.send_to_source(journey, chosen, None, Waiting::Nobody);
+                self.finish(journey, result);
+            }
+            None => self.finish(journey, result),
+        }
+    }
+
+    fn finish(&mut self, journey: &Journey, result: Ended) {
+        if let Ended::Parked(reason) = &result {
+            self.park(journey.vm, reason);
+        }
+        self.conclude(journey.operation, result);
     }
 
     fn conclude(&mut self, operation: OperationId, result: Ended) {
@@ -493,6 +521,11 @@ impl Step<'_> {
     fn out_of_time(&mut self, journey: &Journey) -> bool {
         let operation = journey.operation;
         let now = self.world.now();
+        let chosen = journey.chosen.as_ref().map(|chosen| chosen.migration);
+        let chosen = chosen.and_then(|id| self.site.state.migrations.get(&id));
+        if chosen.is_some_and(|migration| migration.owned.is_some()) {
+            return false; // it is done but for telling the Source, and closing the old path
+        }
         if let Some(evict) = &journey.goal.evict {
             let entry = self.site.state.vms.get(&journey.vm);
             let still_there = match (&evict.from, entry) {
@@ -519,18 +552,15 @@ impl Step<'_> {
         }
         let last = self.memory(operation).last_failure.clone();
         let why = last.unwrap_or_else(|| "no site takes it".to_owned());
-        if journey.chosen.is_some() && self.memory(operation).phase > Phase::Collect {
-            let chosen = journey.chosen.clone().expect("just seen");
-            self.send_to_source(journey, &chosen, None, Waiting::Nobody);
-        }
         let parks = journey.goal.evict.as_ref().is_some_and(|evict| evict.from == Party::Here);
-        if parks {
-            let reason = format!("no other place was found in time: {why}");
-            self.park(journey.vm, &reason);
-            self.conclude(operation, Ended::Parked(reason));
-        } else {
-            self.conclude(operation, Ended::GaveUp(format!("out of time: {why}")));
-        }
+        let stays = self.site.state.vms.get(&journey.vm).is_some_and(|vm| vm.stay.is_some());
+        let result = match (parks, stays) {
+            (true, true) => Ended::Parked(format!("no other place was found in time: {why}")),
+            // Released, and on its way.
+            (true, false) => Ended::PassedUp,
+            (false, _) => Ended::GaveUp(format!("out of time: {why}")),
+        };
+        self.end_attempt(journey, result);
         true
     }
 
@@ -666,6 +696,9 @@ impl Step<'_> {
         let Some(journey) = self.site.state.journeys.get(&operation).cloned() else { return };
         let max_tries = self.site.config.max_tries;
         let memory = self.memory(operation);
+        if let Some(result) = memory.ending.take() {
+            return self.finish(&journey, result);
+        }
         if memory.left.is_empty() && memory.request.is_none() {
             // A restart has lost the other offers, and this site's own are void since.
             memory.phase = Phase::Collect;
@@ -839,6 +872,11 @@ impl Step<'_> {
         let Some(certificate) = self.memory(journey.operation).back.clone() else {
             return self.go(journey.operation, Phase::Deliver);
         };
+        let newest = self.site.state.vms.get(&journey.vm).map(|vm| vm.chain.epoch());
+        if newest >= certificate.peek().ok().map(|certificate| certificate.epoch) {
+            // The Source heard it over the session: the VM has moved on from there since.
+            return self.handed_back(journey.operation);
+        }
         let Some(down) = self.down(journey, chosen) else { return };
         let op = Op::Handback { vm: journey.vm, migration: chosen.migration, certificate };
         let origin = Origin { op, key: chosen.key, sealed: None };
@@ -909,11 +947,7 @@ impl Step<'_> {
                 self.tell(operation, "the Destination could not start it and gives it back");
                 self.go(operation, Phase::Handback);
             }
-            (Phase::Handback, Answer::Done) => {
-                self.memory(operation).last_failure =
-                    Some("the Destination could not start it".to_owned());
-                self.next_offer(operation, &[]);
-            }
+            (Phase::Handback, Answer::Done) => self.handed_back(operation),
             (Phase::Retire, Answer::Done | Answer::Unknown) => {
                 let chosen = journey.chosen.expect("only a chosen migration is retired");
                 self.retired(chosen.migration, journey.vm);
@@ -951,6 +985,12 @@ impl Step<'_> {
                 self.attempt_failed(operation, reason);
             }
         }
+    }
+
+    fn handed_back(&mut self, operation: OperationId) {
+        let reason = "the Destination could not start it".to_owned();
+        self.memory(operation).last_failure = Some(reason);
+        self.next_offer(operation, &[]);
     }
 
     fn delivered(&mut self, journey: &Journey, statement: &model::Signed<model::Statement>) {

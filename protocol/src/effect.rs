@@ -79,6 +79,12 @@ pub enum Event {
     Peers(BTreeSet<PeerName>),
     /// The run profile that a host's hypervisor has.
     Profile(HostName, RunProfile),
+    /// A peer remembers a longer journal of this site than it has: to be told before
+    /// [`crate::Site::restart`], or as soon as it is known.
+    Fence {
+        /// The length that the peer remembers.
+        journal: u64,
+    },
     /// The earliest deadline has come.
     Tick,
 }
@@ -127,6 +133,22 @@ pub enum Ask {
         /// How long until it is parked.
         within: Duration,
     },
+    /// Take a VM over from a site that is lost for good, from the copy kept here.
+    Adopt {
+        /// The VM.
+        vm: VmId,
+        /// The operator's written word that the other side is fenced.
+        statement: String,
+    },
+    /// Become the delegator of the peer that has the VM, past an Intermediary that is gone.
+    Reclaim {
+        /// The VM.
+        vm: VmId,
+        /// The peer.
+        at: PeerName,
+    },
+    /// Vouch for every VM that nobody above can confirm.
+    Unfence,
     /// Stop trying.
     Cancel(OperationId),
     /// Change or show the run state of a VM, wherever it is.

@@ -29,6 +29,7 @@ mod controller;
 mod effect;
 pub mod message;
 mod path;
+mod rescue;
 mod restart;
 mod row;
 mod site;

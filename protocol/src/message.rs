@@ -155,6 +155,26 @@ pub enum Op {
         /// Why it is parked, if it is.
         parked: Option<String>,
     },
+    /// Up the path, from a site that has lost a part of its memory: is the VM still mine?
+    /// Answered by [`Answer::Known`].
+    Confirm {
+        /// The VM.
+        vm: VmId,
+    },
+    /// From the VM's primary to the site that has it, signed with K0: I am your delegator now.
+    Reclaim {
+        /// The VM.
+        vm: VmId,
+        /// The edge between the two.
+        handle: EdgeHandle,
+    },
+    /// Down the path: the primary took the VM over; who has it ends it.
+    Superseded {
+        /// The VM.
+        vm: VmId,
+        /// The chain that says so.
+        chain: Chain,
+    },
     /// To those whose offers were not taken.
     Withdraw {
         /// The VM.
@@ -182,6 +202,9 @@ impl Op {
             | Self::Retire { vm, .. }
             | Self::Control { vm, .. }
             | Self::Report { vm, .. }
+            | Self::Confirm { vm }
+            | Self::Reclaim { vm, .. }
+            | Self::Superseded { vm, .. }
             | Self::Withdraw { vm, .. } => *vm,
         }
     }
@@ -212,6 +235,9 @@ impl Op {
             Self::Retire { .. } => "retire",
             Self::Control { .. } => "control",
             Self::Report { .. } => "report",
+            Self::Confirm { .. } => "confirm",
+            Self::Reclaim { .. } => "reclaim",
+            Self::Superseded { .. } => "superseded",
             Self::Withdraw { .. } => "withdraw",
         }
     }
@@ -294,6 +320,11 @@ pub enum Answer {
         epoch: Epoch,
         /// Why it is parked, if it is.
         parked: Option<String>,
+    },
+    /// To Confirm, and to a Report that is behind: what this site knows of the VM's owner.
+    Known {
+        /// Its newest chain.
+        chain: Chain,
     },
     /// Done, or was done before.
     Done,

@@ -133,8 +133,16 @@ impl Step<'_> {
                     let reason = "the Destination's statement does not hold".to_owned();
                     return self.answer(caller, Answer::Failed { reason });
                 }
-                let flipped = self.site.state.migrations.get(migration);
-                if flipped.is_some_and(|migration| migration.owned.is_none()) {
+                let entry = self.site.state.vms.get(&op.vm());
+                let newest = entry.map_or(Epoch(0), |vm| vm.chain.epoch());
+                let pending = self.site.state.migrations.get(migration).is_some_and(|migration| {
+                    // A Source on the new path may have its receipt already, and must turn all
+                    // the same; a late answer must not turn back what has moved on since.
+                    let turned = migration.old.is_some() || migration.retired;
+                    migration.pending.is_some() && !turned
+                });
+                let epoch = certificate.peek().map_or(Epoch(0), |certificate| certificate.epoch);
+                if pending && epoch >= newest {
                     self.persist(Row::Flipped {
                         migration: *migration,
                         certificate: certificate.clone(),
@@ -233,6 +241,11 @@ impl Step<'_> {
 
     pub(crate) fn report_ended(&mut self, vm: VmId, answer: Result<Answer, CallError>) {
         let Some(duty) = self.site.reports.get_mut(&vm) else { return };
+        if let Ok(Answer::Known { chain }) = &answer {
+            self.site.reports.remove(&vm);
+            self.superseded(vm, chain);
+            return;
+        }
         if matches!(answer, Ok(Answer::Done | Answer::Unknown)) {
             self.site.reports.remove(&vm);
             return;
@@ -253,8 +266,13 @@ impl Step<'_> {
     ) {
         let Party::Peer(peer) = from else { return self.answer(caller, Answer::Done) };
         let below = Down::Edge(Edge { peer: peer.clone(), handle: hop.edge.unwrap_or(NO_EDGE) });
-        let Some(entry) = self.site.state.vms.get(&vm).filter(|vm| vm.down == below) else {
-            return self.answer(caller, Answer::Unknown);
+        let known = self.site.state.vms.get(&vm);
+        let Some(entry) = known.filter(|vm| vm.down == below) else {
+            // It may come back from the dead, and must hear that the VM was adopted meanwhile.
+            let newer = known.filter(|vm| vm.chain.epoch() >= chain.epoch());
+            let answer =
+                newer.map_or(Answer::Unknown, |vm| Answer::Known { chain: vm.chain.clone() });
+            return self.answer(caller, answer);
         };
         if chain.verify(vm, &Verifier(self.world)).is_err() {
             let reason = "the chain of certificates does not hold".to_owned();

@@ -59,6 +59,9 @@ impl Step<'_> {
             .filter_map(|(vm, entry)| Some((*vm, entry.stay.clone()?, entry.parked.is_some())))
             .collect();
         for (vm, stay, parked) in stays {
+            if self.site.fenced.contains(&vm) {
+                continue;
+            }
             let guest = found.iter().find(|guest| guest.vm == vm && self.stay_matches(guest));
             let open = self.site.state.open_source(vm).map(|(_, source)| source.step);
             let moving = open.is_some_and(|step| step > SourceStep::Offered);

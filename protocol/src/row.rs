@@ -394,6 +394,43 @@ pub enum Row {
         /// The VM.
         vm: VmId,
     },
+    /// The primary took it over from a site that is lost for good, as it was when it left.
+    Adopted {
+        /// The VM.
+        vm: VmId,
+        /// The certificate, signed with K0.
+        certificate: Signed<Certificate>,
+        /// The operator's written word that the other side is fenced.
+        statement: String,
+        /// The copy that was kept here.
+        stay: Stay,
+    },
+    /// Another site owns it by a newer certificate: it ends here, its files are kept.
+    Superseded {
+        /// The VM.
+        vm: VmId,
+        /// The chain that says so.
+        chain: Chain,
+    },
+    /// The primary became this site's delegator for the VM.
+    Reclaimed {
+        /// The VM.
+        vm: VmId,
+        /// The edge to the primary.
+        up: Edge,
+    },
+    /// The primary's path leads to another peer, which has or answers for the VM.
+    Rerouted {
+        /// The VM.
+        vm: VmId,
+        /// The edge to that peer.
+        down: Edge,
+    },
+    /// Every VM was confirmed after the journal was found older than a peer remembers.
+    Unfenced {
+        /// The length of the journal that was remembered; it is never told a lower one again.
+        journal: u64,
+    },
 }
 
 impl Row {
@@ -431,11 +468,16 @@ impl Row {
             Self::Retired { .. } => "retired",
             Self::Learned { .. } => "learned",
             Self::Destroyed { .. } => "destroyed",
+            Self::Adopted { .. } => "adopted",
+            Self::Superseded { .. } => "superseded",
+            Self::Reclaimed { .. } => "reclaimed",
+            Self::Rerouted { .. } => "rerouted",
+            Self::Unfenced { .. } => "unfenced",
         }
     }
 
     /// Every name that [`Row::kind`] can give.
-    pub const KINDS: [&'static str; 31] = [
+    pub const KINDS: [&'static str; 36] = [
         "host_added",
         "host_draining",
         "host_removed",
@@ -467,6 +509,11 @@ impl Row {
         "retired",
         "learned",
         "destroyed",
+        "adopted",
+        "superseded",
+        "reclaimed",
+        "rerouted",
+        "unfenced",
     ];
 }
 
@@ -480,7 +527,7 @@ pub struct Host {
 }
 
 /// A VM's files and run state at this site, while this site owns it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Stay {
     /// On which host, or in the library.
     pub host: HostName,
@@ -799,6 +846,27 @@ impl State {
                 entry.destroyed = true;
                 entry.stay = None;
             }
+            Row::Adopted { vm, certificate, stay, .. } => {
+                let entry = self.vms.get_mut(vm).ok_or(illegal("no such VM"))?;
+                entry.chain = entry.chain.extended(certificate.clone());
+                entry.stay = Some(stay.clone());
+                entry.down = Down::Here;
+                entry.parked = None;
+            }
+            Row::Superseded { vm, chain } => {
+                let entry = self.vms.get_mut(vm).ok_or(illegal("no such VM"))?;
+                entry.chain = chain.clone();
+                entry.stay = None;
+                entry.parked = Some("another site owns it by a newer certificate".to_owned());
+            }
+            Row::Reclaimed { vm, up } => {
+                self.vms.get_mut(vm).ok_or(illegal("no such VM"))?.up = Some(up.clone());
+            }
+            Row::Rerouted { vm, down } => {
+                let entry = self.vms.get_mut(vm).ok_or(illegal("no such VM"))?;
+                entry.down = Down::Edge(down.clone());
+            }
+            Row::Unfenced { .. } => {}
             Row::StartIntent { vm, epoch } => {
                 let stay = self.stay_at(*vm, *epoch).ok_or(illegal("the VM is not here"))?;
                 stay.starting = true;

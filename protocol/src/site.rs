@@ -86,6 +86,8 @@ pub(crate) enum Timer {
     Purge(MigrationId),
     /// The site above is to be told again.
     Report(VmId),
+    /// The site above is to be asked again whether a VM is still here.
+    Confirm(VmId),
     /// Old offers are forgotten.
     Offers,
 }
@@ -149,6 +151,10 @@ pub(crate) enum Waiting {
     User(u64, Option<VmId>),
     /// A report up the path.
     Report(VmId),
+    /// Whether a VM is still this site's.
+    Confirm(VmId),
+    /// A user wants a VM back past an Intermediary that is gone.
+    Reclaim(u64, VmId, Edge),
     /// Nobody waits.
     Nobody,
 }
@@ -172,6 +178,8 @@ pub(crate) struct JourneyMemory {
     pub certificate: Option<Signed<model::Certificate>>,
     pub back: Option<Signed<model::Certificate>>,
     pub last_failure: Option<String>,
+    /// How the journey ends as soon as the Source says that the VM stays.
+    pub ending: Option<crate::row::Result>,
     /// A call of this journey is on its way.
     pub busy: bool,
 }
@@ -224,6 +232,9 @@ pub struct Site {
     /// Callers that wait for a guest to change its state, and what they want.
     pub(crate) controls: BTreeMap<VmId, Vec<(Caller, crate::message::Action)>>,
     pub(crate) reports: BTreeMap<VmId, Duty>,
+    /// VMs that must not execute until they are confirmed, and what for.
+    pub(crate) fenced: BTreeSet<VmId>,
+    pub(crate) fenced_until: u64,
     pub(crate) timers: BTreeSet<(Time, Timer)>,
     pub(crate) next_call: u64,
 }
@@ -252,6 +263,8 @@ impl Site {
             unprofiled: BTreeSet::new(),
             controls: BTreeMap::new(),
             reports: BTreeMap::new(),
+            fenced: BTreeSet::new(),
+            fenced_until: 0,
             timers: BTreeSet::new(),
             next_call: 0,
         }
@@ -300,6 +313,7 @@ impl Step<'_> {
                 self.site.profiles.insert(host.clone(), profile);
                 self.profile_is_known(&host);
             }
+            Event::Fence { journal } => self.fence(journal),
             Event::Tick => self.on_tick(),
         }
     }
@@ -318,6 +332,7 @@ impl Step<'_> {
                 Timer::Pull(migration) => self.dial_again(migration),
                 Timer::Purge(migration) => self.purge(migration),
                 Timer::Report(vm) => self.send_report(vm),
+                Timer::Confirm(vm) => self.confirm(vm),
                 Timer::Offers => self.forget_old_offers(),
             }
         }
@@ -340,6 +355,11 @@ impl Step<'_> {
                 let (vm, chain, parked) = (*vm, chain.clone(), parked.clone());
                 self.report_from_below(caller, &from, vm, &chain, parked, &request.hop);
             }
+            Op::Confirm { vm } => {
+                let vm = *vm;
+                self.confirm_below(caller, &from, vm, &request.hop);
+            }
+            Op::Reclaim { .. } => self.reclaim(caller, &from, &request),
             Op::InitiateTransfer { .. } | Op::Deliver { .. } => {
                 self.along_new_path(caller, from, request);
             }
@@ -347,6 +367,7 @@ impl Step<'_> {
             | Op::TransferVerification { .. }
             | Op::Handback { .. }
             | Op::Retire { .. }
+            | Op::Superseded { .. }
             | Op::Control { .. } => self.along_old_path(caller, from, request),
         }
     }
@@ -364,6 +385,8 @@ impl Step<'_> {
                 self.reply(ask, user_reply(answer));
             }
             Waiting::Report(vm) => self.report_ended(vm, answer),
+            Waiting::Confirm(vm) => self.confirmed(vm, answer),
+            Waiting::Reclaim(ask, vm, edge) => self.reclaimed(ask, vm, edge, answer),
             Waiting::Nobody => {}
         }
     }
@@ -393,6 +416,9 @@ impl Step<'_> {
             Ask::Evict { operation, vm, reason, within } => {
                 self.ask_evict(ask, operation, vm, reason, within);
             }
+            Ask::Adopt { vm, statement } => self.ask_adopt(ask, vm, statement),
+            Ask::Reclaim { vm, at } => self.ask_reclaim(ask, vm, at),
+            Ask::Unfence => self.ask_unfence(ask),
             Ask::Cancel(operation) => self.cancel(ask, operation),
             Ask::Control(vm, action) => self.ask_control(ask, vm, action),
         }

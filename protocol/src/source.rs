@@ -51,6 +51,10 @@ impl Step<'_> {
                 self.answer(caller, Answer::Done);
             }
             Op::Control { vm, action } => self.control(caller, vm, action),
+            Op::Superseded { vm, chain } => {
+                self.superseded(vm, &chain);
+                self.answer(caller, Answer::Done);
+            }
             _ => self.answer(caller, Answer::Unknown),
         }
     }
@@ -451,6 +455,9 @@ impl Step<'_> {
     pub(crate) fn let_run(&mut self, vm: VmId) {
         let Some(entry) = self.site.state.vms.get(&vm) else { return };
         let Some(stay) = entry.stay.clone().filter(|_| !entry.destroyed) else { return };
+        if self.site.fenced.contains(&vm) {
+            return;
+        }
         let owns = entry.chain.newest().owner == stay.key;
         assert!(owns, "a stay ends in the transaction that releases the VM");
         if !stay.starting {
@@ -515,6 +522,8 @@ impl Step<'_> {
                 self.note(vm, "running");
                 self.power_changed(vm);
             }
+            // Held by the fence only: what it was is what it will be.
+            GuestEvent::Paused if self.site.fenced.contains(&vm) => {}
             GuestEvent::Paused => self.stopped(vm, epoch, PowerState::Paused),
             GuestEvent::Ended if is_quiet(&stay) => {
                 // It ended before it executed anything: its saved state is as good as before.

@@ -188,7 +188,8 @@ fn perform(
     sites.text(plan.at, plan.command)?;
     let took = begun.elapsed();
     let events = sites.json(destination, &["vm", "events", id])?;
-    let mut texts = events.as_array().into_iter().flatten().filter_map(|event| event["text"].as_str());
+    let mut texts =
+        events.as_array().into_iter().flatten().filter_map(|event| event["text"].as_str());
     let arrived = texts.rfind(|text| text.starts_with("all ")).unwrap_or_default();
     let moved = arrived.to_owned();
     stage.say(&format!("{moved}; {:.1} s", took.as_secs_f64()));

@@ -256,9 +256,17 @@ impl Federation {
         self.cuts.insert(link);
         for (site, peer) in [(one, other), (other, one)] {
             self.hang_up(site, |line| line.site == *peer);
-            let node = self.node(site);
-            node.pulls.values_mut().for_each(Pulling::cut);
-            node.serves.values_mut().for_each(|serve| serve.talk.session = false);
+            let mut lost = vec![];
+            for (migration, pull) in &mut self.node(site).pulls {
+                if proxy_site(pull).0 == *peer {
+                    pull.cut();
+                    lost.push(*migration);
+                }
+            }
+            for migration in lost {
+                let serve = self.node(peer).serves.get_mut(&migration);
+                serve.into_iter().for_each(|serve| serve.talk.session = false);
+            }
         }
         while let Some(at) = self.flights.iter().position(|flight| match &flight.load {
             Load::Request { from, to, .. } => pair(&from.site, to) == pair(one, other),

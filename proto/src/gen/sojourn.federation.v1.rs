@@ -428,6 +428,71 @@ pub mod federation_client {
                 .insert(GrpcMethod::new("sojourn.federation.v1.Federation", "Withdraw"));
             self.inner.unary(req, path, codec).await
         }
+        pub async fn confirm(
+            &mut self,
+            request: impl tonic::IntoRequest<super::Sealed>,
+        ) -> std::result::Result<tonic::Response<super::Sealed>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sojourn.federation.v1.Federation/Confirm",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sojourn.federation.v1.Federation", "Confirm"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn reclaim(
+            &mut self,
+            request: impl tonic::IntoRequest<super::Sealed>,
+        ) -> std::result::Result<tonic::Response<super::Sealed>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sojourn.federation.v1.Federation/Reclaim",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sojourn.federation.v1.Federation", "Reclaim"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn superseded(
+            &mut self,
+            request: impl tonic::IntoRequest<super::Sealed>,
+        ) -> std::result::Result<tonic::Response<super::Sealed>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sojourn.federation.v1.Federation/Superseded",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("sojourn.federation.v1.Federation", "Superseded"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -490,6 +555,18 @@ pub mod federation_server {
             request: tonic::Request<super::Sealed>,
         ) -> std::result::Result<tonic::Response<super::Sealed>, tonic::Status>;
         async fn withdraw(
+            &self,
+            request: tonic::Request<super::Sealed>,
+        ) -> std::result::Result<tonic::Response<super::Sealed>, tonic::Status>;
+        async fn confirm(
+            &self,
+            request: tonic::Request<super::Sealed>,
+        ) -> std::result::Result<tonic::Response<super::Sealed>, tonic::Status>;
+        async fn reclaim(
+            &self,
+            request: tonic::Request<super::Sealed>,
+        ) -> std::result::Result<tonic::Response<super::Sealed>, tonic::Status>;
+        async fn superseded(
             &self,
             request: tonic::Request<super::Sealed>,
         ) -> std::result::Result<tonic::Response<super::Sealed>, tonic::Status>;
@@ -1074,6 +1151,135 @@ pub mod federation_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = WithdrawSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sojourn.federation.v1.Federation/Confirm" => {
+                    #[allow(non_camel_case_types)]
+                    struct ConfirmSvc<T: Federation>(pub Arc<T>);
+                    impl<T: Federation> tonic::server::UnaryService<super::Sealed>
+                    for ConfirmSvc<T> {
+                        type Response = super::Sealed;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::Sealed>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Federation>::confirm(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ConfirmSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sojourn.federation.v1.Federation/Reclaim" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReclaimSvc<T: Federation>(pub Arc<T>);
+                    impl<T: Federation> tonic::server::UnaryService<super::Sealed>
+                    for ReclaimSvc<T> {
+                        type Response = super::Sealed;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::Sealed>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Federation>::reclaim(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReclaimSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sojourn.federation.v1.Federation/Superseded" => {
+                    #[allow(non_camel_case_types)]
+                    struct SupersededSvc<T: Federation>(pub Arc<T>);
+                    impl<T: Federation> tonic::server::UnaryService<super::Sealed>
+                    for SupersededSvc<T> {
+                        type Response = super::Sealed;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::Sealed>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Federation>::superseded(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SupersededSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

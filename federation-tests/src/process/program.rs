@@ -1,0 +1,50 @@
+//! The program under test, and the ones that a test may need.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::SystemTime;
+
+/// The `sojourn` program of this build; it is built first where it is missing or older than its
+/// sources. `SOJOURN_PROGRAM` names another one to test, such as one that is installed.
+pub fn sojourn() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        if let Some(program) = std::env::var_os("SOJOURN_PROGRAM") {
+            return program.into();
+        }
+        let test = std::env::current_exe().expect("a test knows its own program");
+        let folder = test.ancestors().nth(2).expect("tests lie in target/PROFILE/deps");
+        let program = folder.join("sojourn");
+        let lock = File::create(folder.join("sojourn.lock")).expect("the target folder is ours");
+        lock.lock().expect("one test process at a time builds");
+        if !is_fresh(&program) {
+            let profile = folder.file_name().and_then(|name| name.to_str()).unwrap_or("debug");
+            let profile = if profile == "debug" { "dev" } else { profile };
+            let mut build = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+            build.args(["build", "--quiet", "--package", "cli", "--profile", profile]);
+            build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+            let built = build.output().expect("cargo can be run");
+            let words = String::from_utf8_lossy(&built.stderr);
+            assert!(built.status.success(), "sojourn does not build:\n{words}");
+        }
+        program
+    })
+}
+
+/// Whether the program is newer than every source that cargo noted beside it.
+fn is_fresh(program: &Path) -> bool {
+    let modified = |path: &Path| path.metadata().and_then(|file| file.modified()).ok();
+    let Some(made) = modified(program) else { return false };
+    let Ok(noted) = std::fs::read_to_string(program.with_extension("d")) else { return false };
+    let sources = noted.split_whitespace().skip(1);
+    sources.map(Path::new).all(|path| modified(path).unwrap_or(SystemTime::now()) <= made)
+}
+
+/// Why a test that needs `what` cannot run here; it fails where `SOJOURN_REQUIRE` names it.
+pub fn missing(what: &str, why: &str) {
+    let required = std::env::var("SOJOURN_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|name| name == what), "{what} is required: {why}");
+    eprintln!("skipped: {why}");
+}

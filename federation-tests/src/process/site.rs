@@ -1,0 +1,338 @@
+//! One site: its folder, its node's process, and the command line towards it.
+
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use hypervisor::SimulatedFaults;
+use protocol::{Row, State};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::program::sojourn;
+
+/// The port of every site, each at an address of its own.
+const PORT: u16 = 7420;
+/// How long a node may take to start or to stop.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long a command may take.
+const COMMAND_LIMIT: Duration = Duration::from_secs(120);
+/// Lines of a node's log that a failed test shows.
+const TAIL_LINES: usize = 40;
+
+/// A site, whose node runs or not.
+pub struct Site {
+    name: String,
+    folder: PathBuf,
+    address: SocketAddr,
+    node: Mutex<Option<Child>>,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Its exit code.
+    pub code: i32,
+    /// What it wrote to standard output.
+    pub out: String,
+    /// What it wrote to standard error.
+    pub err: String,
+}
+
+impl Outcome {
+    /// The last line of its output, which is JSON.
+    pub fn json(&self) -> Value {
+        let line = self.out.lines().last().unwrap_or_default();
+        serde_json::from_str(line).unwrap_or_else(|why| panic!("no JSON ({why}): {self:?}"))
+    }
+
+    /// Fails unless it ended with this code and said each of these.
+    pub fn says(&self, code: i32, words: &[&str]) -> &Self {
+        assert_eq!(self.code, code, "{self:?}");
+        for word in words {
+            assert!(self.err.contains(word), "it does not say {word:?}: {self:?}");
+        }
+        self
+    }
+}
+
+impl Site {
+    pub(super) fn make(name: &str, folder: PathBuf, flags: &[&str]) -> Self {
+        let address = free_address();
+        let site = Self { name: name.to_owned(), folder, address, node: Mutex::default() };
+        let mut init = Command::new(sojourn());
+        init.args(["site", "init"]).arg(&site.folder).args(["--name", name]).args(flags);
+        init.args(["--listen", &address.to_string()]);
+        let made = init.output().expect("the program can be run");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        site
+    }
+
+    /// What it calls itself, and others call it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its state folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Where its node listens, TCP and UDP.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Sets a value of `sojourn.toml`, for the next start.
+    pub fn configure(&self, table: &str, key: &str, value: impl Into<toml::Value>) {
+        let path = self.folder.join("sojourn.toml");
+        let text = fs::read_to_string(&path).expect("a site has its configuration");
+        let mut all: toml::Table = text.parse().expect("it is legal");
+        let inner = all.entry(table).or_insert_with(|| toml::Table::new().into());
+        let inner = inner.as_table_mut().expect("only tables are named");
+        inner.insert(key.to_owned(), value.into());
+        fs::write(&path, all.to_string()).expect("it can be written");
+    }
+
+    /// What makes the verbs of one of its simulated hosts fail.
+    pub fn faults(&self, host: &str) -> SimulatedFaults {
+        SimulatedFaults::of(&self.folder.join("hosts").join(host).join("run"))
+    }
+
+    // The node.
+
+    /// Starts the node, and returns when it serves.
+    pub fn start(&self) {
+        self.start_with(&[]);
+    }
+
+    /// Starts the node with these environment variables.
+    pub fn start_with(&self, variables: &[(&str, &str)]) {
+        let mut node = self.node();
+        assert!(node.is_none(), "{} runs already", self.name);
+        let log = File::options().create(true).append(true).open(self.log());
+        let log = log.expect("the log can be written");
+        let mut run = Command::new(sojourn());
+        run.args(["site", "run"]).arg(&self.folder);
+        run.envs(variables.iter().copied());
+        run.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let mut child = run.spawn().expect("the program can be run");
+        let until = Instant::now() + START_LIMIT;
+        while UnixStream::connect(self.folder.join("admin.sock")).is_err() {
+            let ended = child.try_wait().expect("it is our child");
+            if ended.is_some() && !variables.is_empty() {
+                break; // it was to be killed, and was so at once
+            }
+            assert!(ended.is_none(), "{} ended: {ended:?}\n{}", self.name, self.log_tail());
+            assert!(Instant::now() < until, "{} does not start\n{}", self.name, self.log_tail());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        *node = Some(child);
+    }
+
+    /// Ends the node as an operator does.
+    pub fn stop(&self) {
+        self.signal(Signal::TERM);
+        let status = self.wait();
+        assert!(status.success(), "{} did not stop well: {status}\n{}", self.name, self.log_tail());
+    }
+
+    /// Ends the node as a power cut does. One that does not run stays so.
+    pub fn kill(&self) {
+        if self.node().is_some() {
+            self.signal(Signal::KILL);
+            self.wait();
+        }
+    }
+
+    /// Kills the node and starts it again.
+    pub fn crash(&self) {
+        self.kill();
+        self.start();
+    }
+
+    /// Holds the node: it answers nothing, and its connections stay open.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets a held node go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Whether its node was started and is not there any more. It is taken note of.
+    pub fn has_died(&self) -> bool {
+        let mut node = self.node();
+        let ended = node.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))));
+        if ended {
+            *node = None;
+        }
+        ended
+    }
+
+    fn signal(&self, signal: Signal) {
+        let node = self.node();
+        let child = node.as_ref().expect("the node was started");
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process id");
+        // Not waited for yet, so the number is still this child's.
+        kill_process(pid, signal).expect("it is our child");
+    }
+
+    fn wait(&self) -> ExitStatus {
+        let mut child = self.node().take().expect("the node was started");
+        let until = Instant::now() + START_LIMIT;
+        loop {
+            if let Some(status) = child.try_wait().expect("it is our child") {
+                return status;
+            }
+            if Instant::now() > until {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("{} did not end\n{}", self.name, self.log_tail());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn node(&self) -> MutexGuard<'_, Option<Child>> {
+        self.node.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    // The command line.
+
+    /// Runs a command towards this site, with JSON output.
+    pub fn run(&self, arguments: &[&str]) -> Outcome {
+        let mut command = Command::new(sojourn());
+        command.arg("--site").arg(&self.folder).args(["-o", "json"]).args(arguments);
+        command.stdin(Stdio::null());
+        finish(command)
+    }
+
+    /// Runs a command that must succeed, and returns the last line of its output.
+    pub fn done(&self, arguments: &[&str]) -> Value {
+        let outcome = self.run(arguments);
+        assert_eq!(outcome.code, 0, "{}: {arguments:?}: {}", self.name, outcome.err);
+        outcome.json()
+    }
+
+    /// Adds a host with room for `vms` small VMs.
+    pub fn host(&self, name: &str, vms: u32) {
+        let (cpus, memory) = (vms.to_string(), format!("{}M", 128 * vms));
+        self.done(&["host", "add", name, "--cpus", &cpus, "--memory", &memory]);
+    }
+
+    /// The VMs on whose path it stands, by name.
+    pub fn vms(&self) -> Vec<String> {
+        let vms = self.done(&["vm", "list"]);
+        let vms = vms.as_array().expect("a list");
+        vms.iter().map(|vm| vm["name"].as_str().expect("a name").to_owned()).collect()
+    }
+
+    // The files.
+
+    /// Every folder with files of a VM, on hosts and in the library.
+    pub fn files_of(&self, vm: &str) -> Vec<PathBuf> {
+        let hosts = super::guest::entries(&self.folder.join("hosts"));
+        let places = hosts.iter().map(|host| host.join("vms"));
+        let places = places.chain([self.folder.join("library")]);
+        let found = places.flat_map(|place| super::guest::entries(&place));
+        let of_vm = |path: &PathBuf| path.to_str().is_some_and(|path| path.contains(vm));
+        found.filter(of_vm).collect()
+    }
+
+    /// Every row of its journal.
+    pub fn rows(&self) -> Vec<Row> {
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+        let rows = || {
+            let journal =
+                rusqlite::Connection::open_with_flags(self.folder.join("journal.db"), flags)?;
+            journal.busy_timeout(Duration::from_secs(10))?;
+            let mut rows = journal.prepare("SELECT body FROM journal ORDER BY seq")?;
+            let rows = rows.query_map([], |row| row.get(0))?;
+            rows.collect::<rusqlite::Result<Vec<String>>>()
+        };
+        let rows = rows().unwrap_or_else(|why| panic!("{}: its journal: {why}", self.name));
+        let read = |row: String| serde_json::from_str(&row).expect("a row of this release");
+        rows.into_iter().map(read).collect()
+    }
+
+    /// What its journal adds up to.
+    pub fn state(&self) -> State {
+        let mut state = State::default();
+        for row in self.rows() {
+            state.apply(&row).unwrap_or_else(|why| panic!("{}: its journal: {why}", self.name));
+        }
+        state
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.with_extension("log")
+    }
+
+    /// The whole log of its node, over all starts.
+    pub fn log_text(&self) -> String {
+        fs::read_to_string(self.log()).unwrap_or_default()
+    }
+
+    /// The end of its log.
+    pub fn log_tail(&self) -> String {
+        let text = self.log_text();
+        let lines: Vec<String> = text.lines().map(in_words).collect();
+        lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+    }
+}
+
+/// A line of a node's log, for people.
+fn in_words(line: &str) -> String {
+    let Ok(value) = serde_json::from_str::<Value>(line) else { return line.to_owned() };
+    let time = value["timestamp"].as_str().and_then(|time| time.get(11..23)).unwrap_or_default();
+    format!("{time} {} {}", value["level"].as_str().unwrap_or_default(), value["fields"])
+}
+
+/// Runs a command to its end, and never longer than a command may take.
+pub(super) fn finish(mut command: Command) -> Outcome {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program can be run");
+    let (mut out, mut err) =
+        (child.stdout.take().expect("it is piped"), child.stderr.take().expect("it is piped"));
+    let read = |from: &mut dyn std::io::Read| {
+        let mut text = Vec::new();
+        let _ = from.read_to_end(&mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    };
+    std::thread::scope(|scope| {
+        let out = scope.spawn(move || read(&mut out));
+        let err = scope.spawn(move || read(&mut err));
+        let until = Instant::now() + COMMAND_LIMIT;
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("it is our child") {
+                break Some(status);
+            }
+            if Instant::now() > until {
+                let _ = child.kill();
+                let _ = child.wait();
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let out = out.join().expect("reading does not panic");
+        let err = err.join().expect("reading does not panic");
+        let Some(status) = status else { panic!("{command:?} does not end: {out}\n{err}") };
+        Outcome { code: status.code().unwrap_or(-1), out, err }
+    })
+}
+
+/// An address of the loopback network that nobody uses: 127.0.0.0/8 is all this machine's.
+fn free_address() -> SocketAddr {
+    let free = |at: &SocketAddr| TcpListener::bind(at).is_ok() && UdpSocket::bind(at).is_ok();
+    let random = std::iter::repeat_with(|| {
+        let [a, b, c] = rand::random::<[u8; 3]>();
+        SocketAddr::from(([127, a, b, c.clamp(1, 254)], PORT))
+    });
+    random.take(100).find(free).expect("one of sixteen million addresses is free")
+}

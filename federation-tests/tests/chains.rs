@@ -1,0 +1,230 @@
+//! Chains and rings of real nodes: a VM goes to the far end through sites that only pass on, is
+//! controlled from where it came from, is forced out, and comes home; and nothing is left behind.
+
+use std::time::Duration;
+
+use federation_tests::process::{Federation, Guest, SOON};
+use protocol::JourneyResult;
+
+/// Waits until the VM's one guest executes at a site.
+fn running(federation: &Federation, vm: &str, site: &str) -> Guest {
+    federation.wait_for(&format!("{vm} runs at {site}"), SOON, || {
+        federation.assert_one_runs(vm);
+        federation.runs_at(vm, site).ok_or_else(|| format!("{:#?}", federation.guests(vm)))
+    })
+}
+
+/// There and back through a whole chain of sites.
+fn there_and_back(names: &[&str]) {
+    let federation = Federation::chain(names);
+    let (first, last) = (names[0], names[names.len() - 1]);
+    federation[last].host("far", 1);
+    let vm = federation.import(first, "web");
+
+    let placed = federation[first].done(&["vm", "place", "web"]);
+    assert_eq!(placed["result"], "done");
+    let guest = running(&federation, &vm, last);
+    federation.settle(&vm, last, true, names);
+    for site in &names[1..names.len() - 1] {
+        let seen = federation[site].done(&["vm", "show", "web"]);
+        assert_eq!(seen["host"], "", "{site} only passes it on");
+        assert_eq!(seen["state"], "running", "{site} asks the site that has it");
+    }
+
+    let guest = control(&federation, first, last, &vm, &guest.boot);
+
+    if names.len() > 2 {
+        // One site back: the last one wants it gone, and the one before it takes it.
+        let before = names[names.len() - 2];
+        federation[before].host("near", 1);
+        federation[last].done(&["vm", "evict", "web", "--reason", "closing for the night"]);
+        let moved = running(&federation, &vm, before);
+        assert_eq!(moved.boot, guest.boot, "its memory went along");
+        federation.settle(&vm, before, true, &names[..names.len() - 1]);
+        assert!(federation[last].vms().is_empty(), "{last} has forgotten it");
+    }
+
+    federation[first].host("home", 1);
+    federation[first].done(&["vm", "migrate", "web", "--local-only"]);
+    let home = running(&federation, &vm, first);
+    assert_eq!(home.boot, guest.boot, "its memory came home");
+    federation.settle(&vm, first, true, &names[..1]);
+    for site in &names[1..] {
+        assert!(federation[site].vms().is_empty(), "{site} has forgotten it");
+    }
+    federation[first].done(&["vm", "destroy", "web", "--yes"]);
+    federation.settle_destroyed(&vm);
+}
+
+/// Every change of its run state, asked for at the primary and done at the other end. In the end
+/// it has booted anew.
+fn control(federation: &Federation, primary: &str, host: &str, vm: &str, boot: &str) -> Guest {
+    let ask = |verb: &str| {
+        federation[primary].done(&["vm", verb, "web"])["state"].as_str().unwrap().to_owned()
+    };
+    let only_guest = || federation.guests(vm).first().cloned().expect("it is in memory");
+    assert_eq!(ask("pause"), "paused");
+    assert!(!only_guest().runs);
+    assert_eq!(ask("resume"), "running");
+    assert_eq!(ask("hibernate"), "hibernated");
+    assert!(federation.guests(vm).is_empty(), "a hibernated guest has no process");
+    assert_eq!(ask("start"), "running");
+    assert_eq!(running(federation, vm, host).boot, boot, "it goes on, it does not boot");
+    assert_eq!(ask("stop"), "stopped");
+    assert!(federation.guests(vm).is_empty());
+    assert_eq!(ask("start"), "running");
+    let guest = running(federation, vm, host);
+    assert_ne!(guest.boot, boot, "after a stop it boots");
+    let again = federation[primary].run(&["vm", "resume", "web"]);
+    assert_eq!(again.code, 0, "what is so already is no error: {again:?}");
+    guest
+}
+
+#[test]
+fn a_vm_goes_to_a_peer_and_comes_home() {
+    there_and_back(&["a", "b"]);
+}
+
+#[test]
+fn a_vm_goes_through_an_intermediary_is_forced_back_and_comes_home() {
+    there_and_back(&["a", "b", "c"]);
+}
+
+#[test]
+fn a_vm_goes_through_three_intermediaries_and_comes_home() {
+    there_and_back(&["a", "b", "c", "d", "e"]);
+}
+
+#[test]
+fn in_a_ring_a_request_ends_and_a_path_never_visits_a_site_twice() {
+    let federation = Federation::chain(&["a", "b", "c"]);
+    federation.join("c", "a");
+    let vm = federation.import("a", "web");
+    let nowhere = federation["a"].run(&["vm", "place", "web"]);
+    nowhere.says(4, &["no place was found", "no host takes VMs here now"]);
+
+    federation["c"].host("c1", 1);
+    federation["a"].done(&["vm", "place", "web", "--peer", "b"]);
+    let guest = running(&federation, &vm, "c");
+    federation.settle(&vm, "c", true, &["a", "b", "c"]);
+
+    // Round the ring: c sends it away, and b, which passed it on, has room now.
+    federation["b"].host("b1", 1);
+    federation["c"].done(&["vm", "evict", "web", "--reason", "no room"]);
+    running(&federation, &vm, "b");
+    federation.settle(&vm, "b", true, &["a", "b"]);
+
+    // The other way round, straight to c: b is left.
+    federation["a"].done(&["vm", "migrate", "web", "--peer", "c"]);
+    running(&federation, &vm, "c");
+    federation.settle(&vm, "c", true, &["a", "c"]);
+
+    federation["a"].host("a1", 1);
+    federation["c"].done(&["vm", "evict", "web", "--reason", "no room"]);
+    assert_eq!(running(&federation, &vm, "a").boot, guest.boot);
+    federation.settle(&vm, "a", true, &["a"]);
+}
+
+#[test]
+fn draining_a_host_moves_its_guests_to_another_and_the_primary_only_learns_the_epoch() {
+    let federation = Federation::chain(&["a", "b"]);
+    federation["b"].host("b1", 2);
+    let first = federation.import("a", "one");
+    let second = federation.import("a", "two");
+    federation["a"].done(&["vm", "place", "one"]);
+    federation["a"].done(&["vm", "place", "two"]);
+    let boots = [running(&federation, &first, "b").boot, running(&federation, &second, "b").boot];
+    federation["b"].host("b2", 2);
+    federation["b"].done(&["host", "drain", "b1"]);
+    for (vm, boot) in [&first, &second].into_iter().zip(boots) {
+        let guest = running(&federation, vm, "b");
+        assert_eq!((guest.host(), &guest.boot), ("b2", &boot));
+        federation.settle(vm, "b", true, &["a", "b"]);
+    }
+    federation.wait_for("the primary learns the epoch", SOON, || {
+        let seen = federation["a"].done(&["vm", "show", "one"]);
+        if seen["epoch"] == 2 { Ok(()) } else { Err(seen.to_string()) }
+    });
+    let shown = federation["a"].done(&["vm", "show", "one"]).to_string();
+    assert!(!shown.contains("b2"), "hosts are never named outside their site: {shown}");
+    federation["b"].done(&["host", "remove", "b1"]);
+}
+
+#[test]
+fn when_the_primary_and_the_hosting_site_move_a_vm_at_once_both_end_and_one_guest_runs() {
+    let federation = Federation::chain(&["a", "b"]);
+    federation["b"].host("b1", 1);
+    let vm = federation.import("a", "web");
+    federation["a"].done(&["vm", "place", "web"]);
+    let boot = running(&federation, &vm, "b").boot;
+    federation["a"].host("a1", 1);
+    federation["b"].host("b2", 1);
+    let at_b = &federation["b"];
+    std::thread::scope(|scope| {
+        let home = scope.spawn(|| federation["a"].run(&["vm", "migrate", "web", "--local-only"]));
+        let evict = ["vm", "evict", "web", "--reason", "no room", "--deadline", "60s"];
+        let away = scope.spawn(move || at_b.run(&evict));
+        let (home, away) = (home.join().unwrap(), away.join().unwrap());
+        // Both end; who came second is told so, or finds that it is done.
+        for outcome in [&home, &away] {
+            assert!([0, 1, 6].contains(&outcome.code), "{outcome:?}");
+        }
+        assert!(home.code == 0 || away.code == 0, "{home:?} {away:?}");
+    });
+    let at = federation.wait_for("one guest runs", SOON, || {
+        let found = ["a", "b"].into_iter().find(|site| federation.runs_at(&vm, site).is_some());
+        found.ok_or_else(|| format!("{:#?}", federation.guests(&vm)))
+    });
+    let path: &[&str] = if at == "a" { &["a"] } else { &["a", "b"] };
+    federation.settle(&vm, at, true, path);
+    assert_eq!(federation.runs_at(&vm, at).unwrap().boot, boot);
+}
+
+#[test]
+fn of_two_placements_that_compete_for_the_last_place_one_gets_it_and_the_other_is_told() {
+    let federation = Federation::chain(&["a", "b", "c"]);
+    federation["b"].host("b1", 1);
+    let (mine, yours) = (federation.import("a", "mine"), federation.import("c", "yours"));
+    let outcomes = std::thread::scope(|scope| {
+        let one = scope.spawn(|| federation["a"].run(&["vm", "place", "mine"]));
+        let two = scope.spawn(|| federation["c"].run(&["vm", "place", "yours"]));
+        [one.join().unwrap(), two.join().unwrap()]
+    });
+    let won = outcomes.iter().position(|outcome| outcome.code == 0);
+    let won = won.unwrap_or_else(|| panic!("nobody got the place: {outcomes:#?}"));
+    let lost = &outcomes[1 - won];
+    assert!([1, 4].contains(&lost.code), "only one fits: {outcomes:#?}");
+    let said = lost.err.contains("was given away") || lost.err.contains("memory");
+    assert!(said, "the loser learns why: {lost:?}");
+    let [(winner, site), (loser, home)] =
+        if won == 0 { [(&mine, "a"), (&yours, "c")] } else { [(&yours, "c"), (&mine, "a")] };
+    running(&federation, winner, "b");
+    federation.settle(winner, "b", true, &[site, "b"]);
+    federation.settle(loser, home, false, &[home]);
+    let ended = federation[home].state().journeys.into_values().next().unwrap().result;
+    assert!(
+        matches!(ended, Some(JourneyResult::NoPlace(_) | JourneyResult::GaveUp(_))),
+        "{ended:?}"
+    );
+}
+
+#[test]
+fn an_intermediary_that_is_down_cuts_knowledge_and_not_the_vm() {
+    let federation = Federation::chain(&["a", "b", "c"]);
+    federation["c"].host("c1", 1);
+    let vm = federation.import("a", "web");
+    federation["a"].done(&["vm", "place", "web"]);
+    running(&federation, &vm, "c");
+    federation.settle(&vm, "c", true, &["a", "b", "c"]);
+    federation["b"].kill();
+    let stop = federation["a"].run(&["vm", "stop", "web"]);
+    stop.says(5, &["does not answer"]);
+    assert!(federation.runs_at(&vm, "c").is_some(), "it goes on");
+    assert_eq!(federation["a"].done(&["vm", "show", "web"])["state"], "unknown");
+    federation["b"].start();
+    federation.wait_for("b is on the way again", Duration::from_secs(20), || {
+        let stop = federation["a"].run(&["vm", "stop", "web"]);
+        if stop.code == 0 { Ok(()) } else { Err(format!("{stop:?}")) }
+    });
+    federation.settle(&vm, "c", false, &["a", "b", "c"]);
+}

@@ -1,0 +1,355 @@
+//! `kill -9` of real nodes right before and right after every kind of journal row, at every site
+//! that writes it in the life of a VM.
+//!
+//! A life is a scenario in steps; each step is tried, and tried again, until what it is for has
+//! come true, while nodes that were killed are started again. In one run every site is killed
+//! once, each at a row of its own. Afterwards the VM has one guest, whose memory is the one that
+//! it was placed with, and nothing else is left of it anywhere.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use federation_tests::process::{Federation, SOON};
+use hypervisor::SimulatedFault;
+use protocol::Row;
+
+/// Runs at once. They mostly wait for each other's disks.
+const RUNS_AT_ONCE: usize = 6;
+/// How long a step's command may go without its effect before it is said again.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A life of a VM in which rows are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    /// Placed from a through b at c, moved to another host of c, forced out to b, home to a.
+    Journey,
+    /// Handed back by c, then placed; an eviction that c cannot begin; parked at c; moved; destroyed.
+    Troubles,
+    /// Placed on a host of its own primary, hibernated, started, stopped.
+    Alone,
+}
+
+/// Where each kind of row is written first by each site of a life.
+const ROWS: [(&str, &[(Life, &str)]); 31] = {
+    use Life::{Alone as L, Journey as J, Troubles as T};
+    [
+        ("host_added", &[(J, "b"), (J, "c")]),
+        ("host_draining", &[(J, "c")]),
+        ("host_removed", &[(J, "c")]),
+        ("imported", &[(J, "a")]),
+        ("began", &[(J, "a"), (J, "b"), (J, "c")]),
+        ("chosen", &[(J, "a"), (J, "b"), (J, "c")]),
+        ("concluded", &[(J, "a"), (J, "b"), (J, "c")]),
+        ("offered", &[(J, "a"), (J, "b"), (J, "c")]),
+        ("initiated", &[(J, "a"), (J, "b"), (J, "c")]),
+        ("quiesced", &[(J, "a"), (J, "b"), (J, "c")]),
+        ("sent", &[(J, "a"), (J, "b"), (J, "c")]),
+        ("released", &[(J, "a"), (J, "b"), (J, "c")]),
+        ("aborted", &[(T, "c")]),
+        ("returned", &[(T, "a")]),
+        ("receipted", &[(J, "a"), (J, "b"), (J, "c")]),
+        ("tombstone", &[(J, "a"), (J, "b"), (J, "c")]),
+        ("admitted", &[(J, "a"), (J, "b"), (J, "c")]),
+        ("receiving", &[(J, "a"), (J, "b"), (J, "c")]),
+        ("ready", &[(J, "a"), (J, "b"), (J, "c")]),
+        ("owned", &[(J, "a"), (J, "b"), (J, "c"), (L, "a")]),
+        ("handed_back", &[(T, "c")]),
+        ("dropped", &[(T, "b")]),
+        ("start_intent", &[(J, "a"), (J, "b"), (J, "c"), (L, "a")]),
+        ("started", &[(J, "a"), (J, "b"), (J, "c"), (L, "a")]),
+        ("stopped", &[(J, "b"), (J, "c"), (L, "a")]),
+        ("parked", &[(T, "c")]),
+        ("pending", &[(J, "b")]),
+        ("flipped", &[(J, "a"), (J, "b")]),
+        ("retired", &[(J, "a"), (J, "b"), (J, "c")]),
+        ("learned", &[(J, "a"), (J, "b")]),
+        ("destroyed", &[(T, "a"), (T, "b")]),
+    ]
+};
+
+#[test]
+fn the_table_names_every_kind_of_row_once() {
+    let named: Vec<&str> = ROWS.iter().map(|(kind, _)| *kind).collect();
+    assert_eq!(named, Row::KINDS);
+}
+
+/// One life, with one row for each site at which it is killed.
+#[derive(Debug, Clone)]
+struct Run {
+    life: Life,
+    kills: Vec<Kill>,
+}
+
+#[derive(Debug, Clone)]
+struct Kill {
+    site: &'static str,
+    /// `before:KIND` or `after:KIND`.
+    at: String,
+}
+
+/// Every kill of the table, those of one life side by side.
+fn runs() -> Vec<Run> {
+    let mut runs = Vec::new();
+    for life in [Life::Journey, Life::Troubles, Life::Alone] {
+        let mut left: Vec<(&'static str, Vec<String>)> = ["a", "b", "c"]
+            .into_iter()
+            .map(|site| {
+                let here = |(_, at): &&(&str, &[(Life, &str)])| at.contains(&(life, site));
+                let kinds = ROWS.iter().filter(here).map(|(kind, _)| kind);
+                let both = |kind| [format!("before:{kind}"), format!("after:{kind}")];
+                (site, kinds.flat_map(both).collect())
+            })
+            .collect();
+        loop {
+            // Different sites die at different rows: each list starts elsewhere.
+            let kills: Vec<Kill> = left
+                .iter_mut()
+                .filter_map(|(site, kills)| Some(Kill { site, at: kills.pop()? }))
+                .collect();
+            if kills.is_empty() {
+                break;
+            }
+            runs.push(Run { life, kills });
+        }
+    }
+    runs
+}
+
+#[test]
+fn a_node_that_is_killed_at_any_row_goes_on_and_nothing_is_lost_or_left() {
+    let wanted = std::env::var("SOJOURN_TEST_KILLS").unwrap_or_default();
+    let runs: Vec<Run> =
+        runs().into_iter().filter(|run| format!("{run:?}").contains(&wanted)).collect();
+    let next = AtomicUsize::new(0);
+    let failures = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..RUNS_AT_ONCE {
+            scope.spawn(|| {
+                while let Some(run) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let live = || live(run);
+                    if let Err(panic) = std::panic::catch_unwind(live) {
+                        let why = panic.downcast_ref::<String>().cloned();
+                        let why =
+                            why.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()));
+                        failures
+                            .lock()
+                            .unwrap()
+                            .push(format!("{run:?}: {}", why.unwrap_or_default()));
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().unwrap();
+    let (failed, all) = (failures.len(), runs.len());
+    assert!(failures.is_empty(), "{failed} of {all} runs failed:\n{}", failures.join("\n\n"));
+}
+
+/// A federation whose nodes are killed, and the VM that lives in it.
+struct Story {
+    federation: Federation,
+    vm: String,
+    /// The file that each kill leaves.
+    marks: Vec<(Kill, PathBuf)>,
+    /// What the guest's memory holds since it was placed.
+    boot: Option<String>,
+}
+
+fn live(run: &Run) {
+    let began = Instant::now();
+    let sites: &[&str] = if run.life == Life::Alone { &["a"] } else { &["a", "b", "c"] };
+    let mut federation = Federation::chain(sites);
+    federation.package("web", None);
+    let mark = |kill: &Kill| federation.folder().join(format!("killed-{}", kill.site));
+    let marks: Vec<(Kill, PathBuf)> =
+        run.kills.iter().map(|kill| (kill.clone(), mark(kill))).collect();
+    for (kill, mark) in &marks {
+        let site = &federation[kill.site];
+        site.stop();
+        let mark = mark.to_str().unwrap();
+        site.start_with(&[("SOJOURN_KILL", &kill.at), ("SOJOURN_KILL_ONCE", mark)]);
+    }
+    let _ = &mut federation;
+    let mut story = Story { federation, vm: String::new(), marks, boot: None };
+    match run.life {
+        Life::Journey => journey(&mut story),
+        Life::Troubles => troubles(&mut story),
+        Life::Alone => alone(&mut story),
+    }
+    for (kill, mark) in &story.marks {
+        assert!(mark.exists(), "{} never wrote the row of {:?}", kill.site, kill.at);
+    }
+    eprintln!("{:>6.1?} {run:?}", began.elapsed());
+}
+
+impl Story {
+    /// Says something until it has come true, and starts nodes that died meanwhile.
+    fn insist(&self, what: &str, say: impl Fn(&Federation), so: impl Fn(&Federation) -> bool) {
+        let mut said: Option<Instant> = None;
+        self.federation.wait_for(what, SOON, || {
+            self.federation.revive();
+            if !self.vm.is_empty() {
+                self.federation.assert_one_runs(&self.vm);
+            }
+            if so(&self.federation) {
+                return Ok(());
+            }
+            if said.is_none_or(|said| said.elapsed() > PATIENCE) {
+                say(&self.federation);
+                said = Some(Instant::now());
+            }
+            Err("it has not come true".to_owned())
+        });
+    }
+
+    /// Says a command at a site. How it ends is no matter: what it is for is looked at.
+    fn insist_on(&self, site: &str, command: &[&str], so: impl Fn(&Federation) -> bool) {
+        let say = |federation: &Federation| {
+            federation[site].run(command);
+        };
+        self.insist(&format!("{command:?} at {site}"), say, so);
+    }
+
+    fn host(&self, site: &str, host: &str) {
+        let command = ["host", "add", host, "--cpus", "1", "--memory", "128M"];
+        self.insist_on(site, &command, |federation| {
+            let hosts = federation[site].state().hosts;
+            hosts.contains_key(&host.parse().unwrap())
+                && federation[site].run(&["host", "list"]).code == 0
+        });
+    }
+
+    fn import(&mut self, site: &str) {
+        let package = self.federation.folder().join("web.ova").display().to_string();
+        let known = |federation: &Federation| federation[site].state().vms.into_keys().next();
+        self.insist_on(site, &["vm", "import", &package], |all| known(all).is_some());
+        self.vm = known(&self.federation).unwrap().to_string();
+    }
+
+    /// Whether a guest executes at a host, and nowhere else. From the first time on it must be the
+    /// same one.
+    fn runs(&self, site: &str, host: &str) -> impl Fn(&Federation) -> bool {
+        let (vm, site, host) = (self.vm.clone(), site.to_owned(), host.to_owned());
+        move |federation| federation.runs_at(&vm, &site).is_some_and(|guest| guest.host() == host)
+    }
+
+    /// Checks that the VM is at this site and nothing of it elsewhere.
+    fn settle(&mut self, site: &str, path: &[&str]) {
+        self.insist(
+            "no node is down",
+            |_| {},
+            |federation| {
+                federation.sites().iter().all(|site| site.run(&["site", "show"]).code == 0)
+            },
+        );
+        self.settle_reviving(|federation, vm| federation.settle(vm, site, true, path));
+        let boot = self.federation.runs_at(&self.vm, site).expect("it was settled").boot;
+        let before = self.boot.get_or_insert(boot.clone());
+        assert_eq!(*before, boot, "its memory was lost\n{}", self.federation.story());
+    }
+
+    /// Nodes may die while things settle, at rows that come late.
+    fn settle_reviving(&self, settle: impl FnOnce(&Federation, &str)) {
+        let done = std::sync::atomic::AtomicBool::new(false);
+        struct End<'a>(&'a std::sync::atomic::AtomicBool);
+        impl Drop for End<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    self.federation.revive();
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            });
+            let _end = End(&done);
+            settle(&self.federation, &self.vm);
+        });
+    }
+}
+
+fn journey(story: &mut Story) {
+    story.host("c", "c1");
+    story.import("a");
+    story.insist_on("a", &["vm", "place", "web", "--detach"], story.runs("c", "c1"));
+    story.settle("c", &["a", "b", "c"]);
+
+    story.host("c", "c2");
+    story.insist_on("c", &["host", "drain", "c1", "--detach"], story.runs("c", "c2"));
+    story.settle("c", &["a", "b", "c"]);
+    let gone = |federation: &Federation| federation["c"].state().hosts.len() == 1;
+    story.insist_on("c", &["host", "remove", "c1"], gone);
+
+    story.host("b", "b1");
+    let evict = ["vm", "evict", "web", "--reason", "closing", "--detach"];
+    story.insist_on("c", &evict, story.runs("b", "b1"));
+    story.settle("b", &["a", "b"]);
+
+    story.host("a", "a1");
+    let home = ["vm", "migrate", "web", "--local-only", "--detach"];
+    story.insist_on("a", &home, story.runs("a", "a1"));
+    story.settle("a", &["a"]);
+}
+
+fn troubles(story: &mut Story) {
+    story.host("c", "c1");
+    story.import("a");
+    let faults = story.federation["c"].faults("c1");
+    faults.set(SimulatedFault::Launch, "no luck").unwrap();
+    let returned = |federation: &Federation| wrote(federation, "a", "returned");
+    story.insist_on("a", &["vm", "place", "web", "--detach"], returned);
+    story.settle_reviving(|federation, vm| federation.settle(vm, "a", false, &["a"]));
+    faults.clear(SimulatedFault::Launch).unwrap();
+    story.insist_on("a", &["vm", "place", "web", "--detach"], story.runs("c", "c1"));
+    story.settle("c", &["a", "b", "c"]);
+
+    // c wants it gone and b takes it, but its run state cannot be saved.
+    faults.set(SimulatedFault::Hibernate, "no space").unwrap();
+    story.host("b", "b1");
+    let evict = ["vm", "evict", "web", "--reason", "closing", "--deadline", "4s", "--detach"];
+    let dropped = |federation: &Federation| {
+        wrote(federation, "c", "aborted") && wrote(federation, "b", "dropped")
+    };
+    story.insist_on("c", &evict, dropped);
+    // It goes on where it is, whatever it is called, until the time is up and it is parked.
+    story.insist_on("c", &evict, |federation| {
+        let state = federation["c"].state();
+        state.vms.values().any(|vm| vm.parked.is_some())
+    });
+    faults.clear(SimulatedFault::Hibernate).unwrap();
+    let home = ["vm", "migrate", "web", "--peer", "b", "--detach"];
+    story.insist_on("a", &home, story.runs("b", "b1"));
+    story.settle("b", &["a", "b"]);
+
+    let gone = |federation: &Federation| wrote(federation, "a", "destroyed");
+    story.insist_on("a", &["vm", "destroy", "web", "--yes"], gone);
+    story.settle_reviving(|federation, vm| federation.settle_destroyed(vm));
+}
+
+fn alone(story: &mut Story) {
+    story.host("a", "a1");
+    story.import("a");
+    story.insist_on("a", &["vm", "place", "web", "--detach"], story.runs("a", "a1"));
+    story.settle("a", &["a"]);
+    let hibernated = |federation: &Federation| shows(federation, "hibernated");
+    story.insist_on("a", &["vm", "hibernate", "web"], hibernated);
+    story.insist_on("a", &["vm", "start", "web"], story.runs("a", "a1"));
+    story.settle("a", &["a"]);
+    story.insist_on("a", &["vm", "stop", "web"], |federation| shows(federation, "stopped"));
+    story.settle_reviving(|federation, vm| federation.settle(vm, "a", false, &["a"]));
+}
+
+fn shows(federation: &Federation, state: &str) -> bool {
+    let shown = federation["a"].run(&["vm", "show", "web"]);
+    shown.code == 0 && shown.json()["state"] == state
+}
+
+fn wrote(federation: &Federation, site: &str, kind: &str) -> bool {
+    let kinds: BTreeSet<&str> = federation[site].rows().iter().map(Row::kind).collect();
+    kinds.contains(kind)
+}

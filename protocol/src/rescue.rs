@@ -1,0 +1,267 @@
+//! What is left when a site is gone, or has forgotten: adopting, reclaiming, and starting fenced.
+//!
+//! None of this is automatic where it could make a VM run twice: adopting needs the operator's
+//! written word that the other side is fenced, and a site whose journal is older than its peers
+//! remember runs nothing until the path above has confirmed each VM.
+
+use model::statement::Cause;
+use model::{Certificate, Chain, Digest, EdgeHandle, PeerName, PowerState, VmId};
+
+use crate::effect::{CallError, Caller, Command, Reply};
+use crate::message::{Answer, Hop, Op, Origin, Request};
+use crate::path::Verifier;
+use crate::row::{Down, Edge, Party, Row, SourceStep, Stay};
+use crate::site::{Step, Timer, Waiting};
+
+/// How long a fenced site waits before it asks again about a VM.
+const CONFIRM_AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
+
+impl Step<'_> {
+    // Adopting: the primary takes its VM over from a site that is lost for good.
+
+    /// Takes the VM over from its newest copy here, signed with K0.
+    pub(crate) fn ask_adopt(&mut self, ask: u64, vm: VmId, statement: String) {
+        let Some(entry) = self.site.state.vms.get(&vm).filter(|vm| !vm.destroyed).cloned() else {
+            return self.reply(ask, Reply::NotFound(format!("there is no VM {vm}")));
+        };
+        let refusal = match (&entry.up, &entry.stay) {
+            (Some(_), _) => Some("only the VM's primary site can adopt it"),
+            (None, Some(_)) => Some("this site has the VM already"),
+            (None, None) => None,
+        };
+        if let Some(refusal) = refusal {
+            return self.reply(ask, Reply::Conflict(refusal.to_owned()));
+        }
+        let kept = self.site.state.migrations.values().filter(|migration| migration.vm == vm);
+        let kept = kept
+            .filter_map(|migration| migration.source.as_ref())
+            .filter(|source| matches!(source.step, SourceStep::Released | SourceStep::Receipted));
+        let Some(copy) = kept.map(|source| &source.copy).max_by_key(|copy| copy.epoch).cloned()
+        else {
+            let text = "this site keeps no copy of the VM any more; import it again";
+            return self.reply(ask, Reply::Conflict(text.to_owned()));
+        };
+        let owner = self.world.create_key();
+        let cause = Cause::Adopt { statement: Digest::of(statement.as_bytes()) };
+        let epoch = entry.chain.epoch().next();
+        let certificate = self.seal(entry.chain.k0, &Certificate { vm, epoch, owner, cause });
+        let stay = Stay { key: owner, starting: false, wanted: false, ..copy };
+        debug_assert!(stay.power != PowerState::Active, "a copy that was released does not run");
+        self.persist(Row::Adopted { vm, certificate, statement, stay });
+        self.note(vm, format!("adopted by this site, as it was when it left; epoch {epoch}"));
+        if let Down::Edge(edge) = entry.down {
+            self.tell_superseded(vm, edge);
+        }
+        self.reply(ask, Reply::Done);
+    }
+
+    /// Tells a site below that the VM was adopted. It hears so as well whenever it reports.
+    fn tell_superseded(&mut self, vm: VmId, edge: Edge) {
+        let chain = self.site.state.vms[&vm].chain.clone();
+        let key = self.world.create_key();
+        let origin = Origin { op: Op::Superseded { vm, chain }, key, sealed: None };
+        let limit = self.site.config.request_limit;
+        self.send_down(&Down::Edge(edge), origin, limit, Waiting::Nobody);
+    }
+
+    /// A chain that ends in a newer epoch than this site's own stay: the VM stops here.
+    pub(crate) fn superseded(&mut self, vm: VmId, chain: &Chain) -> bool {
+        if chain.verify(vm, &Verifier(self.world)).is_err() {
+            return false;
+        }
+        let Some(entry) = self.site.state.vms.get(&vm).cloned() else { return false };
+        let adopted = matches!(chain.newest().cause, Cause::Adopt { .. });
+        let (theirs, mine) = (chain.epoch(), entry.chain.epoch());
+        if theirs < mine || (theirs == mine && (!adopted || *chain == entry.chain)) {
+            return false;
+        }
+        let Some(stay) = entry.stay else {
+            if let Down::Edge(edge) = entry.down {
+                self.persist(Row::Superseded { vm, chain: chain.clone() });
+                self.tell_superseded(vm, edge);
+            }
+            return true;
+        };
+        if chain.newest().owner == stay.key {
+            return false;
+        }
+        let open = self.site.state.open_source(vm).map(|(migration, _)| migration);
+        if let Some(migration) = open {
+            self.abort(migration, "the VM belongs to another site by now");
+        }
+        self.persist(Row::Superseded { vm, chain: chain.clone() });
+        self.note(
+            vm,
+            "ALARM: another site owns it by a newer certificate; it is ended here, its \
+                       files are kept",
+        );
+        self.command(Command::Kill(stay.host, vm, stay.epoch));
+        true
+    }
+
+    // Reclaiming: the primary finds its VM again beyond an Intermediary that is gone.
+
+    /// Becomes the delegator of the peer that has, or answers for, the VM.
+    pub(crate) fn ask_reclaim(&mut self, ask: u64, vm: VmId, at: PeerName) {
+        let Some(entry) = self.site.state.vms.get(&vm).filter(|vm| !vm.destroyed).cloned() else {
+            return self.reply(ask, Reply::NotFound(format!("there is no VM {vm}")));
+        };
+        if entry.up.is_some() || entry.stay.is_some() {
+            let text = "only a VM's primary site can reclaim it, and only from elsewhere";
+            return self.reply(ask, Reply::Conflict(text.to_owned()));
+        }
+        if !self.site.peers.contains(&at) {
+            return self.reply(ask, Reply::NotFound(format!("there is no peer {at}")));
+        }
+        let handle = EdgeHandle(self.random16());
+        let origin = Origin { op: Op::Reclaim { vm, handle }, key: entry.chain.k0, sealed: None };
+        let hop = Hop { hops_left: 1, time_left: self.site.config.request_limit, ..Hop::default() };
+        let waiting = Waiting::Reclaim(ask, vm, Edge { peer: at.clone(), handle });
+        self.send(&Party::Peer(at), Request { origin, hop }, waiting);
+    }
+
+    pub(crate) fn reclaimed(
+        &mut self,
+        ask: u64,
+        vm: VmId,
+        edge: Edge,
+        answer: Result<Answer, CallError>,
+    ) {
+        let reply = match answer {
+            Ok(Answer::Done) => {
+                self.note(vm, format!("reclaimed; {} answers for it now", edge.peer));
+                self.persist(Row::Rerouted { vm, down: edge });
+                Reply::Done
+            }
+            Ok(_) => Reply::Conflict(format!("{} does not have the VM", edge.peer)),
+            Err(CallError::Unreachable(why) | CallError::Garbled(why)) => Reply::Unavailable(why),
+        };
+        self.reply(ask, reply);
+    }
+
+    /// The VM's own key speaks: whoever holds it is its primary site.
+    pub(crate) fn reclaim(&mut self, caller: Caller, from: &Party, request: &Request) {
+        let (Op::Reclaim { vm, handle }, Party::Peer(peer)) = (&request.origin.op, from) else {
+            return self.answer(caller, Answer::Unknown);
+        };
+        let known = self.site.state.vms.get(vm).is_some_and(|vm| vm.up.is_some());
+        // The envelope has proven that this key signed; the id proves that it is K0.
+        if !known || VmId::of(&request.origin.key) != *vm {
+            return self.answer(caller, Answer::Unknown);
+        }
+        let up = Edge { peer: peer.clone(), handle: *handle };
+        if self.site.state.vms[vm].up.as_ref() != Some(&up) {
+            self.persist(Row::Reclaimed { vm: *vm, up });
+            self.note(*vm, format!("reclaimed by its primary site, through {peer}"));
+            self.report_up(*vm);
+        }
+        self.answer(caller, Answer::Done);
+    }
+
+    // Starting fenced: this site's journal is older than its peers remember.
+
+    /// Nothing runs here until the path above has confirmed that it may.
+    pub(crate) fn fence(&mut self, journal: u64) {
+        let stays: Vec<_> = self
+            .site
+            .state
+            .vms
+            .iter()
+            .filter_map(|(vm, entry)| Some((*vm, entry.stay.clone()?)))
+            .collect();
+        self.site.fenced_until = self.site.fenced_until.max(journal);
+        for (vm, stay) in stays {
+            if !self.site.fenced.insert(vm) {
+                continue;
+            }
+            self.note(
+                vm,
+                "ALARM: this site's journal is older than a peer remembers; the VM is \
+                           held until its delegator confirms that it is still here",
+            );
+            if stay.power == PowerState::Active || stay.starting {
+                self.command(Command::Pause(stay.host, vm, stay.epoch));
+            }
+            self.confirm(vm);
+        }
+        self.lift_fence();
+    }
+
+    /// Asks the site above whether the VM is still here.
+    pub(crate) fn confirm(&mut self, vm: VmId) {
+        if !self.site.fenced.contains(&vm) {
+            return;
+        }
+        let up = self.site.state.vms.get(&vm).and_then(|entry| entry.up.clone());
+        // At the primary there is nobody above: the operator decides.
+        let Some(up) = up else { return };
+        let key = self.world.create_key();
+        let origin = Origin { op: Op::Confirm { vm }, key, sealed: None };
+        let hop = Hop {
+            edge: Some(up.handle),
+            hops_left: 1,
+            time_left: self.site.config.request_limit,
+            ..Hop::default()
+        };
+        self.send(&Party::Peer(up.peer), Request { origin, hop }, Waiting::Confirm(vm));
+    }
+
+    /// A site below has lost a part of its memory: it hears what this one knows.
+    pub(crate) fn confirm_below(&mut self, caller: Caller, from: &Party, vm: VmId, hop: &Hop) {
+        let below = match (from, hop.edge) {
+            (Party::Peer(peer), Some(handle)) => {
+                Some(Down::Edge(Edge { peer: peer.clone(), handle }))
+            }
+            _ => None,
+        };
+        let entry =
+            self.site.state.vms.get(&vm).filter(|entry| Some(&entry.down) == below.as_ref());
+        let answer =
+            entry.map_or(Answer::Unknown, |entry| Answer::Known { chain: entry.chain.clone() });
+        self.answer(caller, answer);
+    }
+
+    pub(crate) fn confirmed(&mut self, vm: VmId, answer: Result<Answer, CallError>) {
+        match answer {
+            Ok(Answer::Known { chain }) => {
+                if self.superseded(vm, &chain) {
+                    self.site.fenced.remove(&vm);
+                } else {
+                    self.unfence(vm);
+                }
+                self.lift_fence();
+            }
+            // Not on the path any more, or not reachable: it stays held, and is asked again.
+            _ => self.arm_after(Timer::Confirm(vm), CONFIRM_AGAIN),
+        }
+    }
+
+    /// The operator vouches for what nobody above can confirm.
+    pub(crate) fn ask_unfence(&mut self, ask: u64) {
+        for vm in self.site.fenced.clone() {
+            self.unfence(vm);
+        }
+        self.lift_fence();
+        self.reply(ask, Reply::Done);
+    }
+
+    fn unfence(&mut self, vm: VmId) {
+        if !self.site.fenced.remove(&vm) {
+            return;
+        }
+        self.note(vm, "confirmed: it is this site's");
+        let Some(entry) = self.site.state.vms.get(&vm) else { return };
+        let Some(stay) = entry.stay.clone().filter(|_| entry.parked.is_none()) else { return };
+        let runs = stay.power == PowerState::Active || stay.starting || stay.wanted;
+        if runs && self.site.state.open_source(vm).is_none() {
+            self.start_again(vm);
+        }
+    }
+
+    fn lift_fence(&mut self) {
+        if self.site.fenced.is_empty() && self.site.fenced_until > 0 {
+            let journal = std::mem::take(&mut self.site.fenced_until);
+            self.persist(Row::Unfenced { journal });
+        }
+    }
+}
