@@ -28,7 +28,7 @@ const DOWN_FOR: Duration = Duration::from_secs(2);
 const MAX_STEPS: usize = 200_000;
 
 /// Log lines that a failure shows.
-const SHOWN_LINES: usize = 20000;
+const SHOWN_LINES: usize = 200;
 
 /// What the network does with one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -283,3 +283,24 @@ fn a_source_two_hops_away_hands_over_whatever_fails_once() {
         Faults { crashes: 1, power_failures: 1, losses: 1, repeats: 1, early_deadlines: 1, all: 1 };
     check("Controller and Destination, Intermediary, Source", Handoff { vm, starts, faults });
 }
+
+/// d and c know a. The VM of a runs at c; a is Controller, d may be the Destination.
+fn three_roles() -> (World, VmId) {
+    let mut world = World::chain(&["d", "a", "c"]);
+    world.host("c", "h1", 1);
+    let vm = world.import("a");
+    world.place("a", vm);
+    world.until_runs(vm, "c");
+    world.settle();
+    world.host("d", "h1", 1);
+    world.run(std::time::Duration::from_secs(3600));
+    (world, vm)
+}
+
+#[test]
+fn three_roles_at_three_sites_hand_over_whatever_fails_once() {
+    let (starts, vm) = starts(three_roles, "a", "d");
+    let faults =
+        Faults { crashes: 1, power_failures: 1, losses: 1, repeats: 1, early_deadlines: 1, all: 1 };
+    check("Controller, Source, Destination", Handoff { vm, starts, faults });
+}

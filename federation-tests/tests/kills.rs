@@ -161,8 +161,16 @@ struct Story {
 fn live(run: &Run) {
     let began = Instant::now();
     let sites: &[&str] = if run.life == Life::Alone { &["a"] } else { &["a", "b", "c"] };
-    let mut federation = Federation::chain(sites);
-    federation.package("web", None);
+    let federation = Federation::chain(sites);
+    // The row is written where bytes are seen to arrive, which a small disk's never are.
+    let slow = run.kills.iter().any(|kill| kill.at.ends_with(":receiving"));
+    let disk = federation.folder().join("large.raw");
+    if slow {
+        let noise = (0_u64..(48 << 20) / 8)
+            .flat_map(|at| at.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+        std::fs::write(&disk, noise.collect::<Vec<u8>>()).unwrap();
+    }
+    federation.package("web", slow.then_some(disk.as_path()));
     let mark = |kill: &Kill| federation.folder().join(format!("killed-{}", kill.site));
     let marks: Vec<(Kill, PathBuf)> =
         run.kills.iter().map(|kill| (kill.clone(), mark(kill))).collect();
@@ -172,7 +180,6 @@ fn live(run: &Run) {
         let mark = mark.to_str().unwrap();
         site.start_with(&[("SOJOURN_KILL", &kill.at), ("SOJOURN_KILL_ONCE", mark)]);
     }
-    let _ = &mut federation;
     let mut story = Story { federation, vm: String::new(), marks, boot: None };
     match run.life {
         Life::Journey => journey(&mut story),

@@ -11,7 +11,7 @@ use model::{OperationId, VmId};
 use protocol::{Action, Ask, Mode, Row};
 
 /// Worlds in one run of the test. A failure names its seed.
-const SEEDS: u64 = 20_000;
+const SEEDS: u64 = 1_500;
 /// Things that happen in one storm.
 const EVENTS: usize = 60;
 

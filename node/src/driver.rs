@@ -12,7 +12,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use model::decision::Policy;
 use model::key::{Strict, Verify};
 use model::{
-    HostName, MigrationId, OperationId, ProxyUri, PublicKey, SecretKey, Signature, Time, Token,
+    HostName, MigrationId, OperationId, ProxyUri, PublicKey, SecretKey, Signature, SiteKey, Time,
+    Token,
 };
 use protocol::{Answer, Ask, Caller, Effect, Event, Found, Output, Reply, Row, Site, World};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -38,13 +39,25 @@ pub(crate) enum Input {
     /// Something for the machine.
     Event(Event),
     /// A peer's request, and where its answer goes.
-    Peer { from: model::PeerName, request: Box<protocol::Request>, answer: oneshot::Sender<Answer> },
+    Peer {
+        from: model::PeerName,
+        request: Box<protocol::Request>,
+        answer: oneshot::Sender<Answered>,
+    },
+    /// How long a peer's journal is; written with the next rows.
+    Seen(SiteKey, u64),
     /// A user's wish, and where the reply goes.
     User { wish: Box<Ask>, reply: oneshot::Sender<Reply> },
     /// Anything else.
     Visit(Visit),
     /// End the loop.
     Stop,
+}
+
+/// An answer to a peer, and how long this site's journal was when it was given.
+pub(crate) struct Answered {
+    pub(crate) answer: Answer,
+    pub(crate) journal: u64,
 }
 
 /// Feeds the driver.
@@ -64,7 +77,8 @@ pub(crate) struct Core {
     pub(crate) site: Site,
     pub(crate) journal: Journal,
     world: NodeWorld,
-    peers: HashMap<u64, oneshot::Sender<Answer>>,
+    peers: HashMap<u64, oneshot::Sender<Answered>>,
+    seen: BTreeMap<SiteKey, u64>,
     users: HashMap<u64, oneshot::Sender<Reply>>,
     next: u64,
     lines: Vec<EventLine>,
@@ -219,6 +233,7 @@ impl Driver {
             journal: start.journal,
             world,
             peers: HashMap::new(),
+            seen: BTreeMap::new(),
             users: HashMap::new(),
             next: 0,
             lines: Vec::new(),
@@ -268,11 +283,16 @@ impl Driver {
         &self,
         from: model::PeerName,
         request: protocol::Request,
-    ) -> Result<Answer, Ended> {
+    ) -> Result<Answered, Ended> {
         let (answer, receiver) = oneshot::channel();
         let input = Input::Peer { from, request: Box::new(request), answer };
         self.inputs.send(input).await.map_err(|_| Ended)?;
         receiver.await.map_err(|_| Ended)
+    }
+
+    /// Notes how long a peer's journal is.
+    pub(crate) async fn saw_journal(&self, key: SiteKey, journal: u64) {
+        let _ = self.inputs.send(Input::Seen(key, journal)).await;
     }
 
     /// A user's wish, and the reply.
@@ -333,6 +353,9 @@ impl Core {
             while let Some(input) = next {
                 match input {
                     Input::Stop => stop = true,
+                    Input::Seen(key, journal) => {
+                        self.seen.insert(key, journal);
+                    }
                     Input::Visit(visit) => {
                         // A visitor sees only what is durable.
                         visits.push(visit);
@@ -383,7 +406,9 @@ impl Core {
                 self.users.insert(self.next, reply);
                 Event::Ask { ask: self.next, wish }
             }
-            Input::Visit(_) | Input::Stop => unreachable!("the loop keeps these to itself"),
+            Input::Visit(_) | Input::Seen(..) | Input::Stop => {
+                unreachable!("the loop keeps these to itself")
+            }
         }
     }
 
@@ -404,7 +429,8 @@ impl Core {
             let lines = std::mem::take(&mut self.lines);
             self.lines_since = None;
             fail_point("before", rows);
-            self.journal.append(self.world.now, rows, &keys, &lines)?;
+            let seen = std::mem::take(&mut self.seen);
+            self.journal.append(self.world.now, rows, &keys, &lines, &seen)?;
             fail_point("after", rows);
             for row in rows {
                 tracing::debug!(row = row.kind(), "durable");
@@ -424,7 +450,8 @@ impl Core {
         if lines.is_empty() {
             return Ok(());
         }
-        self.journal.append(self.world.now, &[], &[], &lines)
+        let seen = std::mem::take(&mut self.seen);
+        self.journal.append(self.world.now, &[], &[], &lines, &seen)
     }
 
     /// The events about a subject, with those not written yet.
@@ -463,7 +490,8 @@ impl Core {
             Effect::Answer { caller: Caller::Peer(id), answer } => {
                 if let Some(waiting) = self.peers.remove(&id) {
                     // The peer may have hung up; it asks again.
-                    let _ = waiting.send(*answer);
+                    let journal = self.journal.len();
+                    let _ = waiting.send(Answered { answer: *answer, journal });
                 }
             }
             Effect::Answer { caller: Caller::Own(_), .. } => {

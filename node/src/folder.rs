@@ -5,7 +5,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use certs::{Identity, IdentityError};
-use model::{Epoch, HostName, VmId};
+use hypervisor::Instance;
+use model::{Epoch, FileId, HostName, VmId};
 
 use crate::config::{self, Config, ConfigError};
 
@@ -135,6 +136,15 @@ impl Folder {
         } else {
             self.host(host).join("vms").join(name)
         }
+    }
+
+    /// The stays on a host whose run state is saved.
+    pub(crate) fn saved(&self, host: &HostName) -> Vec<Instance> {
+        // Without the folder the host never had a VM.
+        let Ok(stays) = fs::read_dir(self.host(host).join("vms")) else { return Vec::new() };
+        let has_state = |stay: &fs::DirEntry| stay.path().join(FileId::STATE.file_name()).is_file();
+        let stays = stays.flatten().filter(has_state);
+        stays.filter_map(|stay| stay.file_name().to_str()?.parse().ok()).collect()
     }
 
     pub(crate) fn host(&self, host: &HostName) -> PathBuf {

@@ -176,23 +176,25 @@ impl Gate {
         let peer = self.peer(&request)?;
         let me = self.identity.site_key();
         let opened = envelope::open_request(request.into_inner(), peer.key, me, now());
-        let (verified, digest) = opened.map_err(|error| {
+        let (opened, digest) = opened.map_err(|error| {
             tracing::warn!(peer = %peer.name, %error, "a request was refused");
             match error {
                 EnvelopeError::Stale => Status::failed_precondition(error.to_string()),
                 _ => Status::invalid_argument(error.to_string()),
             }
         })?;
-        let request = verified.into_inner();
+        self.driver.saw_journal(peer.key, opened.journal).await;
+        let request = opened.content.into_inner();
         if !fits(&request.origin.op) {
             return Err(Status::invalid_argument("the operation is not the one that was called"));
         }
         self.peers.heard(&peer.name, Ok(()));
         let answer = self.driver.request(peer.name, request).await;
-        let answer = answer.map_err(|ended| Status::unavailable(ended.to_string()))?;
+        let answered = answer.map_err(|ended| Status::unavailable(ended.to_string()))?;
         let sign = |kind: &str, body: &[u8]| self.identity.sign(kind, body);
-        let sealer = Sealer { site: me, sign: &sign };
-        Ok(Response::new(envelope::seal_answer(&sealer, peer.key, digest, answer)))
+        let sealer = Sealer { site: me, sign: &sign, journal: answered.journal };
+        let sealed = envelope::seal_answer(&sealer, peer.key, digest, answered.answer);
+        Ok(Response::new(sealed))
     }
 
     async fn accept_ticket(&self, key: SiteKey, ask: JoinRequest) -> Result<JoinReply, Status> {

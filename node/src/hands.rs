@@ -2,7 +2,7 @@
 //! and tells it what came of it.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -80,15 +80,19 @@ impl Hands {
         lock(&self.0.hosts).remove(host);
     }
 
-    /// Every guest process of a host.
+    /// Every guest process of a host, and every saved run state of a guest that has none.
     pub(crate) async fn found(&self, host: &HostName) -> Result<Vec<Found>, hypervisor::Error> {
         let opened = self.host(host).expect("only opened hosts are asked");
         let guests = opened.list().await?;
-        let found = guests.into_iter().map(|guest| Found {
-            host: host.clone(),
-            vm: guest.instance.vm,
-            epoch: guest.instance.epoch,
-            power: guest.state,
+        let mut found: Vec<_> = guests.iter().map(|guest| (guest.instance, guest.state)).collect();
+        for instance in self.0.folder.saved(host) {
+            if guests.iter().all(|guest| guest.instance != instance) {
+                found.push((instance, PowerState::Suspended));
+            }
+        }
+        let found = found.into_iter().map(|(instance, power)| {
+            let Instance { vm, epoch } = instance;
+            Found { host: host.clone(), vm, epoch, power }
         });
         Ok(found.collect())
     }
@@ -306,7 +310,10 @@ impl Hands {
             return None;
         }
         if let Command::DropState(..) = command {
-            let _ = tokio::fs::remove_file(&state_file).await;
+            // A resume that follows does so again, and says why it cannot.
+            if let Err(error) = drop_state(&state_file).await {
+                tracing::warn!(%instance, %error, "cannot remove a saved run state");
+            }
             return None;
         }
         let failed = |error: &dyn std::error::Error| GuestEvent::Failed(report(error));
@@ -336,9 +343,15 @@ impl Hands {
                     Err(error) => GuestEvent::LaunchFailed(report(&error)),
                 }
             }
-            Command::Resume(..) => match opened.resume(instance).await {
-                Ok(()) => GuestEvent::Resumed,
-                Err(error) => failed(&error),
+            // After a crash a saved state that is there counts, so none may be older than the disks.
+            Command::Resume(..) => match drop_state(&state_file).await {
+                Ok(()) => match opened.resume(instance).await {
+                    Ok(()) => GuestEvent::Resumed,
+                    Err(error) => failed(&error),
+                },
+                Err(error) => {
+                    GuestEvent::Failed(format!("its saved run state cannot be removed: {error}"))
+                }
             },
             Command::Pause(..) => match opened.pause(instance).await {
                 Ok(()) => GuestEvent::Paused,
@@ -359,6 +372,16 @@ impl Hands {
             _ => return None,
         })
     }
+}
+
+/// Removes a saved run state for good: after a power cut, too, it is not there.
+async fn drop_state(state: &Path) -> std::io::Result<()> {
+    match tokio::fs::remove_file(state).await {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        removed => removed?,
+    }
+    let folder = state.parent().expect("a state file lies in its stay's folder");
+    tokio::fs::File::open(folder).await?.sync_all().await
 }
 
 fn end(source: bool) -> End {

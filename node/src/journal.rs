@@ -237,6 +237,7 @@ impl Journal {
         rows: &[Row],
         keys: &[SecretKey],
         events: &[EventLine],
+        seen: &BTreeMap<SiteKey, u64>,
     ) -> Result<(), JournalError> {
         let mut len = self.len;
         self.transaction(|tx| {
@@ -260,6 +261,9 @@ impl Journal {
             }
             for event in events {
                 insert_event(tx, event)?;
+            }
+            for (key, len) in seen {
+                update_seen(tx, key, *len)?;
             }
             Ok(())
         })?;
@@ -323,11 +327,7 @@ impl Journal {
 
     /// Remembers how long a peer's journal is; it never shrinks.
     pub(crate) fn saw_journal(&mut self, key: &SiteKey, len: u64) -> Result<(), JournalError> {
-        let len = i64::try_from(len).unwrap_or(i64::MAX);
-        self.transaction(|tx| {
-            let sql = "UPDATE peers SET journal_seen = ?2 WHERE key = ?1 AND journal_seen < ?2";
-            tx.execute(sql, params![key.0, len]).map(drop)
-        })
+        self.transaction(|tx| update_seen(tx, key, len))
     }
 
     /// Remembers an invitation, by its secret's hash.
@@ -381,6 +381,12 @@ fn insert_peer(tx: &Transaction<'_>, peer: &StoredPeer) -> rusqlite::Result<()> 
     Ok(())
 }
 
+fn update_seen(tx: &Transaction<'_>, key: &SiteKey, len: u64) -> rusqlite::Result<()> {
+    let len = i64::try_from(len).unwrap_or(i64::MAX);
+    let sql = "UPDATE peers SET journal_seen = ?2 WHERE key = ?1 AND journal_seen < ?2";
+    tx.prepare_cached(sql)?.execute(params![key.0, len]).map(drop)
+}
+
 fn insert_event(tx: &Transaction<'_>, event: &EventLine) -> rusqlite::Result<()> {
     let at = i64::try_from(event.at.0).unwrap_or(i64::MAX);
     let mut insert =
@@ -427,7 +433,9 @@ mod tests {
         let key = SecretKey::from_seed(&[7; 32]);
         let first = Journal::open(&path).unwrap().load().unwrap().token_secret;
         let mut journal = Journal::open(&path).unwrap();
-        journal.append(Time(1), &[host_row("a"), host_row("b")], &[key.clone()], &[]).unwrap();
+        journal
+            .append(Time(1), &[host_row("a"), host_row("b")], &[key.clone()], &[], &BTreeMap::new())
+            .unwrap();
         drop(journal);
         let journal = Journal::open(&path).unwrap();
         let loaded = journal.load().unwrap();

@@ -94,7 +94,7 @@ impl Links {
         };
         let identity = &self.0.identity;
         let sign = |kind: &str, body: &[u8]| identity.sign(kind, body);
-        let sealer = Sealer { site: identity.site_key(), sign: &sign };
+        let sealer = Sealer { site: identity.site_key(), sign: &sign, journal };
         let limit = request.hop.time_left.saturating_add(GRACE);
         let (sealed, digest) =
             envelope::seal_request(&sealer, peer.key, &request, sign_origin, now(), rand::random());
@@ -132,9 +132,10 @@ impl Links {
         };
         let answer = tokio::time::timeout(limit, work).await.map_err(|_| LinkError::Time)??;
         let me = self.0.identity.site_key();
-        let answer =
+        let opened =
             envelope::open_answer(&answer, key, me, digest).map_err(LinkError::Envelope)?;
-        Ok(answer.into_inner())
+        self.0.driver.saw_journal(key, opened.journal).await;
+        Ok(opened.content.into_inner())
     }
 
     async fn exchange(

@@ -65,6 +65,8 @@ struct HopPart {
     hops_left: u8,
     time_left_ms: u64,
     source: Option<TransferEnd>,
+    /// Length of the sender's journal.
+    journal: u64,
 }
 
 impl Payload for HopPart {
@@ -77,6 +79,8 @@ struct AnswerPart {
     request: Digest,
     audience: SiteKey,
     answer: Answer,
+    /// Length of the sender's journal.
+    journal: u64,
 }
 
 impl Payload for AnswerPart {
@@ -89,6 +93,17 @@ pub struct Sealer<'a> {
     pub site: SiteKey,
     /// Signs with the identity key: payload type, bytes.
     pub sign: &'a dyn Fn(&str, &[u8]) -> Signature,
+    /// Length of this site's journal: peers remember the longest, so that an old copy is noticed.
+    pub journal: u64,
+}
+
+/// What an envelope held.
+#[derive(Debug, Clone)]
+pub struct Opened<T> {
+    /// The request or the answer.
+    pub content: Verified<T>,
+    /// Length of the sender's journal when it spoke.
+    pub journal: u64,
 }
 
 /// Seals a request of this site's own, or one that it passes on.
@@ -121,6 +136,7 @@ pub fn seal_request(
         hops_left: request.hop.hops_left,
         time_left_ms: u64::try_from(request.hop.time_left.as_millis()).unwrap_or(u64::MAX),
         source: request.hop.source.clone(),
+        journal: sealer.journal,
     };
     let hop = sealed_part(sealer, &hop);
     let digest = RequestDigest(Digest::of(&hop.body));
@@ -134,7 +150,7 @@ pub fn open_request(
     from: SiteKey,
     me: SiteKey,
     now: Time,
-) -> Result<(Verified<Request>, RequestDigest), EnvelopeError> {
+) -> Result<(Opened<Request>, RequestDigest), EnvelopeError> {
     let origin = sealed.origin.ok_or(EnvelopeError::Size)?;
     let hop = sealed.hop.ok_or(EnvelopeError::Size)?;
     if origin.body.len() + hop.body.len() > limit::MAX_MESSAGE_BYTES {
@@ -166,7 +182,7 @@ pub fn open_request(
             source: hop.source,
         },
     };
-    Ok((Verified(request), digest))
+    Ok((Opened { content: Verified(request), journal: hop.journal }, digest))
 }
 
 /// Seals the answer to a request.
@@ -176,7 +192,10 @@ pub fn seal_answer(
     request: RequestDigest,
     answer: Answer,
 ) -> Sealed {
-    let hop = sealed_part(sealer, &AnswerPart { request: request.0, audience, answer });
+    let hop = sealed_part(
+        sealer,
+        &AnswerPart { request: request.0, audience, answer, journal: sealer.journal },
+    );
     Sealed { origin: None, hop: Some(hop) }
 }
 
@@ -186,7 +205,7 @@ pub fn open_answer(
     from: SiteKey,
     me: SiteKey,
     request: RequestDigest,
-) -> Result<Verified<Answer>, EnvelopeError> {
+) -> Result<Opened<Answer>, EnvelopeError> {
     let hop = sealed.hop.as_ref().ok_or(EnvelopeError::Size)?;
     if hop.body.len() > limit::MAX_MESSAGE_BYTES {
         return Err(EnvelopeError::Size);
@@ -195,7 +214,7 @@ pub fn open_answer(
     if answer.audience != me || answer.request != request.0 {
         return Err(EnvelopeError::Misdirected);
     }
-    Ok(Verified(answer.answer))
+    Ok(Opened { content: Verified(answer.answer), journal: answer.journal })
 }
 
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {
@@ -268,7 +287,7 @@ mod tests {
 
     fn seal(ends: &Ends) -> (Sealed, RequestDigest) {
         let sign = |kind: &str, body: &[u8]| ends.alice.sign(kind, body);
-        let sealer = Sealer { site: SiteKey(ends.alice.public().0), sign: &sign };
+        let sealer = Sealer { site: SiteKey(ends.alice.public().0), sign: &sign, journal: 7 };
         let speaker = &ends.speaker;
         let origin = |_: &PublicKey, kind: &str, body: &[u8]| speaker.sign(kind, body);
         seal_request(&sealer, ends.bob, &request(ends), origin, NOW, [4; 16])
@@ -280,7 +299,8 @@ mod tests {
         let from = SiteKey(ends.alice.public().0);
         let (sealed, digest) = seal(&ends);
         let (opened, seen) = open_request(sealed, from, ends.bob, NOW).unwrap();
-        let opened = opened.into_inner();
+        assert_eq!(opened.journal, 7);
+        let opened = opened.content.into_inner();
         assert_eq!(seen, digest);
         assert_eq!(opened.origin.op, request(&ends).origin.op);
         assert_eq!(opened.hop, request(&ends).hop);
@@ -332,11 +352,11 @@ mod tests {
         let alice = SiteKey(ends.alice.public().0);
         let bob = SecretKey::from_seed(&[2; 32]);
         let sign = |kind: &str, body: &[u8]| bob.sign(kind, body);
-        let sealer = Sealer { site: ends.bob, sign: &sign };
+        let sealer = Sealer { site: ends.bob, sign: &sign, journal: 7 };
         let (_, digest) = seal(&ends);
         let sealed = seal_answer(&sealer, alice, digest, Answer::Done);
         let opened = open_answer(&sealed, ends.bob, alice, digest).unwrap();
-        assert_eq!(opened.into_inner(), Answer::Done);
+        assert_eq!(opened.content.into_inner(), Answer::Done);
         let other = RequestDigest(Digest([0; 32]));
         assert_eq!(
             open_answer(&sealed, ends.bob, alice, other).map(|_| ()),
@@ -353,9 +373,10 @@ mod tests {
         let (opened, _) = open_request(sealed, from, ends.bob, NOW).unwrap();
         let bob = SecretKey::from_seed(&[2; 32]);
         let sign = |kind: &str, body: &[u8]| bob.sign(kind, body);
-        let sealer = Sealer { site: ends.bob, sign: &sign };
+        let sealer = Sealer { site: ends.bob, sign: &sign, journal: 7 };
         let never = |_: &PublicKey, _: &str, _: &[u8]| panic!("signed anew");
-        let (onward, _) = seal_request(&sealer, from, &opened.into_inner(), never, NOW, [6; 16]);
+        let (onward, _) =
+            seal_request(&sealer, from, &opened.content.into_inner(), never, NOW, [6; 16]);
         assert_eq!(onward.origin.unwrap(), sent);
     }
 }

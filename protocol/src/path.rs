@@ -5,7 +5,10 @@
 //! path when the Destination owns the VM.
 
 use model::statement::{Cause, Fact};
-use model::{Certificate, Chain, Descriptor, Epoch, HostName, PublicKey, Signed, Statement, VmId};
+use model::{
+    Certificate, Chain, Descriptor, Epoch, HostName, MigrationId, PublicKey, Signed, Statement,
+    VmId,
+};
 
 use crate::effect::{CallError, Caller, Duty, Reply};
 use crate::message::{Action, Answer, Hop, Op, Origin, Request};
@@ -15,13 +18,12 @@ use crate::site::{OfferAt, Step, Timer, Waiting};
 impl Step<'_> {
     /// A request that goes to the Source, by the path as it is or as a migration left it.
     pub(crate) fn along_old_path(&mut self, caller: Caller, from: Party, request: Request) {
-        let vm = request.origin.op.vm();
+        let (vm, migration) = (request.origin.op.vm(), request.origin.op.migration());
         let down = match &from {
             Party::Here => Some(Down::Here),
-            Party::Peer(peer) => request
-                .hop
-                .edge
-                .and_then(|handle| self.down_of(vm, &Edge { peer: peer.clone(), handle })),
+            Party::Peer(peer) => request.hop.edge.and_then(|handle| {
+                self.down_of(vm, migration, &Edge { peer: peer.clone(), handle })
+            }),
         };
         match down {
             Some(Down::Here) => self.at_source(caller, request),
@@ -32,7 +34,13 @@ impl Step<'_> {
         }
     }
 
-    fn down_of(&self, vm: VmId, up: &Edge) -> Option<Down> {
+    /// Where a request goes on that came along `up`: by the path that its own migration is leaving
+    /// behind, else by the path as it is, else by any that is still to be closed.
+    fn down_of(&self, vm: VmId, id: Option<MigrationId>, up: &Edge) -> Option<Down> {
+        let own = id.and_then(|id| self.site.state.migrations.get(&id)?.old.as_ref());
+        if let Some((_, down)) = own.filter(|(old_up, _)| old_up.as_ref() == Some(up)) {
+            return Some(down.clone());
+        }
         let current = self.site.state.vms.get(&vm).filter(|vm| vm.up.as_ref() == Some(up));
         if let Some(vm) = current {
             return Some(vm.down.clone());

@@ -67,18 +67,20 @@ impl Step<'_> {
             let moving = open.is_some_and(|step| step > SourceStep::Offered);
             let should_run = stay.power == PowerState::Active || stay.starting || stay.wanted;
             match guest.map(|guest| guest.power) {
-                Some(PowerState::Suspended) if !stay.starting => {
+                Some(PowerState::Suspended) => {
                     if !is_quiet(&stay) {
                         self.note(vm, "its saved state was found");
                         let power = PowerState::Suspended;
                         self.persist(Row::Stopped { vm, epoch: stay.epoch, power });
                     }
-                    if stay.wanted && !parked && !moving {
+                    if (stay.wanted || stay.starting) && !parked && !moving {
                         self.start_again(vm);
                     }
                 }
-                Some(PowerState::Paused) if moving && is_quiet(&stay) => {
-                    // Made for a start that the move overtook; it has executed nothing.
+                Some(PowerState::Paused)
+                    if is_quiet(&stay) && (moving || parked || !should_run) =>
+                {
+                    // Made for a start that nobody waits for any more; it has executed nothing.
                     self.command(Command::Kill(stay.host, vm, stay.epoch));
                 }
                 Some(PowerState::Active | PowerState::Paused) if moving => {}
@@ -92,7 +94,7 @@ impl Step<'_> {
                 Some(PowerState::Active) => self.note(vm, "found running, and adopted"),
                 Some(PowerState::Paused) if should_run => self.let_run(vm),
                 Some(PowerState::Paused | PowerState::Defined) => {}
-                Some(PowerState::Suspended) | None => {
+                None => {
                     let was_up = matches!(stay.power, PowerState::Active | PowerState::Paused);
                     if was_up || stay.starting {
                         self.note(vm, "its process is gone");

@@ -3,7 +3,9 @@
 //! The Destination's proxy dials the Source's, shows a token, and pulls (papers/003, "Initiate
 //! transfer handler").
 //! Nobody outside a proxy knows what a token means; only the proxy's address crosses the border.
-//! The data never passes the node: the node calls a [`Proxy`] and hears [`Event`]s.
+//! The data never passes the node: the node calls a [`TransferProxy`] and hears [`Event`]s.
+//! That is a [`Proxy`] in its own process, or a [`RemoteProxy`]: the handle of a [`process`] on
+//! another machine of the site.
 //!
 //! ```text
 //!   target                                        source
@@ -20,7 +22,8 @@
 //!     |  Event::Received                            |
 //! ```
 //!
-//! From the outside in: [`Proxy`] and its tables; `source`, `target` and `session` (what the ends
+//! From the outside in: `order` (what a node asks); `process` and `remote` (a proxy on another
+//! machine, and the control channel to it); [`Proxy`] and its tables; `source`, `target` and `session` (what the ends
 //! do and say); `message` (the bytes of it); `store` and `chunk` (files); `carrier` (QUIC, the only
 //! module that knows quinn) and `tls` (keys).
 //! A second carrier goes beside `carrier` and offers the same few types.
@@ -37,7 +40,10 @@ mod chunk;
 mod fault;
 mod gate;
 mod message;
+mod order;
+pub mod process;
 mod proxy;
+mod remote;
 mod session;
 mod source;
 mod store;
@@ -45,5 +51,7 @@ mod target;
 mod tls;
 mod transfer;
 
-pub use proxy::{Config, Limits, Proxy, Pull, PullError, Serve, ServeError, StartError, TellError};
+pub use order::{Pull, PullError, Serve, ServeError, TellError, TransferProxy};
+pub use proxy::{Config, Limits, Proxy, StartError};
+pub use remote::{Connection, PATIENCE, RemoteConfig, RemoteProxy};
 pub use transfer::{End, Event, MAX_TELL_BYTES, OUTBOX_MESSAGES, Progress};

@@ -1,4 +1,4 @@
-//! The handle that a node holds, and the tables behind it.
+//! The proxy of this process: its handle, and the tables behind it.
 
 use std::collections::HashMap;
 use std::io;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use model::{Bytes, FileId, MigrationId, ProxyUri, PublicKey, SecretKey, Token, TokenHash, VmId};
+use model::{FileId, MigrationId, ProxyUri, SecretKey};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use crate::carrier::{Attempt, Carrier, Code, Link, Stall};
 use crate::gate::Gate;
 use crate::message::{self, Control, MAX_GREETING_BYTES};
+use crate::order::{Pull, PullError, Serve, ServeError, TellError, TransferProxy};
 use crate::session::{ControlStream, OPEN_TIMEOUT};
 use crate::source::Serving;
 use crate::target::Pulling;
@@ -62,50 +63,6 @@ impl Default for Limits {
     }
 }
 
-/// A transfer for the proxy to be ready for, as Source. It prints no key.
-#[derive(Clone)]
-pub struct Serve {
-    /// The migration.
-    pub migration: MigrationId,
-    /// The VM.
-    pub vm: VmId,
-    /// What the target's token must hash to.
-    pub token_hash: TokenHash,
-    /// [`Token::hint`] of that token.
-    pub hint: [u8; 16],
-    /// This end's transfer key.
-    pub key: SecretKey,
-    /// The target's transfer key.
-    pub peer_key: PublicKey,
-    /// How much content may be sent for this token in all, repeats after a cut included.
-    pub byte_budget: Bytes,
-}
-
-/// A transfer to fetch, as Target. It prints no key and no token.
-#[derive(Clone)]
-pub struct Pull {
-    /// The migration.
-    pub migration: MigrationId,
-    /// The VM.
-    pub vm: VmId,
-    /// The source's proxy.
-    pub from: ProxyUri,
-    /// The source's token.
-    pub token: Token,
-    /// This end's transfer key.
-    pub key: SecretKey,
-    /// The source's transfer key.
-    pub peer_key: PublicKey,
-    /// Where the files go, as [`FileId::file_name`]. For this migration alone: what lies there
-    /// under the name of an expected file is kept only as far as it fits the manifest.
-    /// It is made if missing; its parent must be there.
-    pub folder: PathBuf,
-    /// Size of all files together at most, holes included.
-    pub budget: Bytes,
-    /// The files that may come.
-    pub expected: Vec<FileId>,
-}
-
 /// Why a proxy does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -124,39 +81,6 @@ pub enum StartError {
     /// Peers cannot dial "any address".
     #[error("{0} is no address that peers can dial; configure the address to advertise")]
     Advertise(SocketAddr),
-}
-
-/// Why a transfer cannot be served.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ServeError {
-    /// Too many at once.
-    #[error("{0} transfers are served already; try again when one ended")]
-    Full(usize),
-    /// The migration is served on other terms, or another one uses the token.
-    #[error("migration {0} or its token is served already on other terms; close it first")]
-    Conflict(MigrationId),
-}
-
-/// Why a transfer cannot be fetched.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PullError {
-    /// Too many at once.
-    #[error("{0} transfers are fetched already; try again when one ended")]
-    Full(usize),
-    /// The migration is fetched on other terms.
-    #[error("migration {0} is fetched already on other terms; close it first")]
-    Conflict(MigrationId),
-}
-
-/// Why a message cannot be told.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum TellError {
-    /// Longer than [`MAX_TELL_BYTES`].
-    #[error("a message of {0} bytes is too long to be told, {MAX_TELL_BYTES} are allowed")]
-    Long(usize),
-    /// No such transfer: never begun, or closed.
-    #[error("no transfer of migration {0} is open at this end")]
-    Unknown(MigrationId),
 }
 
 /// A running transfer proxy. Clones are the same proxy.
@@ -223,13 +147,20 @@ impl Proxy {
         Ok(Self(Arc::new(owner)))
     }
 
-    /// Where peers dial this proxy.
-    pub fn uri(&self) -> ProxyUri {
+    /// Ends the proxy. Transfers are interrupted, not closed: the other ends try again later.
+    pub async fn shut_down(self) {
+        let mut tasks = self.0.stop();
+        while tasks.join_next().await.is_some() {}
+        self.0.shared.carrier.close(SHUT_DOWN_TIMEOUT).await;
+    }
+}
+
+impl TransferProxy for Proxy {
+    fn uri(&self) -> ProxyUri {
         self.0.shared.uri.clone()
     }
 
-    /// Source: be ready for the target that has the token and the key. A repeat changes nothing.
-    pub fn serve(&self, serve: Serve) -> Result<(), ServeError> {
+    fn serve(&self, serve: Serve) -> Result<(), ServeError> {
         let shared = &self.0.shared;
         let public_key = serve.key.public();
         let mut serving = guard(&shared.serving);
@@ -255,10 +186,7 @@ impl Proxy {
         Ok(())
     }
 
-    /// Source: the guest is quiet, and here are its files. Their manifest is made, which takes as
-    /// long as reading them once, then comes [`Event::Sent`]; the session gets it when there is
-    /// one. Repeated, it only tells again. The migration must be served.
-    pub fn provide(&self, migration: MigrationId, files: Vec<(FileId, PathBuf)>) {
+    fn provide(&self, migration: MigrationId, files: Vec<(FileId, PathBuf)>) {
         let known = guard(&self.0.shared.serving).get(&migration).cloned();
         match known {
             Some(serving) => self.0.spawn(serving.provide(files)),
@@ -272,19 +200,12 @@ impl Proxy {
         }
     }
 
-    /// Target: fetch the files; reconnect as often as it takes until [`Proxy::close`].
-    /// A repeat changes nothing while it is under way, and starts again what failed for good.
-    pub fn pull(&self, pull: Pull) -> Result<(), PullError> {
+    fn pull(&self, pull: Pull) -> Result<(), PullError> {
         let shared = &self.0.shared;
         let mut pulling = guard(&shared.pulling);
         if let Some(known) = pulling.get(&pull.migration) {
-            let terms = |pull: &Pull| {
-                let Pull { vm, from, token, key, peer_key, folder, budget, expected, .. } = pull;
-                let (from, token, key) = (from.clone(), token.hash(), key.public());
-                (*vm, from, token, key, *peer_key, folder.clone(), *budget, expected.clone())
-            };
             if known.active.load(Ordering::Relaxed) {
-                let same = terms(&known.pull) == terms(&pull);
+                let same = known.pull.has_terms_of(&pull);
                 return if same { Ok(()) } else { Err(PullError::Conflict(pull.migration)) };
             }
         } else if pulling.len() >= shared.limits.pulls {
@@ -301,15 +222,7 @@ impl Proxy {
         Ok(())
     }
 
-    /// Tells the node at the other end something: at least once if a session comes about, else
-    /// it is kept. Of messages that nobody took, the latest [`crate::OUTBOX_MESSAGES`] are kept,
-    /// in memory: what must survive a restart is told again by the node.
-    pub fn tell(
-        &self,
-        migration: MigrationId,
-        end: End,
-        message: Vec<u8>,
-    ) -> Result<(), TellError> {
+    fn tell(&self, migration: MigrationId, end: End, message: Vec<u8>) -> Result<(), TellError> {
         if message.len() > MAX_TELL_BYTES {
             return Err(TellError::Long(message.len()));
         }
@@ -319,9 +232,7 @@ impl Proxy {
             .ok_or(TellError::Unknown(migration))
     }
 
-    /// Ends the transfer at this end: the token is revoked at once, and the session closed as
-    /// soon as the other end took what was told, or within two seconds.
-    pub fn close(&self, migration: MigrationId, end: End) {
+    fn close(&self, migration: MigrationId, end: End) {
         let shared = &self.0.shared;
         shared.with(migration, end, Transfer::close);
         match end {
@@ -330,16 +241,8 @@ impl Proxy {
         }
     }
 
-    /// How far a transfer is; none if it is not known here.
-    pub fn progress(&self, migration: MigrationId, end: End) -> Option<Progress> {
+    fn progress(&self, migration: MigrationId, end: End) -> Option<Progress> {
         self.0.shared.with(migration, end, Transfer::progress)
-    }
-
-    /// Ends the proxy. Transfers are interrupted, not closed: the other ends try again later.
-    pub async fn shut_down(self) {
-        let mut tasks = self.0.stop();
-        while tasks.join_next().await.is_some() {}
-        self.0.shared.carrier.close(SHUT_DOWN_TIMEOUT).await;
     }
 }
 

@@ -10,14 +10,16 @@ use tokio::sync::{mpsc, watch};
 
 use crate::carrier::{Code, Link};
 
-/// Size of one message given to [`crate::Proxy::tell`], in bytes.
+/// Size of one message given to [`crate::TransferProxy::tell`], in bytes.
 pub const MAX_TELL_BYTES: usize = 64 << 10;
 
 /// Told messages that wait to be acknowledged; the oldest gives way.
 pub const OUTBOX_MESSAGES: usize = 8;
 
 /// An end of a transfer. One site may be both ends of one migration, between two of its hosts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub enum End {
     /// Where the files are.
     Source,
@@ -26,7 +28,7 @@ pub enum End {
 }
 
 /// What a proxy tells its node. Each may come again after a reconnect or a restart.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Event {
     /// Source: the target showed token and key, and its session is open.
     Opened {
@@ -82,13 +84,26 @@ pub enum Event {
         /// What, for this site only: it may hold paths and addresses.
         error: String,
         /// It does not get better by itself. Else it is tried again until
-        /// [`crate::Proxy::close`], and this is told once per outage.
+        /// [`crate::TransferProxy::close`], and this is told once per outage.
         final_: bool,
     },
 }
 
+impl Event {
+    /// The transfer that it is about.
+    pub fn transfer(&self) -> (MigrationId, End) {
+        match *self {
+            Self::Opened { migration } | Self::Sent { migration, .. } => (migration, End::Source),
+            Self::Received { migration, .. } => (migration, End::Target),
+            Self::Told { migration, end, .. }
+            | Self::Closed { migration, end }
+            | Self::Failed { migration, end, .. } => (migration, end),
+        }
+    }
+}
+
 /// How far a transfer is, as this process sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Progress {
     /// Bytes in chunks that are not all zero; 0 until the manifest is known.
     pub total: Bytes,

@@ -213,7 +213,7 @@ fn left_at(name: &PeerName, node: &Node) -> Vec<String> {
             add(format!("a session for {migration}"));
         }
     }
-    for (call, _) in &node.calls {
+    for call in node.calls.keys() {
         add(format!("call {} is open", call.0));
     }
     left
