@@ -2,6 +2,8 @@
 //! a repeated and a late message at every position. The journeys must come to their end with one
 //! running guest, and leave nothing behind.
 
+#![allow(clippy::print_stdout, reason = "a failing run is found by the last line")]
+
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::rc::Rc;

@@ -11,7 +11,7 @@ use model::{Bytes, FileId, HostName, MigrationId, PowerState, PublicKey, RunProf
 use protocol::{Command, Event, Found, GuestEvent, Told, TransferEvent};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use transfer_proxy::{End, Proxy, Pull, Serve};
+use transfer_proxy::{End, Proxy, Pull, Serve, TransferProxy};
 
 use crate::config::{self, Config};
 use crate::driver::Driver;

@@ -8,7 +8,7 @@ use certs::Identity;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use transfer_proxy::Proxy;
+use transfer_proxy::{Proxy, TransferProxy};
 
 use crate::admin::{self, Admin};
 use crate::config::Endpoint;

@@ -96,6 +96,9 @@ impl Step<'_> {
                        files are kept",
         );
         self.command(Command::Kill(stay.host, vm, stay.epoch));
+        if self.site.fenced.remove(&vm) {
+            self.lift_fence();
+        }
         true
     }
 
@@ -224,12 +227,10 @@ impl Step<'_> {
     pub(crate) fn confirmed(&mut self, vm: VmId, answer: Result<Answer, CallError>) {
         match answer {
             Ok(Answer::Known { chain }) => {
-                if self.superseded(vm, &chain) {
-                    self.site.fenced.remove(&vm);
-                } else {
+                if !self.superseded(vm, &chain) {
                     self.unfence(vm);
+                    self.lift_fence();
                 }
-                self.lift_fence();
             }
             // Not on the path any more, or not reachable: it stays held, and is asked again.
             _ => self.arm_after(Timer::Confirm(vm), CONFIRM_AGAIN),

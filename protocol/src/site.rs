@@ -357,7 +357,7 @@ impl Step<'_> {
             }
             Op::Confirm { vm } => {
                 let vm = *vm;
-                self.confirm_below(caller, &from, vm, &request.hop);
+                self.confirm_below(caller, vm);
             }
             Op::Reclaim { .. } => self.reclaim(caller, &from, &request),
             Op::InitiateTransfer { .. } | Op::Deliver { .. } => {

@@ -13,7 +13,7 @@
 //!     |--- control: Hello(token) ------------------>|  key, token and hint belong together?
 //!     |<-- control: Welcome(vm, migration) ---------|  Event::Opened
 //!     |<== control: Tell, Ack, Broken ==============|  both ways, at any time
-//!     |                                             |  Proxy::provide, Event::Sent
+//!     |                                             |  provide, Event::Sent
 //!     |<-- one stream: the manifest ----------------|
 //!     |  checks it, looks at what it holds already  |
 //!     |--- a stream per run: Fetch(file, chunks) -->|
@@ -22,10 +22,10 @@
 //!     |  Event::Received                            |
 //! ```
 //!
-//! From the outside in: `order` (what a node asks); `process` and `remote` (a proxy on another
-//! machine, and the control channel to it); [`Proxy`] and its tables; `source`, `target` and `session` (what the ends
-//! do and say); `message` (the bytes of it); `store` and `chunk` (files); `carrier` (QUIC, the only
-//! module that knows quinn) and `tls` (keys).
+//! From the outside in: `order` (what a node asks); [`process`] and `remote` (a proxy on another
+//! machine, and the control channel to it); [`Proxy`] and its tables; `source`, `target` and
+//! `session` (what the ends do and say); `message` (the bytes of it); `store` and `chunk` (files);
+//! `carrier` (QUIC, the only module that knows quinn) and `tls` (keys).
 //! A second carrier goes beside `carrier` and offers the same few types.
 //!
 //! **Resuming needs no record.** A target that starts again reads what lies in the folder, hashes

@@ -139,4 +139,3 @@ pub enum TellError {
     #[error("no transfer of migration {0} is open at this end")]
     Unknown(MigrationId),
 }
-

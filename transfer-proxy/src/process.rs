@@ -151,3 +151,39 @@ impl Running {
         self.proxy.shut_down().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        Config {
+            listen: "127.0.0.1:7420".parse().unwrap(),
+            advertise: None,
+            control: "127.0.0.1:7421".parse().unwrap(),
+            node: SiteKey([7; 32]),
+        }
+    }
+
+    #[test]
+    fn a_folder_that_was_made_is_read_back_and_never_made_over() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("proxy");
+        assert!(matches!(load(&folder), Err(FolderError::NoProxy(_))));
+        let made = init(&folder, &config()).unwrap();
+        let (read, identity) = load(&folder).unwrap();
+        assert_eq!((read, identity.site_key()), (config(), made.site_key()));
+        assert!(matches!(init(&folder, &config()), Err(FolderError::Exists(_))));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        init(&folder.path().join("proxy"), &config()).unwrap();
+        let path = folder.path().join("proxy").join(FILE);
+        let text = std::fs::read_to_string(&path).unwrap() + "contrl = 1\n";
+        std::fs::write(&path, text).unwrap();
+        let error = load(&folder.path().join("proxy")).err().unwrap().to_string();
+        assert!(error.contains("line 5") && error.contains("contrl"), "{error}");
+    }
+}

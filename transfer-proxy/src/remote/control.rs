@@ -219,7 +219,11 @@ struct Office {
 }
 
 impl Office {
-    async fn run(mut self, mut events: mpsc::Receiver<Event>, mut arrivals: mpsc::Receiver<Stream>) {
+    async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut arrivals: mpsc::Receiver<Stream>,
+    ) {
         let mut progress = interval(PROGRESS_INTERVAL);
         progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -254,7 +258,7 @@ impl Office {
         if let Event::Failed { error, .. } = &mut event {
             *error = error.chars().take(MAX_ERROR_CHARS).collect();
         }
-        tracing::debug!(?event, "happened");
+        log(&event);
         self.held.note(&event);
         self.say(Report::Event(event));
     }
@@ -336,5 +340,22 @@ impl Office {
         self.proxy.close(transfer.0, transfer.1);
         self.held.close(transfer);
         self.shown.remove(&transfer);
+    }
+}
+
+/// What the proxy's operator wants to see.
+fn log(event: &Event) {
+    let (migration, end) = event.transfer();
+    match event {
+        Event::Opened { .. } => tracing::info!(%migration, "a target has come"),
+        Event::Sent { size, .. } => tracing::info!(%migration, %size, "files are read"),
+        Event::Received { size, wire, .. } => {
+            tracing::info!(%migration, %size, %wire, "files are here and checked");
+        }
+        Event::Closed { .. } => tracing::info!(%migration, ?end, "the other end closed"),
+        Event::Failed { error, final_, .. } => {
+            tracing::warn!(%migration, ?end, error, final_, "transfer trouble");
+        }
+        Event::Told { .. } => {}
     }
 }

@@ -402,8 +402,12 @@ impl Shared {
     async fn give_up_waiting(&self, begun: Instant) {
         let patience = self.config.patience;
         let is_due = |entry: &Entry| !entry.taken && entry.since.max(begun).elapsed() >= patience;
-        let due: Vec<_> =
-            self.state().open.extract_if(.., |_, entry| is_due(entry)).map(|(key, _)| key).collect();
+        let due: Vec<_> = self
+            .state()
+            .open
+            .extract_if(.., |_, entry| is_due(entry))
+            .map(|(key, _)| key)
+            .collect();
         for (migration, end) in due {
             // It may be passed on to a peer, whom it tells nothing of the inside.
             let error = "the transfer proxy of this host cannot be reached".to_owned();

@@ -201,15 +201,7 @@ impl Order {
         Ok(match self {
             Self::Serve { migration, vm, token_hash, hint, seed, peer_key, byte_budget } => {
                 let key = seed.key();
-                Asked::Serve(Serve {
-                    migration,
-                    vm,
-                    token_hash,
-                    hint,
-                    key,
-                    peer_key,
-                    byte_budget,
-                })
+                Asked::Serve(Serve { migration, vm, token_hash, hint, key, peer_key, byte_budget })
             }
             Self::Provide { migration, files } => {
                 let files = files.iter().map(|(id, path)| Ok((*id, path.path()?)));
@@ -395,7 +387,9 @@ mod tests {
     fn an_order_asks_for_the_same_on_the_other_side_keys_and_odd_paths_included() {
         let Asked::Serve(serve) = through(&Order::serve(&a_serve())) else { panic!("no serve") };
         assert!(serve.has_terms_of(&a_serve()));
-        let Asked::Pull(pull) = through(&Order::pull(&a_pull()).unwrap()) else { panic!("no pull") };
+        let Asked::Pull(pull) = through(&Order::pull(&a_pull()).unwrap()) else {
+            panic!("no pull")
+        };
         assert!(pull.has_terms_of(&a_pull()));
         let files = vec![(FileId::disk(0), PathBuf::from("/srv/vm/disk0.raw"))];
         let order = Order::provide(migration(1), &files).unwrap();

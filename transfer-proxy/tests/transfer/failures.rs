@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use model::{Bytes, FileId};
-use transfer_proxy::{Event, Pull};
+use transfer_proxy::{Event, Pull, TransferProxy};
 
 use crate::site::{MIB, Move, Site};
 

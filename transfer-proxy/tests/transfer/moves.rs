@@ -1,7 +1,7 @@
 use std::time::Instant;
 
 use model::FileId;
-use transfer_proxy::{Config, End, Event, Limits, Proxy, ServeError, StartError};
+use transfer_proxy::{Config, End, Event, Limits, Proxy, ServeError, StartError, TransferProxy};
 
 use crate::site::{MIB, Move, Site, allocated};
 

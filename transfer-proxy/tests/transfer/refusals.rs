@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use model::{SecretKey, Token};
-use transfer_proxy::{End, Pull};
+use transfer_proxy::{End, Pull, TransferProxy};
 
 use crate::site::{Move, Site};
 

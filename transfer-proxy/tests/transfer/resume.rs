@@ -1,5 +1,5 @@
 use model::FileId;
-use transfer_proxy::{End, Event};
+use transfer_proxy::{End, Event, TransferProxy};
 
 use crate::relay::Relay;
 use crate::site::{MIB, Move, Site, until};

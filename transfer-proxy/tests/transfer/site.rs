@@ -10,16 +10,16 @@ use std::time::Duration;
 use model::{Bytes, FileId, MigrationId, ProxyUri, SecretKey, Token, VmId};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
-use transfer_proxy::{Config, End, Event, Limits, Proxy, Pull, Serve, StartError};
+use transfer_proxy::{Config, End, Event, Limits, Proxy, Pull, Serve, StartError, TransferProxy};
 
 pub(crate) const MIB: u64 = 1 << 20;
 
 /// No step of any test takes so long on a machine that works.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
-pub(crate) struct Site {
-    pub(crate) proxy: Proxy,
-    events: mpsc::Receiver<Event>,
+pub(crate) struct Site<P = Proxy> {
+    pub(crate) proxy: P,
+    pub(crate) events: mpsc::Receiver<Event>,
 }
 
 impl Site {
@@ -44,7 +44,9 @@ impl Site {
         let config = Config { listen, advertise: None, limits: Limits::default() };
         Ok(Self { proxy: Proxy::start(config, sender).await?, events })
     }
+}
 
+impl<P: TransferProxy> Site<P> {
     pub(crate) fn address(&self) -> SocketAddr {
         self.proxy.uri().authority().parse().unwrap()
     }

@@ -1,4 +1,4 @@
-use transfer_proxy::{End, MAX_TELL_BYTES, TellError};
+use transfer_proxy::{End, MAX_TELL_BYTES, TellError, TransferProxy};
 
 use crate::site::{Move, Site};
 
@@ -66,4 +66,22 @@ async fn a_message_too_long_or_to_nobody_is_an_error() {
     assert_eq!(tell(vec![0; long]), Err(TellError::Long(long)));
     site.proxy.close(it.migration, End::Source);
     assert_eq!(tell(Vec::new()), Err(TellError::Unknown(it.migration)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_with_nothing_to_fetch_carries_messages_and_touches_no_file() {
+    let (mut source, mut target) = (Site::start().await, Site::start().await);
+    let it = Move::new();
+    source.proxy.serve(it.serve()).unwrap();
+    source.proxy.provide(it.migration, vec![it.full_disk(2)]);
+    source.sent().await;
+    let mut pull = it.pull(source.proxy.uri());
+    (pull.expected, pull.budget) = (Vec::new(), model::Bytes(0));
+    target.proxy.pull(pull).unwrap();
+    source.opened().await;
+    source.proxy.tell(it.migration, End::Source, b"released".into()).unwrap();
+    assert_eq!(target.told(End::Target).await, b"released");
+    target.proxy.tell(it.migration, End::Target, b"owned".into()).unwrap();
+    assert_eq!(source.told(End::Source).await, b"owned");
+    it.assert_nothing_written();
 }
