@@ -1,10 +1,11 @@
 //! `sojourn.toml`: what an operator sets, and whence each value came.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use model::PeerName;
+use model::{HostName, PeerName, SiteKey};
 use serde::{Deserialize, Serialize};
 
 /// The file's name in the site's folder.
@@ -31,6 +32,9 @@ pub struct Config {
     /// How long things may take.
     #[serde(default)]
     pub time: TimeConfig,
+    /// Transfer proxies in processes of their own; the node's own one serves all other hosts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub proxies: Vec<ProxyConfig>,
 }
 
 /// An address that is listened at, and how others reach it.
@@ -50,6 +54,26 @@ fn default_control() -> Endpoint {
 
 fn default_proxy() -> Endpoint {
     Endpoint { listen: SocketAddr::from(([0, 0, 0, 0], 7420)), advertise: None }
+}
+
+/// A transfer proxy in a process of its own, as `sojourn proxy init` prints it. It must see the
+/// files of its hosts under the same absolute paths as the node. Before it is changed or removed,
+/// the transfers of its hosts must have ended: other sites were told its address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProxyConfig {
+    /// What the site calls it.
+    pub name: String,
+    /// Its control port, TCP, as the node reaches it.
+    pub control: SocketAddr,
+    /// Its data port, UDP, as proxies of other sites reach it.
+    pub data: SocketAddr,
+    /// Its key.
+    pub key: SiteKey,
+    /// The hosts whose files it reaches, and `library` for those of VMs that are only stored;
+    /// without, every host and the library.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<BTreeSet<HostName>>,
 }
 
 /// What runs the guests of this site's hosts.
@@ -176,6 +200,11 @@ impl Config {
         {
             return Err(format!("offer.country is two capital letters or empty, got {country:?}"));
         }
+        for (at, proxy) in config.proxies.iter().enumerate() {
+            if proxy.name.is_empty() || config.proxies[..at].iter().any(|p| p.name == proxy.name) {
+                return Err(format!("each of [[proxies]] has its own name, got {:?}", proxy.name));
+            }
+        }
         Ok(config)
     }
 
@@ -244,6 +273,20 @@ mod tests {
         let error = Config::parse("name = \"a\"\n[offer]\ncontry = \"SE\"\n").unwrap_err();
         assert!(error.contains("line 3"), "{error}");
         assert!(error.contains("did you mean `country`?"), "{error}");
+    }
+
+    #[test]
+    fn proxies_are_read_and_written_and_each_has_its_own_name() {
+        let key = "ab".repeat(32);
+        let proxy = format!(
+            "[[proxies]]\nname = \"rack-1\"\ncontrol = \"192.0.2.1:7421\"\n\
+             data = \"192.0.2.1:7420\"\nkey = \"{key}\"\nhosts = [\"one\", \"library\"]\n"
+        );
+        let config = Config::parse(&format!("name = \"alpha\"\n{proxy}")).unwrap();
+        assert_eq!(config.proxies[0].key, SiteKey([0xab; 32]));
+        assert_eq!(Config::parse(&config.to_toml()).unwrap(), config);
+        let error = Config::parse(&format!("name = \"alpha\"\n{proxy}{proxy}")).unwrap_err();
+        assert!(error.contains("its own name"), "{error}");
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod journal;
 mod library;
 mod link;
 mod peers;
+mod proxies;
 mod run;
 
 pub use config::{Config, ConfigError};

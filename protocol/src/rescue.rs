@@ -210,15 +210,11 @@ impl Step<'_> {
     }
 
     /// A site below has lost a part of its memory: it hears what this one knows.
-    pub(crate) fn confirm_below(&mut self, caller: Caller, from: &Party, vm: VmId, hop: &Hop) {
-        let below = match (from, hop.edge) {
-            (Party::Peer(peer), Some(handle)) => {
-                Some(Down::Edge(Edge { peer: peer.clone(), handle }))
-            }
-            _ => None,
-        };
-        let entry =
-            self.site.state.vms.get(&vm).filter(|entry| Some(&entry.down) == below.as_ref());
+    ///
+    /// It need not be on the path any more: that is what it must learn. Whoever knows the VM's id
+    /// had it once, and hears how often it changed hands since, not where it is.
+    pub(crate) fn confirm_below(&mut self, caller: Caller, vm: VmId) {
+        let entry = self.site.state.vms.get(&vm);
         let answer =
             entry.map_or(Answer::Unknown, |entry| Answer::Known { chain: entry.chain.clone() });
         self.answer(caller, answer);
