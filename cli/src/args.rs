@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use model::Bytes;
+use model::{Bytes, SiteKey};
 
 /// A cloud site's part in a federation: place VMs at other sites, host theirs, and know at every
 /// moment where the responsibility for each lies.
@@ -55,6 +55,9 @@ pub(crate) enum Noun {
     /// The site's own rules.
     #[command(subcommand)]
     Policy(Policy),
+    /// Transfer proxies in processes of their own, on other machines of the site.
+    #[command(subcommand, long_about = PROXY_ABOUT)]
+    Proxy(Proxy),
     /// Look at this machine and say what would be in the way.
     Doctor,
     /// Print completions for a shell.
@@ -335,6 +338,56 @@ pub(crate) enum Offer {
     /// List them.
     List,
 }
+
+/// How the parts of `proxy` play together.
+const PROXY_ABOUT: &str = "\
+Transfer proxies in processes of their own, on other machines of the site.
+
+A transfer proxy moves the files of VMs to and from the proxies of other sites. Each node has one \
+in its own process, and needs no other as long as its machine reaches all files and its link is \
+fast enough. A proxy of its own runs on the machine that has a host's files, as the same user as \
+the node, and must see the files under the same absolute paths.
+
+  1. on the node's machine, for its key:    sojourn site show -o json
+  2. on the proxy's machine:                sojourn proxy init FOLDER --listen ... --node KEY
+     which prints the lines for the node's sojourn.toml
+  3. on the proxy's machine:                sojourn proxy run FOLDER
+  4. add the lines, and the proxy's hosts, and restart the node
+
+The proxy obeys this one node, and the node takes no other for it. It stores nothing but its key \
+and its configuration: it may be stopped at any time, and what it was moving goes on after its \
+next start. While it is away, new transfers of its hosts fail.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Proxy {
+    /// Make a new proxy: its key and its configuration; prints what its node must know.
+    Init {
+        /// The folder to make.
+        #[arg(env = "SOJOURN_PROXY", default_value = PROXY_FOLDER)]
+        folder: PathBuf,
+        /// Where proxies of other sites come in, UDP.
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        listen: SocketAddr,
+        /// The address that they dial, if it is another.
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        advertise: Option<SocketAddr>,
+        /// Where the node comes in, TCP: an address within the site.
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        control: SocketAddr,
+        /// The key of the node's site, 64 hex digits: the only one that is obeyed.
+        #[arg(long, value_name = "KEY")]
+        node: SiteKey,
+    },
+    /// Run the proxy, until SIGINT or SIGTERM.
+    Run {
+        /// Its folder.
+        #[arg(env = "SOJOURN_PROXY", default_value = PROXY_FOLDER)]
+        folder: PathBuf,
+    },
+}
+
+/// Where a proxy lives, unless told otherwise.
+const PROXY_FOLDER: &str = "/var/lib/sojourn-proxy";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Policy {

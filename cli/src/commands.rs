@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use proto::admin as api;
 use serde_json::json;
 
-use crate::args::{Args, Format, Host, Move, Noun, Offer, Op, Peer, Policy, Site, Vm};
+use crate::args::{Args, Format, Host, Move, Noun, Offer, Op, Peer, Policy, Proxy, Site, Vm};
 use crate::client::{Client, connect};
 use crate::exit::{FAILED, Failure, REFUSED, TIMED_OUT, USAGE};
 use crate::local;
@@ -26,6 +26,11 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
             local::init(at.unwrap_or(folder), &name, listen, advertise, simulated, &output)
         }
         Noun::Site(Site::Run { folder: at }) => local::run(&at.unwrap_or(folder)).await,
+        Noun::Proxy(Proxy::Init { folder, listen, advertise, control, node }) => {
+            let config = transfer_proxy::process::Config { listen, advertise, control, node };
+            local::proxy_init(&folder, &config, &output)
+        }
+        Noun::Proxy(Proxy::Run { folder }) => local::proxy_run(&folder).await,
         Noun::Doctor => local::doctor(&folder, &output).await,
         Noun::Policy(Policy::Check) => local::policy_check(&folder, &output),
         Noun::Completion { shell } => {

@@ -62,7 +62,14 @@ macro_rules! plain {
         })*
     };
 }
-plain!(std::io::Error, node::FolderError, node::StartError, node::JournalError);
+plain!(
+    std::io::Error,
+    node::FolderError,
+    node::StartError,
+    node::JournalError,
+    transfer_proxy::process::FolderError,
+    transfer_proxy::process::StartError
+);
 
 /// An error with its causes, on one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

@@ -1,4 +1,4 @@
-//! What needs no running node: making a site, running its node, looking at the machine.
+//! What needs no running node: making a site or a proxy, running them, looking at the machine.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use node::config::{Config, Driver, Endpoint, Hypervisor, OfferConfig, TimeConfig
 use node::doctor::{self, Health};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
+use transfer_proxy::process;
 
 use crate::args::Format;
 use crate::exit::{FAILED, Failure, USAGE};
@@ -41,6 +42,7 @@ pub(crate) fn init(
         hypervisor: Hypervisor { driver, ..Hypervisor::default() },
         offer: OfferConfig::default(),
         time: TimeConfig::default(),
+        proxies: Vec::new(),
     };
     let path = absolute(&folder)?;
     let identity = Folder::at(&path).init(&config)?;
@@ -59,14 +61,7 @@ pub(crate) fn init(
 
 /// `site run`.
 pub(crate) async fn run(folder: &Path) -> Result<(), Failure> {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("SOJOURN_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
-        logs.with_target(false).init();
-    } else {
-        logs.json().init();
-    }
+    log_to_stderr();
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     provider.install_default().map_err(|_| Failure::new(FAILED, "TLS was set up twice"))?;
     let (mut interrupt, mut terminate) =
@@ -85,6 +80,57 @@ pub(crate) async fn run(folder: &Path) -> Result<(), Failure> {
     }
     tracing::info!("the node stops; guests go on");
     running.stop().await;
+    Ok(())
+}
+
+/// `proxy init`.
+pub(crate) fn proxy_init(
+    folder: &Path,
+    config: &process::Config,
+    output: &Output,
+) -> Result<(), Failure> {
+    let data = config.advertise.unwrap_or(config.listen);
+    if data.ip().is_unspecified() || data.port() == 0 {
+        let text = format!("proxies of other sites cannot dial {data}; name it with --advertise");
+        return Err(Failure::new(USAGE, text));
+    }
+    if config.control.port() == 0 {
+        let text = "--control needs a port that stays: the node comes in there";
+        return Err(Failure::new(USAGE, text));
+    }
+    let path = absolute(folder)?;
+    let key = process::init(&path, config)?.site_key();
+    let (shown, control) = (path.display().to_string(), config.control);
+    output.one(&json!({ "folder": shown, "key": key, "control": control, "data": data }), || {
+        format!(
+            "the proxy is made in {shown}; its key is {key}\n\
+             next: sojourn proxy run {shown}\n\
+             and in the node's sojourn.toml, before the node is restarted:\n\n\
+             [[proxies]]\n\
+             name = \"proxy-1\"       # another one for each\n\
+             control = \"{control}\"  # as the node reaches it\n\
+             data = \"{data}\"\n\
+             key = \"{key}\"\n\
+             hosts = []             # those whose files it reaches; without this line, all"
+        )
+    });
+    Ok(())
+}
+
+/// `proxy run`.
+pub(crate) async fn proxy_run(folder: &Path) -> Result<(), Failure> {
+    log_to_stderr();
+    let (mut interrupt, mut terminate) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (config, identity) = process::load(&absolute(folder)?)?;
+    let running = process::start(&config, identity).await?;
+    tracing::info!(data = %running.uri, control = %running.control, "the proxy serves");
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    tracing::info!("the proxy stops; transfers go on after its next start");
+    running.shut_down().await;
     Ok(())
 }
 
@@ -124,6 +170,17 @@ pub(crate) fn policy_check(folder: &Path, output: &Output) -> Result<(), Failure
         .map_err(|error| Failure::new(FAILED, crate::exit::chain(&error)))?;
     output.one(&json!({ "sound": true }), || "the policies are sound".to_owned());
     Ok(())
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SOJOURN_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+        logs.with_target(false).init();
+    } else {
+        logs.json().init();
+    }
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {

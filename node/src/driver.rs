@@ -21,6 +21,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use crate::hands::Hands;
 use crate::journal::{EventLine, Journal, JournalError, operation_subject, vm_subject};
 use crate::link::Links;
+use crate::proxies::Proxies;
 
 /// Inputs that wait for the driver; whoever adds one more waits.
 const QUEUE: usize = 4096;
@@ -94,7 +95,7 @@ pub(crate) struct NodeWorld {
     /// Made and not durable yet, oldest first.
     fresh: VecDeque<(Time, PublicKey)>,
     token_secret: [u8; 32],
-    proxy: ProxyUri,
+    proxies: Proxies,
     policy: Arc<policies::Engine>,
 }
 
@@ -129,8 +130,8 @@ impl World for NodeWorld {
         Token(*blake3::keyed_hash(&self.token_secret, &migration.0).as_bytes())
     }
 
-    fn proxy_uri(&self, _host: &HostName) -> ProxyUri {
-        self.proxy.clone()
+    fn proxy_uri(&self, host: &HostName) -> ProxyUri {
+        self.proxies.of(host).uri()
     }
 
     fn policy(&self) -> &dyn Policy {
@@ -191,7 +192,7 @@ pub(crate) struct Start {
     pub config: protocol::Config,
     pub journal: Journal,
     pub policy: Arc<policies::Engine>,
-    pub proxy: ProxyUri,
+    pub proxies: Proxies,
     /// Every host's profile, where its hypervisor could tell.
     pub profiles: Vec<(HostName, model::RunProfile)>,
     pub found: Vec<Found>,
@@ -225,7 +226,7 @@ impl Driver {
             keys: loaded.keys,
             fresh: VecDeque::new(),
             token_secret: loaded.token_secret,
-            proxy: start.proxy,
+            proxies: start.proxies,
             policy: start.policy,
         };
         let mut core = Core {
@@ -504,7 +505,8 @@ impl Core {
             }
             Effect::Do(command) => {
                 let budget = command_budget(&self.site, &command);
-                hands.carry_out(command, budget, |key| self.world.key(key).clone());
+                let host = command_host(&self.site, &command);
+                hands.carry_out(command, &host, budget, |key| self.world.key(key).clone());
             }
             Effect::Progress { .. } | Effect::Note { .. } => {}
             Effect::Ended(journey) => {
@@ -523,6 +525,26 @@ fn command_budget(site: &Site, command: &protocol::Command) -> model::Bytes {
     let disks: u64 = vm.descriptor.disks.iter().map(|disk| disk.capacity.0).sum();
     let whole = disks + vm.descriptor.resources.memory.0 + (64 << 20);
     model::Bytes(whole + whole / 4)
+}
+
+/// The host whose files a command is about. Of a transfer that the machine no longer knows there
+/// is none, and any proxy is as good as another.
+fn command_host(site: &Site, command: &protocol::Command) -> HostName {
+    use protocol::Command as C;
+    let migration = |id| site.state.migrations.get(id);
+    let source = |id| Some(migration(id)?.source.as_ref()?.copy.host.clone());
+    let target = |id| Some(migration(id)?.target.as_ref()?.host.clone());
+    let known = match command {
+        C::Pull { host, .. } | C::Provide { host, .. } => Some(host.clone()),
+        C::Serve { migration, .. }
+        | C::Tell { migration, source: true, .. }
+        | C::Close { migration, source: true } => source(migration),
+        C::Tell { migration, source: false, .. } | C::Close { migration, source: false } => {
+            target(migration)
+        }
+        _ => command.guest().map(|(host, ..)| host.clone()),
+    };
+    known.unwrap_or_else(protocol::library)
 }
 
 fn join(output: &mut Output, more: Output) {

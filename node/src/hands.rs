@@ -1,4 +1,4 @@
-//! The hands: carries out what the machine wants of hypervisors, the transfer proxy and the disk,
+//! The hands: carries out what the machine wants of hypervisors, transfer proxies and the disk,
 //! and tells it what came of it.
 
 use std::collections::HashMap;
@@ -11,11 +11,12 @@ use model::{Bytes, FileId, HostName, MigrationId, PowerState, PublicKey, RunProf
 use protocol::{Command, Event, Found, GuestEvent, Told, TransferEvent};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use transfer_proxy::{End, Proxy, Pull, Serve, TransferProxy};
+use transfer_proxy::{End, Pull, Serve};
 
 use crate::config::{self, Config};
 use crate::driver::Driver;
 use crate::folder::Folder;
+use crate::proxies::Proxies;
 
 /// How often guests are looked after that may have ended by themselves.
 const LOOK: Duration = Duration::from_secs(2);
@@ -29,7 +30,7 @@ pub(crate) struct Hands(Arc<Shared>);
 struct Shared {
     folder: Folder,
     config: Config,
-    proxy: Proxy,
+    proxies: Proxies,
     driver: Driver,
     runtime: Handle,
     hosts: Mutex<HashMap<HostName, Arc<dyn Hypervisor>>>,
@@ -45,11 +46,11 @@ enum Order {
 }
 
 impl Hands {
-    pub(crate) fn new(folder: Folder, config: Config, proxy: Proxy, driver: Driver) -> Self {
+    pub(crate) fn new(folder: Folder, config: Config, proxies: Proxies, driver: Driver) -> Self {
         Self(Arc::new(Shared {
             folder,
             config,
-            proxy,
+            proxies,
             driver,
             runtime: Handle::current(),
             hosts: Mutex::default(),
@@ -104,9 +105,7 @@ impl Hands {
 
     /// How far a transfer is: bytes done and in all.
     pub(crate) fn progress(&self, migration: MigrationId) -> Option<(Bytes, Bytes)> {
-        let target = self.0.proxy.progress(migration, End::Target);
-        let progress = target.or_else(|| self.0.proxy.progress(migration, End::Source))?;
-        Some((progress.done, progress.total))
+        self.0.proxies.progress(migration)
     }
 
     fn host(&self, host: &HostName) -> Option<Arc<dyn Hypervisor>> {
@@ -123,10 +122,12 @@ impl Hands {
         }
     }
 
-    /// Begins to carry out a command; what comes of it is told to the driver.
+    /// Begins to carry out a command; what comes of it is told to the driver. One about a transfer
+    /// goes to the proxy of `host`, which has the files of this end.
     pub(crate) fn carry_out(
         &self,
         command: Command,
+        host: &HostName,
         budget: Bytes,
         key: impl Fn(&PublicKey) -> SecretKey,
     ) {
@@ -134,7 +135,7 @@ impl Hands {
             let at = (host.clone(), Instance { vm, epoch });
             return self.order(at, Order::Do(command));
         }
-        let proxy = &self.0.proxy;
+        let proxy = self.0.proxies.of(host);
         match command {
             Command::Serve { migration, vm, token, hint, key: public, peer_key } => {
                 let serve = Serve {
@@ -172,7 +173,7 @@ impl Hands {
                     expected: files,
                 };
                 match proxy.pull(pull) {
-                    Ok(()) => self.watch_first_bytes(migration),
+                    Ok(()) => self.watch_first_bytes(migration, host),
                     Err(error) => self.transfer_failed(migration, End::Target, report(&error)),
                 }
             }
@@ -198,10 +199,11 @@ impl Hands {
         self.0.runtime.spawn(async move { driver.event(event).await });
     }
 
-    fn watch_first_bytes(&self, migration: MigrationId) {
+    fn watch_first_bytes(&self, migration: MigrationId, host: HostName) {
         let hands = self.clone();
         self.0.runtime.spawn(async move {
-            while let Some(progress) = hands.0.proxy.progress(migration, End::Target) {
+            let progress = || hands.0.proxies.of(&host).progress(migration, End::Target);
+            while let Some(progress) = progress() {
                 if progress.done.0 > 0 {
                     let event = TransferEvent::Receiving;
                     return hands.0.driver.event(Event::Transfer { migration, event }).await;

@@ -284,7 +284,11 @@ async fn connect_one(
             let handshake = tokio_rustls::TlsConnector::from(tls).connect(name, tcp);
             let stream = tokio::time::timeout(CONNECT_LIMIT, handshake)
                 .await
-                .map_err(|_| std::io::Error::other("no TLS handshake in time"))??;
+                .map_err(|_| std::io::Error::other("no TLS handshake in time"))?
+                .map_err(|error| match certs::Refusal::of(&error) {
+                    Some(refusal) => std::io::Error::other(refusal.to_string()),
+                    None => error,
+                })?;
             Ok::<_, std::io::Error>(TokioIo::new(stream))
         }
     });

@@ -20,6 +20,7 @@ use crate::journal::{Journal, JournalError};
 use crate::library;
 use crate::link::Links;
 use crate::peers::Peers;
+use crate::proxies::Proxies;
 
 /// Events of transfers that wait for the driver.
 const TRANSFER_EVENTS: usize = 256;
@@ -111,14 +112,16 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
     let listener = TcpListener::bind(listen).await.map_err(listen_error)?;
     let control_at = listener.local_addr().map_err(listen_error)?;
     let (transfers, transfer_events) = mpsc::channel(TRANSFER_EVENTS);
-    let proxy = Proxy::start(proxy_config(&config.proxy, control_at), transfers).await?;
+    let proxy = Proxy::start(proxy_config(&config.proxy, control_at), transfers.clone()).await?;
+    let (proxies, connections) =
+        Proxies::new(proxy.clone(), &config.proxies, &identity, &transfers);
     let control = advertised(&config.control, control_at);
 
     let (driver, inputs) = Driver::channel();
     let peers = Peers::default();
     peers.load(journal.peers()?, journal.is_inviting(crate::link::now())?);
     let links = Links::new(identity.clone(), peers.clone(), driver.clone());
-    let hands = Hands::new(folder.clone(), config.clone(), proxy.clone(), driver.clone());
+    let hands = Hands::new(folder.clone(), config.clone(), proxies.clone(), driver.clone());
 
     let (mut profiles, mut found) = (Vec::new(), Vec::new());
     for host in state.hosts.keys() {
@@ -143,7 +146,7 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
         config: config.protocol(),
         journal,
         policy,
-        proxy: proxy.uri(),
+        proxies,
         profiles,
         found,
         journal_seen,
@@ -183,12 +186,14 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
     };
     let admin_listener = admin::listen(&socket)
         .map_err(|source| StartError::Socket { path: socket.clone(), source })?;
-    let doors = vec![
+    let mut doors = vec![
         tokio::spawn(door("peers", gate::serve(gate, listener, tls, stopped(stopping.clone())))),
         tokio::spawn(door("users", admin::serve(admin, admin_listener, stopped(stopping)))),
         tokio::spawn(hands.clone().relay_transfers(transfer_events)),
         tokio::spawn(hands.look_after_guests()),
     ];
+    // The machine has given every order again that is still open.
+    doors.extend(connections.into_iter().map(|connection| tokio::spawn(connection.run())));
     Ok(Running {
         control,
         proxy: proxy_at,

@@ -923,7 +923,9 @@ impl Step<'_> {
                 memory.chain = Some(chain);
                 memory.active = active;
                 memory.profile = profile;
-                self.go(operation, Phase::Initiate);
+                // Failures count on: a Destination that is gone for good leads here every time.
+                memory.phase = Phase::Initiate;
+                self.drive(operation);
             }
             (Phase::Force, Answer::Conflict { reason, retry_after }) => {
                 self.memory(operation).last_failure = Some(reason);
@@ -1033,9 +1035,7 @@ impl Step<'_> {
             Phase::Verify if matches!(answer, Answer::Unknown) && failures > MAX_FAILURES => {
                 self.conclude(operation, Ended::GaveUp(reason));
             }
-            Phase::Initiate if matches!(answer, Answer::Failed { .. }) && failures > 2 => {
-                self.attempt_failed(operation, reason);
-            }
+            Phase::Initiate if failures > MAX_FAILURES => self.attempt_failed(operation, reason),
             Phase::Initiate => {
                 // The Source may have a new token; the Destination goes on where it stopped.
                 self.memory(operation).phase = Phase::Force;

@@ -197,7 +197,7 @@ impl Step<'_> {
         for (migration, vm, target) in roles {
             match target.step {
                 TargetStep::Admitted | TargetStep::Receiving => {
-                    self.arm(Timer::AdmitExpiry(migration), target.expires);
+                    self.arm_after(Timer::AdmitExpiry(migration), crate::target::UNUSED_LIFE);
                     self.pull(migration);
                 }
                 TargetStep::Ready => self.pull(migration),

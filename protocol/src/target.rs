@@ -26,6 +26,10 @@ use crate::site::{MAX_OFFERS_KEPT, OfferAt, OfferMade, Step, Timer};
 /// The capacity class of every host, until classes are configured.
 const CLASS: &str = "standard";
 
+/// How long capacity stays taken while not one byte arrives: ample for a Source to save a large
+/// guest's memory first.
+pub(crate) const UNUSED_LIFE: std::time::Duration = std::time::Duration::from_secs(3600);
+
 /// How long a READY Destination waits before it dials a Source again that hung up.
 const REDIAL: std::time::Duration = std::time::Duration::from_secs(10);
 
@@ -228,7 +232,7 @@ impl Step<'_> {
             expires,
         });
         self.site.offers.remove(&handle);
-        self.arm(Timer::AdmitExpiry(migration), expires);
+        self.arm_after(Timer::AdmitExpiry(migration), UNUSED_LIFE);
         self.note(vm, "admitted; fetching its files");
         self.site.arriving.entry(migration).or_default().push(caller);
         self.pull(migration);
@@ -362,7 +366,14 @@ impl Step<'_> {
     }
 
     pub(crate) fn admit_expired(&mut self, migration: MigrationId) {
-        self.transfer_failed(migration, "nothing arrived in time");
+        let role = self.target_role(migration).map(|(_, target)| (target.step, target.expires));
+        match role {
+            // Bytes arrive: it has all of its time.
+            Some((TargetStep::Receiving, expires)) if expires > self.world.now() => {
+                self.arm(Timer::AdmitExpiry(migration), expires);
+            }
+            _ => self.transfer_failed(migration, "nothing arrived in time"),
+        }
     }
 
     /// The Source keeps the VM: what arrived is of no use.
