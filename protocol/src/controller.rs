@@ -18,11 +18,12 @@ use model::{EdgeHandle, HostName, MigrationId, Offer, OperationId, PeerName, Req
 use crate::effect::{CallError, CallId, Caller, Effect, Reply};
 use crate::message::{Answer, Hop, Op, Origin, Outcome, Request};
 use crate::path::{Verifier, back_off};
-use crate::row::{Chosen, Down, Edge, Evict, Goal, Journey, Mode, Party, Result as Ended, Row};
+use crate::row::{Down, Edge, Evict, Goal, Mode, Party, Result as Ended, Row};
 use crate::site::{
     Asker, Gathering, JourneyMemory, MAX_GATHERINGS, OfferAt, OfferMade, Phase, Step, Timer,
     Waiting,
 };
+use crate::state::{Chosen, Journey};
 
 /// How long an eviction waits before it asks everybody again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
@@ -533,7 +534,7 @@ impl Step<'_> {
                 (Party::Here, Some(vm)) => {
                     let stay = vm.stay.as_ref();
                     let left =
-                        |stay: &crate::row::Stay| journey.goal.leave.as_ref() == Some(&stay.host);
+                        |stay: &crate::state::Stay| journey.goal.leave.as_ref() == Some(&stay.host);
                     stay.is_some_and(|stay| journey.goal.leave.is_none() || left(stay))
                 }
                 (Party::Peer(peer), Some(vm)) => {

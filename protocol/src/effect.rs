@@ -9,7 +9,8 @@ use model::{
 };
 
 use crate::message::{Action, Answer, Request, Told};
-use crate::row::{Journey, Mode, Row};
+use crate::row::{Mode, Row};
+use crate::state::Journey;
 
 /// A request that this site sent and waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

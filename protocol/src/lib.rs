@@ -34,6 +34,7 @@ mod restart;
 mod row;
 mod site;
 mod source;
+mod state;
 mod target;
 mod view;
 
@@ -42,10 +43,10 @@ pub use effect::{
     TransferEvent,
 };
 pub use message::{Action, Answer, Hop, Op, Origin, Outcome, Request, Sealed, Told};
-pub use row::{
-    Chosen, Down, Edge, Evict, Goal, Host, Illegal, Journey, LIBRARY, Migration, Mode, Party,
-    Result as JourneyResult, Row, SourceRole, SourceStep, State, Stay, TargetRole, TargetStep, Vm,
-    library,
-};
+pub use row::{Down, Edge, Evict, Goal, LIBRARY, Mode, Party, Result as JourneyResult, Row};
 pub use site::{Config, Site, World};
+pub use state::{
+    Chosen, Host, Illegal, Journey, Migration, SourceRole, SourceStep, State, Stay, TargetRole,
+    TargetStep, Vm, library,
+};
 pub use view::{NextMove, OfferView, Progress, VmView};

@@ -323,7 +323,7 @@ impl Step<'_> {
         let guests = self.site.state.vms.values().filter_map(|vm| vm.stay.as_ref());
         let frozen = self.site.state.migrations.values().filter_map(|migration| {
             let source = migration.source.as_ref()?;
-            (source.step == crate::row::SourceStep::Released).then_some(&source.copy)
+            (source.step == crate::state::SourceStep::Released).then_some(&source.copy)
         });
         let count = guests.chain(frozen).filter(|stay| stay.host == host).count();
         if count > 0 {

@@ -10,8 +10,9 @@ use model::{Certificate, Chain, Digest, EdgeHandle, PeerName, PowerState, VmId};
 use crate::effect::{CallError, Caller, Command, Reply};
 use crate::message::{Answer, Hop, Op, Origin, Request};
 use crate::path::Verifier;
-use crate::row::{Down, Edge, Party, Row, SourceStep, Stay};
+use crate::row::{Down, Edge, Party, Row};
 use crate::site::{Step, Timer, Waiting};
+use crate::state::{SourceStep, Stay};
 
 /// How long a fenced site waits before it asks again about a VM.
 const CONFIRM_AGAIN: std::time::Duration = std::time::Duration::from_secs(5);

@@ -3,9 +3,10 @@
 use model::{Epoch, PowerState};
 
 use crate::effect::{Command, Found, GuestEvent, Output};
-use crate::row::{Down, Party, Result as Ended, Row, SourceStep, TargetStep, library};
+use crate::row::{Down, Party, Result as Ended, Row};
 use crate::site::{JourneyMemory, Phase, Site, Step, Timer, World};
 use crate::source::is_quiet;
+use crate::state::{SourceStep, TargetStep, library};
 
 impl Site {
     /// To be called once, before any event, with every guest process that was found.

@@ -12,7 +12,8 @@ use model::{
 
 use crate::effect::{Ask, CallError, CallId, Caller, Command, Duty, Effect, Event, Output, Reply};
 use crate::message::{Answer, Hop, Op, Origin, Request};
-use crate::row::{Down, Edge, Party, Row, State};
+use crate::row::{Down, Edge, Party, Row};
+use crate::state::State;
 
 /// Everything outside the machine that it may use while it handles an event.
 pub trait World: Verify {

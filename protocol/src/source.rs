@@ -20,8 +20,9 @@ use model::{
 use crate::effect::{Caller, Command, GuestEvent, TransferEvent};
 use crate::message::{Action, Answer, Op, Outcome, Request, Told};
 use crate::path::Verifier;
-use crate::row::{Down, Mode, Row, SourceRole, SourceStep, Stay, TargetStep};
+use crate::row::{Down, Mode, Row};
 use crate::site::{Step, Timer};
+use crate::state::{SourceRole, SourceStep, Stay, TargetStep};
 
 /// How long another Controller is told to wait while a migration of the VM is open.
 const CONFLICT_RETRY: std::time::Duration = std::time::Duration::from_secs(5);

@@ -20,8 +20,9 @@ use model::{
 use crate::effect::{Caller, Command};
 use crate::message::{Answer, Op, Request, Told};
 use crate::path::Verifier;
-use crate::row::{LIBRARY, Party, Row, SourceStep, Stay, TargetRole, TargetStep, library};
+use crate::row::{LIBRARY, Party, Row};
 use crate::site::{MAX_OFFERS_KEPT, OfferAt, OfferMade, Step, Timer};
+use crate::state::{SourceStep, Stay, TargetRole, TargetStep, library};
 
 /// The capacity class of every host, until classes are configured.
 const CLASS: &str = "standard";

@@ -2,8 +2,9 @@
 
 use model::{Descriptor, Epoch, HostName, MigrationId, PeerName, PowerState, Time, VmId};
 
-use crate::row::{Down, Journey, Party, SourceStep, TargetStep};
+use crate::row::{Down, Party};
 use crate::site::{OfferAt, Phase, Site};
+use crate::state::{Journey, SourceStep, TargetStep};
 
 /// A VM as this site knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]

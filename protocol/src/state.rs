@@ -1,0 +1,722 @@
+//! What a site must not forget: the fold of its journal through one total function.
+
+use std::collections::BTreeMap;
+
+use model::{
+    Certificate, Chain, Descriptor, Digest, EdgeHandle, Epoch, HostName, MigrationId, OperationId,
+    PowerState, PublicKey, Resources, RunProfile, Signed, Statement, Time, TokenHash, TransferEnd,
+    VmId,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::row::{Down, Edge, Goal, LIBRARY, Mode, Party, Result, Row};
+
+/// A host of this site.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Host {
+    /// What it has for VMs.
+    pub capacity: Resources,
+    /// Whether it is being emptied.
+    pub draining: bool,
+}
+
+/// A VM's files and run state at this site, while this site owns it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Stay {
+    /// On which host, or in the library.
+    pub host: HostName,
+    /// Since which epoch; it names the folder too.
+    pub epoch: Epoch,
+    /// This site's per-VM key.
+    pub key: PublicKey,
+    /// What its guest does, as far as is durable.
+    pub power: PowerState,
+    /// START_INTENT is durable and STARTED is not: it may have executed.
+    pub starting: bool,
+    /// It ran before a move that came to nothing, and is to go on as soon as it can.
+    pub wanted: bool,
+    /// What its run state depends on, from its first start on.
+    pub profile: Option<RunProfile>,
+}
+
+/// A VM on whose path this site stands.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Vm {
+    /// Its descriptor.
+    pub descriptor: Descriptor,
+    /// The newest certificates that this site knows.
+    pub chain: Chain,
+    /// The delegator's edge; none at the primary.
+    pub up: Option<Edge>,
+    /// Where the path goes on.
+    pub down: Down,
+    /// Its stay here, if this site owns it.
+    pub stay: Option<Stay>,
+    /// Why it is parked, if it is.
+    pub parked: Option<String>,
+    /// It was destroyed: kept as a tombstone.
+    pub destroyed: bool,
+}
+
+/// Where a migration stands at its Source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SourceStep {
+    /// A token is out.
+    Offered,
+    /// The other proxy came; the guest is being quieted.
+    Initiated,
+    /// The guest is quiet; the files are being read.
+    Quiesced,
+    /// All is read; the outcome is open.
+    Sent,
+    /// Decided: the Destination's.
+    Released,
+    /// Decided: it stays.
+    Aborted,
+    /// Released, and given back.
+    Returned,
+    /// Released, and the Destination has it.
+    Receipted,
+    /// Released, and the frozen copy is gone.
+    Tombstone,
+}
+
+/// A migration at its Source.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SourceRole {
+    /// Where it stands.
+    pub step: SourceStep,
+    /// Who gets the certificate.
+    pub target_vm_key: PublicKey,
+    /// The key that the other proxy must show.
+    pub target_transfer_key: PublicKey,
+    /// The key that this site's proxy shows.
+    pub transfer_key: PublicKey,
+    /// The token's stored form.
+    pub token: TokenHash,
+    /// The token's hint.
+    pub hint: [u8; 16],
+    /// The Controller's key.
+    pub controller: PublicKey,
+    /// What becomes of a running guest.
+    pub mode: Mode,
+    /// Whether the guest ran before.
+    pub active: bool,
+    /// When this site aborts by itself.
+    pub deadline: Time,
+    /// The copy here: the live stay until RELEASED, the frozen one from then on.
+    pub copy: Stay,
+    /// Root digest of what was read.
+    pub sent: Option<Digest>,
+    /// What the Destination gets.
+    pub certificate: Option<Signed<Certificate>>,
+    /// What is said if it stays.
+    pub aborted: Option<Signed<Statement>>,
+    /// When the frozen copy may go.
+    pub purge: Option<Time>,
+}
+
+/// Where a migration stands at its Destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TargetStep {
+    /// Capacity is taken.
+    Admitted,
+    /// Bytes arrive.
+    Receiving,
+    /// All is there.
+    Ready,
+    /// The VM is this site's.
+    Owned,
+    /// It went back.
+    HandedBack,
+    /// Nothing came of it.
+    Dropped,
+}
+
+/// A migration at its Destination.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TargetRole {
+    /// Where it stands.
+    pub step: TargetStep,
+    /// The descriptor that the offer was made for.
+    pub descriptor: Descriptor,
+    /// Who the offer was made to.
+    pub asker: Party,
+    /// The edge to the asker.
+    pub handle: EdgeHandle,
+    /// The host.
+    pub host: HostName,
+    /// This site's per-VM key.
+    pub vm_key: PublicKey,
+    /// The key that this site's proxy shows.
+    pub transfer_key: PublicKey,
+    /// The Controller's key.
+    pub controller: PublicKey,
+    /// Where the files are.
+    pub source: TransferEnd,
+    /// Who owned the VM when it was admitted.
+    pub chain: Chain,
+    /// The profile of the run state that may come.
+    pub profile: Option<RunProfile>,
+    /// Whether to boot it.
+    pub boot: bool,
+    /// When the capacity is freed.
+    pub expires: Time,
+    /// READY, its digest, whether a run state came, bytes of the files, bytes on the wire.
+    pub ready: Option<(Signed<Statement>, Digest, bool, model::Bytes, model::Bytes)>,
+    /// The signed OWNED.
+    pub owned: Option<Signed<Statement>>,
+    /// The certificate back.
+    pub back: Option<Signed<Certificate>>,
+}
+
+impl Stay {
+    /// What the guest does, as far as users are concerned: from its start intent on it runs.
+    pub fn shown(&self) -> PowerState {
+        if self.starting { PowerState::Active } else { self.power }
+    }
+}
+
+impl TargetRole {
+    /// The epoch that begins when the VM becomes this site's.
+    pub fn epoch(&self) -> Epoch {
+        self.chain.epoch().next()
+    }
+}
+
+/// A migration as this site knows it, in whatever roles.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Migration {
+    /// The VM.
+    pub vm: VmId,
+    /// As Source.
+    pub source: Option<SourceRole>,
+    /// As Destination.
+    pub target: Option<TargetRole>,
+    /// As Intermediary of the new path: up and down.
+    pub pending: Option<(Edge, Edge)>,
+    /// What an Intermediary of the new path knows of the VM.
+    pub relayed: Option<(Descriptor, Chain)>,
+    /// The path that the migration leaves behind, from the flip until it is retired.
+    pub old: Option<(Option<Edge>, Down)>,
+    /// The signed OWNED, once the new path counts.
+    pub owned: Option<Signed<Statement>>,
+    /// The old path is closed.
+    pub retired: bool,
+}
+
+/// A journey of this site as Controller.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Journey {
+    /// The operation's id.
+    pub operation: OperationId,
+    /// The VM.
+    pub vm: VmId,
+    /// What for.
+    pub goal: Goal,
+    /// The offer that is being tried: migration, Controller's key, who made it, edge, its end.
+    pub chosen: Option<Chosen>,
+    /// How it ended.
+    pub result: Option<Result>,
+}
+
+/// The offer that a journey tries.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Chosen {
+    /// The migration.
+    pub migration: MigrationId,
+    /// The key that speaks for the Controller.
+    pub key: PublicKey,
+    /// Who made the offer.
+    pub at: Party,
+    /// The edge it gets.
+    pub handle: EdgeHandle,
+    /// The Destination's end of the transfer.
+    pub target: TransferEnd,
+}
+
+/// What a site must not forget.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct State {
+    /// Its hosts.
+    pub hosts: BTreeMap<HostName, Host>,
+    /// The VMs on whose path it stands, or stood.
+    pub vms: BTreeMap<VmId, Vm>,
+    /// Every migration that it had a role in.
+    pub migrations: BTreeMap<MigrationId, Migration>,
+    /// Its journeys as Controller.
+    pub journeys: BTreeMap<OperationId, Journey>,
+}
+
+/// A row that contradicts the rows before it: the journal is damaged, or the program is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a row of type {row} does not follow from the journal before it: {why}")]
+pub struct Illegal {
+    /// The row's type.
+    pub row: &'static str,
+    /// What is missing.
+    pub why: &'static str,
+}
+
+impl State {
+    /// The state after `row`. Total: a row is legal here, or a typed error and nothing changed.
+    pub fn apply(&mut self, row: &Row) -> std::result::Result<(), Illegal> {
+        let illegal = |why| Illegal { row: row.kind(), why };
+        match row {
+            Row::HostAdded { host, capacity } => {
+                let draining = self.hosts.get(host).is_some_and(|host| host.draining);
+                self.hosts.insert(host.clone(), Host { capacity: *capacity, draining });
+            }
+            Row::HostDraining { host, draining } => {
+                self.hosts.get_mut(host).ok_or(illegal("no such host"))?.draining = *draining;
+            }
+            Row::HostRemoved { host } => {
+                self.hosts.remove(host).ok_or(illegal("no such host"))?;
+            }
+            Row::Imported { vm, descriptor, chain } => {
+                if self.vms.contains_key(vm) {
+                    return Err(illegal("the VM is known"));
+                }
+                let stay = Stay {
+                    host: library(),
+                    epoch: Epoch(0),
+                    key: chain.newest().owner,
+                    power: PowerState::Defined,
+                    starting: false,
+                    wanted: false,
+                    profile: None,
+                };
+                let entry = Vm {
+                    descriptor: descriptor.clone(),
+                    chain: chain.clone(),
+                    up: None,
+                    down: Down::Here,
+                    stay: Some(stay),
+                    parked: None,
+                    destroyed: false,
+                };
+                self.vms.insert(*vm, entry);
+            }
+            Row::Began { operation, vm, goal } => {
+                let journey = Journey {
+                    operation: *operation,
+                    vm: *vm,
+                    goal: goal.clone(),
+                    chosen: None,
+                    result: None,
+                };
+                self.journeys.insert(*operation, journey);
+            }
+            Row::Chosen { operation, migration, key, at, handle, target } => {
+                let journey =
+                    self.journeys.get_mut(operation).ok_or(illegal("no such operation"))?;
+                journey.chosen = Some(Chosen {
+                    migration: *migration,
+                    key: *key,
+                    at: at.clone(),
+                    handle: *handle,
+                    target: target.clone(),
+                });
+                let vm = journey.vm;
+                self.migration(*migration, vm);
+            }
+            Row::Concluded { operation, result } => {
+                let journey =
+                    self.journeys.get_mut(operation).ok_or(illegal("no such operation"))?;
+                journey.result = Some(result.clone());
+            }
+            Row::Parked { vm, reason } => {
+                self.vms.get_mut(vm).ok_or(illegal("no such VM"))?.parked = reason.clone();
+            }
+            Row::Learned { vm, chain, parked } => {
+                let entry = self.vms.get_mut(vm).ok_or(illegal("no such VM"))?;
+                if chain.epoch() > entry.chain.epoch() {
+                    entry.chain = chain.clone();
+                }
+                entry.parked = parked.clone();
+            }
+            Row::Destroyed { vm } => {
+                let entry = self.vms.get_mut(vm).ok_or(illegal("no such VM"))?;
+                entry.destroyed = true;
+                entry.stay = None;
+            }
+            Row::Adopted { vm, certificate, stay, .. } => {
+                let entry = self.vms.get_mut(vm).ok_or(illegal("no such VM"))?;
+                entry.chain = entry.chain.extended(certificate.clone());
+                entry.stay = Some(stay.clone());
+                entry.down = Down::Here;
+                entry.parked = None;
+            }
+            Row::Superseded { vm, chain } => {
+                let entry = self.vms.get_mut(vm).ok_or(illegal("no such VM"))?;
+                entry.chain = chain.clone();
+                entry.stay = None;
+                entry.parked = Some("another site owns it by a newer certificate".to_owned());
+            }
+            Row::Reclaimed { vm, up } => {
+                self.vms.get_mut(vm).ok_or(illegal("no such VM"))?.up = Some(up.clone());
+            }
+            Row::Rerouted { vm, down } => {
+                let entry = self.vms.get_mut(vm).ok_or(illegal("no such VM"))?;
+                entry.down = Down::Edge(down.clone());
+            }
+            Row::Unfenced { .. } => {}
+            Row::StartIntent { vm, epoch } => {
+                let stay = self.stay_at(*vm, *epoch).ok_or(illegal("the VM is not here"))?;
+                stay.starting = true;
+                stay.wanted = false;
+            }
+            Row::Started { vm, epoch, profile } => {
+                let stay = self.stay_at(*vm, *epoch).ok_or(illegal("the VM is not here"))?;
+                stay.starting = false;
+                stay.power = PowerState::Active;
+                stay.profile = Some(profile.clone());
+            }
+            Row::Stopped { vm, epoch, power } => {
+                let stay = self.stay_at(*vm, *epoch).ok_or(illegal("the VM is not here"))?;
+                stay.starting = false;
+                stay.power = *power;
+            }
+            Row::Offered { .. }
+            | Row::Initiated { .. }
+            | Row::Quiesced { .. }
+            | Row::Sent { .. }
+            | Row::Released { .. }
+            | Row::Aborted { .. }
+            | Row::Returned { .. }
+            | Row::Receipted { .. }
+            | Row::Tombstone { .. } => self.apply_as_source(row).map_err(illegal)?,
+            Row::Admitted { .. }
+            | Row::Receiving { .. }
+            | Row::Ready { .. }
+            | Row::Owned { .. }
+            | Row::HandedBack { .. }
+            | Row::Dropped { .. } => self.apply_as_target(row).map_err(illegal)?,
+            Row::Pending { .. } | Row::Flipped { .. } | Row::Retired { .. } => {
+                self.apply_to_path(row).map_err(illegal)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_as_source(&mut self, row: &Row) -> std::result::Result<(), &'static str> {
+        use SourceStep as S;
+        if let Row::Offered {
+            migration,
+            vm,
+            controller,
+            target_vm_key,
+            target_transfer_key,
+            transfer_key,
+            token,
+            hint,
+            mode,
+            deadline,
+        } = row
+        {
+            let copy =
+                self.vms.get(vm).and_then(|vm| vm.stay.clone()).ok_or("the VM is not here")?;
+            let entry = self.migration(*migration, *vm);
+            if entry.source.as_ref().is_some_and(|source| source.step != S::Offered) {
+                return Err("the migration is under way");
+            }
+            entry.source = Some(SourceRole {
+                step: S::Offered,
+                target_vm_key: *target_vm_key,
+                target_transfer_key: *target_transfer_key,
+                transfer_key: *transfer_key,
+                token: *token,
+                hint: *hint,
+                controller: *controller,
+                mode: *mode,
+                active: false,
+                deadline: *deadline,
+                copy,
+                sent: None,
+                certificate: None,
+                aborted: None,
+                purge: None,
+            });
+            return Ok(());
+        }
+        let (id, legal, next): (_, &[S], S) = match row {
+            Row::Initiated { migration, .. } => (migration, &[S::Offered], S::Initiated),
+            Row::Quiesced { migration } => (migration, &[S::Initiated], S::Quiesced),
+            Row::Sent { migration, .. } => (migration, &[S::Quiesced, S::Sent], S::Sent),
+            Row::Released { migration, .. } => (migration, &[S::Sent], S::Released),
+            Row::Aborted { migration, .. } => {
+                (migration, &[S::Offered, S::Initiated, S::Quiesced, S::Sent], S::Aborted)
+            }
+            Row::Returned { migration, .. } => (migration, &[S::Released], S::Returned),
+            Row::Receipted { migration, .. } => (migration, &[S::Released], S::Receipted),
+            Row::Tombstone { migration } => {
+                (migration, &[S::Receipted, S::Tombstone], S::Tombstone)
+            }
+            _ => unreachable_row(),
+        };
+        let migration = self.migrations.get_mut(id).ok_or("no such migration")?;
+        let source = migration.source.as_mut().ok_or("this site is not its Source")?;
+        if !legal.contains(&source.step) {
+            return Err("not in this step");
+        }
+        source.step = next;
+        let vm = self.vms.get_mut(&migration.vm);
+        match row {
+            Row::Initiated { active, .. } => source.active = *active,
+            Row::Quiesced { .. } => {
+                let stay = vm.and_then(|vm| vm.stay.clone()).ok_or("the VM is not here")?;
+                source.copy = stay;
+            }
+            Row::Sent { digest, .. } => source.sent = Some(*digest),
+            Row::Aborted { statement, .. } => {
+                source.aborted = Some(statement.clone());
+                if let Some(stay) = vm.and_then(|vm| vm.stay.as_mut()) {
+                    stay.wanted |= source.active;
+                }
+            }
+            Row::Released { certificate, .. } => {
+                source.certificate = Some(certificate.clone());
+                let vm = vm.ok_or("no such VM")?;
+                source.copy = vm.stay.take().ok_or("the VM is not here")?;
+                vm.chain = vm.chain.extended(certificate.clone());
+            }
+            Row::Returned { certificate, .. } => {
+                let vm = vm.ok_or("no such VM")?;
+                vm.chain = vm.chain.extended(certificate.clone());
+                vm.stay = Some(Stay { wanted: source.active, ..source.copy.clone() });
+            }
+            Row::Receipted { owned, purge, .. } => {
+                source.purge = Some(*purge);
+                migration.owned = Some(owned.clone());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn apply_as_target(&mut self, row: &Row) -> std::result::Result<(), &'static str> {
+        use TargetStep as T;
+        if let Row::Admitted {
+            migration,
+            vm,
+            descriptor,
+            asker,
+            handle,
+            host,
+            vm_key,
+            transfer_key,
+            controller,
+            source,
+            chain,
+            profile,
+            boot,
+            expires,
+        } = row
+        {
+            let entry = self.migration(*migration, *vm);
+            if entry.target.as_ref().is_some_and(|target| target.step > T::Receiving) {
+                return Err("the migration is under way");
+            }
+            entry.target = Some(TargetRole {
+                step: T::Admitted,
+                descriptor: descriptor.clone(),
+                asker: asker.clone(),
+                handle: *handle,
+                host: host.clone(),
+                vm_key: *vm_key,
+                transfer_key: *transfer_key,
+                controller: *controller,
+                source: source.clone(),
+                chain: chain.clone(),
+                profile: profile.clone(),
+                boot: *boot,
+                expires: *expires,
+                ready: None,
+                owned: None,
+                back: None,
+            });
+            return Ok(());
+        }
+        let (id, legal, next): (_, &[T], T) = match row {
+            Row::Receiving { migration } => (migration, &[T::Admitted], T::Receiving),
+            Row::Ready { migration, .. } => (migration, &[T::Admitted, T::Receiving], T::Ready),
+            Row::Owned { migration, .. } => (migration, &[T::Ready], T::Owned),
+            Row::HandedBack { migration, .. } => (migration, &[T::Ready], T::HandedBack),
+            Row::Dropped { migration, .. } => {
+                (migration, &[T::Admitted, T::Receiving, T::Ready], T::Dropped)
+            }
+            _ => unreachable_row(),
+        };
+        let migration = self.migrations.get_mut(id).ok_or("no such migration")?;
+        let target = migration.target.as_mut().ok_or("this site is not its Destination")?;
+        if !legal.contains(&target.step) {
+            return Err("not in this step");
+        }
+        target.step = next;
+        match row {
+            Row::Ready { statement, digest, has_state, size, wire, .. } => {
+                target.ready = Some((statement.clone(), *digest, *has_state, *size, *wire));
+            }
+            Row::HandedBack { back, .. } => target.back = Some(back.clone()),
+            Row::Owned { certificate, statement, .. } => {
+                target.owned = Some(statement.clone());
+                migration.owned = Some(statement.clone());
+                let has_state = target.ready.as_ref().is_some_and(|ready| ready.2);
+                let power = if has_state { PowerState::Suspended } else { PowerState::Defined };
+                let stay = Stay {
+                    host: target.host.clone(),
+                    epoch: target.epoch(),
+                    key: target.vm_key,
+                    power,
+                    starting: false,
+                    wanted: false,
+                    profile: target.profile.clone(),
+                };
+                let chain = target.chain.extended(certificate.clone());
+                let up = match &target.asker {
+                    Party::Peer(peer) => Some(Edge { peer: peer.clone(), handle: target.handle }),
+                    Party::Here => None,
+                };
+                let vm = self.vms.entry(migration.vm).or_insert_with(|| Vm {
+                    descriptor: target.descriptor.clone(),
+                    chain: chain.clone(),
+                    up: up.clone(),
+                    down: Down::Here,
+                    stay: None,
+                    parked: None,
+                    destroyed: false,
+                });
+                let old_up = vm.up.clone();
+                migration.old = Some((old_up, vm.down.clone()));
+                if up.is_some() {
+                    vm.up = up;
+                }
+                vm.down = Down::Here;
+                vm.chain = chain;
+                vm.stay = Some(stay);
+                vm.parked = None;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn apply_to_path(&mut self, row: &Row) -> std::result::Result<(), &'static str> {
+        match row {
+            Row::Pending { migration, vm, descriptor, chain, up, down } => {
+                let entry = self.migration(*migration, *vm);
+                entry.pending = Some((up.clone(), down.clone()));
+                entry.relayed = Some((descriptor.clone(), chain.clone()));
+            }
+            Row::Flipped { migration, certificate, owned } => {
+                let chosen = self
+                    .journeys
+                    .values()
+                    .filter_map(|journey| journey.chosen.as_ref())
+                    .find(|chosen| chosen.migration == *migration);
+                let as_controller = chosen.and_then(|chosen| match &chosen.at {
+                    Party::Peer(peer) => Some(Edge { peer: peer.clone(), handle: chosen.handle }),
+                    Party::Here => None,
+                });
+                let entry = self.migrations.get_mut(migration).ok_or("no such migration")?;
+                entry.owned = Some(owned.clone());
+                let (up, down) = match (&entry.pending, as_controller) {
+                    (Some((up, down)), _) => (Some(up.clone()), down.clone()),
+                    (None, Some(down)) => (None, down),
+                    (None, None) => return Err("this site has no edge of the new path"),
+                };
+                if let Some((descriptor, chain)) = &entry.relayed {
+                    self.vms.entry(entry.vm).or_insert_with(|| Vm {
+                        descriptor: descriptor.clone(),
+                        chain: chain.clone(),
+                        up: up.clone(),
+                        down: Down::Edge(down.clone()),
+                        stay: None,
+                        parked: None,
+                        destroyed: false,
+                    });
+                }
+                let vm = self.vms.get_mut(&entry.vm).ok_or("no such VM")?;
+                let epoch = certificate.peek().map_err(|_| "certificate is malformed")?.epoch;
+                if let Some((_, chain)) = &entry.relayed
+                    && chain.epoch() > vm.chain.epoch()
+                {
+                    vm.chain = chain.clone();
+                }
+                if epoch == vm.chain.epoch().next() {
+                    vm.chain = vm.chain.extended(certificate.clone());
+                }
+                entry.old = Some((vm.up.clone(), vm.down.clone()));
+                if up.is_some() {
+                    vm.up = up;
+                }
+                vm.down = Down::Edge(down);
+                vm.parked = None;
+            }
+            Row::Retired { migration, vm } => {
+                let entry = self.migration(*migration, *vm);
+                entry.retired = true;
+                let on_new_path = entry.old.take().is_some();
+                let gone = self.vms.get(vm).is_some_and(|vm| vm.up.is_some() && vm.stay.is_none());
+                if gone && !on_new_path {
+                    self.vms.remove(vm);
+                }
+            }
+            _ => unreachable_row(),
+        }
+        Ok(())
+    }
+
+    fn migration(&mut self, id: MigrationId, vm: VmId) -> &mut Migration {
+        self.migrations.entry(id).or_insert_with(|| Migration {
+            vm,
+            source: None,
+            target: None,
+            pending: None,
+            relayed: None,
+            old: None,
+            owned: None,
+            retired: false,
+        })
+    }
+
+    fn stay_at(&mut self, vm: VmId, epoch: Epoch) -> Option<&mut Stay> {
+        self.vms.get_mut(&vm)?.stay.as_mut().filter(|stay| stay.epoch == epoch)
+    }
+
+    /// The migration that this site's Source role has open for `vm`, if any.
+    pub fn open_source(&self, vm: VmId) -> Option<(MigrationId, &SourceRole)> {
+        self.migrations.iter().filter(|(_, m)| m.vm == vm).find_map(|(id, migration)| {
+            let source = migration.source.as_ref()?;
+            (source.step < SourceStep::Released).then_some((*id, source))
+        })
+    }
+
+    /// The journey that this site has open for `vm`, if any.
+    pub fn open_journey(&self, vm: VmId) -> Option<&Journey> {
+        self.journeys.values().find(|journey| journey.vm == vm && journey.result.is_none())
+    }
+
+    /// What VMs and admitted migrations take of a host.
+    pub fn used(&self, host: &HostName) -> Resources {
+        let stays = self.vms.values().filter_map(|vm| {
+            let stay = vm.stay.as_ref()?;
+            (stay.host == *host).then_some(vm.descriptor.resources)
+        });
+        let admitted = self.migrations.values().filter_map(|migration| {
+            let target = migration.target.as_ref()?;
+            let holds = target.step < TargetStep::Owned && target.host == *host;
+            holds.then_some(target.descriptor.resources)
+        });
+        stays.chain(admitted).fold(Resources::default(), |sum, one| sum.plus(&one))
+    }
+}
+
+/// The name of the library as a host.
+pub fn library() -> HostName {
+    LIBRARY.parse().expect("a legal name")
+}
+
+fn unreachable_row() -> ! {
+    unreachable!("State::apply sends only the rows of this group here")
+}
