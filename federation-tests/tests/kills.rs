@@ -30,11 +30,14 @@ enum Life {
     Troubles,
     /// Placed on a host of its own primary, hibernated, started, stopped.
     Alone,
+    /// Reclaimed past an Intermediary that is gone, adopted from a site that was lost, held when a
+    /// journal is older than a peer remembers.
+    Rescue,
 }
 
 /// Where each kind of row is written first by each site of a life.
-const ROWS: [(&str, &[(Life, &str)]); 31] = {
-    use Life::{Alone as L, Journey as J, Troubles as T};
+const ROWS: [(&str, &[(Life, &str)]); 36] = {
+    use Life::{Alone as L, Journey as J, Rescue as R, Troubles as T};
     [
         ("host_added", &[(J, "b"), (J, "c")]),
         ("host_draining", &[(J, "c")]),
@@ -67,6 +70,11 @@ const ROWS: [(&str, &[(Life, &str)]); 31] = {
         ("retired", &[(J, "a"), (J, "b"), (J, "c")]),
         ("learned", &[(J, "a"), (J, "b")]),
         ("destroyed", &[(T, "a"), (T, "b")]),
+        ("adopted", &[(R, "a")]),
+        ("superseded", &[(R, "c")]),
+        ("reclaimed", &[(R, "c")]),
+        ("rerouted", &[(R, "a")]),
+        ("unfenced", &[(R, "a")]),
     ]
 };
 
@@ -93,7 +101,7 @@ struct Kill {
 /// Every kill of the table, those of one life side by side.
 fn runs() -> Vec<Run> {
     let mut runs = Vec::new();
-    for life in [Life::Journey, Life::Troubles, Life::Alone] {
+    for life in [Life::Journey, Life::Troubles, Life::Alone, Life::Rescue] {
         let mut left: Vec<(&'static str, Vec<String>)> = ["a", "b", "c"]
             .into_iter()
             .map(|site| {
@@ -174,14 +182,17 @@ fn live(run: &Run) {
     let mark = |kill: &Kill| federation.folder().join(format!("killed-{}", kill.site));
     let marks: Vec<(Kill, PathBuf)> =
         run.kills.iter().map(|kill| (kill.clone(), mark(kill))).collect();
-    for (kill, mark) in &marks {
-        let site = &federation[kill.site];
-        site.stop();
-        let mark = mark.to_str().unwrap();
-        site.start_with(&[("SOJOURN_KILL", &kill.at), ("SOJOURN_KILL_ONCE", mark)]);
-    }
     let mut story = Story { federation, vm: String::new(), marks, boot: None };
+    if run.life == Life::Rescue {
+        // The frozen copy must be there when the site that has the VM is lost.
+        story.federation["a"].configure("time", "purge_s", 600);
+    }
+    for kill in &run.kills {
+        story.federation[kill.site].stop();
+        story.start(kill.site);
+    }
     match run.life {
+        Life::Rescue => rescue(&mut story),
         Life::Journey => journey(&mut story),
         Life::Troubles => troubles(&mut story),
         Life::Alone => alone(&mut story),
@@ -193,6 +204,18 @@ fn live(run: &Run) {
 }
 
 impl Story {
+    /// Starts a node, to be killed at its row if it was not yet.
+    fn start(&self, site: &str) {
+        let due = self.marks.iter().find(|(kill, mark)| kill.site == site && !mark.exists());
+        match due {
+            Some((kill, mark)) => self.federation[site].start_with(&[
+                ("SOJOURN_KILL", &kill.at),
+                ("SOJOURN_KILL_ONCE", mark.to_str().unwrap()),
+            ]),
+            None => self.federation[site].start(),
+        }
+    }
+
     /// Says something until it has come true, and starts nodes that died meanwhile.
     fn insist(&self, what: &str, say: impl Fn(&Federation), so: impl Fn(&Federation) -> bool) {
         let mut said: Option<Instant> = None;
@@ -349,6 +372,73 @@ fn alone(story: &mut Story) {
     story.settle("a", &["a"]);
     story.insist_on("a", &["vm", "stop", "web"], |federation| shows(federation, "stopped"));
     story.settle_reviving(|federation, vm| federation.settle(vm, "a", false, &["a"]));
+}
+
+fn rescue(story: &mut Story) {
+    story.host("c", "c1");
+    story.import("a");
+    story.insist_on("a", &["vm", "place", "web", "--detach"], story.runs("c", "c1"));
+
+    // The Intermediary is gone for good: the primary joins the hosting site itself.
+    story.insist("the journeys end", |_| {}, |federation| {
+        ["a", "b", "c"].iter().all(|site| {
+            federation[site].state().journeys.values().all(|journey| journey.result.is_some())
+        })
+    });
+    story.federation["b"].kill();
+    let join = |federation: &Federation| {
+        let invited = federation["a"].run(&["peer", "invite"]);
+        if invited.code == 0 {
+            let ticket = invited.json()["ticket"].as_str().unwrap().to_owned();
+            federation["c"].run(&["peer", "join", &ticket]);
+        }
+    };
+    story.insist("a and c are peers", join, |federation| {
+        let peers = federation["c"].run(&["peer", "show", "a"]);
+        peers.code == 0 && federation["a"].run(&["peer", "show", "c"]).code == 0
+    });
+    story.insist_on("a", &["vm", "reclaim", "web", "--at", "c"], |federation| {
+        wrote(federation, "a", "rerouted") && wrote(federation, "c", "reclaimed")
+    });
+    story.insist("the primary reaches it", |_| {}, |all| shows(all, "running"));
+
+    // The hosting site is lost as well; when it turns up again, it learns that it was given up.
+    if story.federation["c"].run(&["site", "show"]).code == 0 {
+        story.federation["c"].kill();
+    }
+    let adopt = ["vm", "adopt", "web", "--statement", "c burnt down, says the operator"];
+    story.insist_on("a", &adopt, |federation| wrote(federation, "a", "adopted"));
+    story.start("c");
+    story.insist("c ends its guest", |_| {}, |federation| {
+        wrote(federation, "c", "superseded") && federation.guests(&story.vm).is_empty()
+    });
+    story.host("a", "a1");
+    let local = ["vm", "place", "web", "--local-only", "--detach"];
+    story.insist_on("a", &local, story.runs("a", "a1"));
+
+    // An old copy of the journal is put back: the peers remember more.
+    story.insist("a's node runs", |_| {}, |all| all["a"].run(&["site", "show"]).code == 0);
+    story.federation["a"].stop();
+    let journal = story.federation["a"].folder().join("journal.db");
+    let old = std::fs::read(&journal).unwrap();
+    story.start("a");
+    for host in ["x1", "x2", "x3"] {
+        story.host("a", host);
+    }
+    let ask = |federation: &Federation| {
+        federation["a"].run(&["vm", "migrate", "web", "--peer", "c", "--dry-run"]);
+    };
+    ask(&story.federation);
+    story.insist("a's node runs", |_| {}, |all| all["a"].run(&["site", "show"]).code == 0);
+    story.federation["a"].stop();
+    std::fs::write(&journal, old).unwrap();
+    story.start("a");
+    let unfence = |federation: &Federation| {
+        ask(federation);
+        federation["a"].run(&["site", "unfence", "--yes"]);
+    };
+    story.insist("it is let run again", unfence, |all| wrote(all, "a", "unfenced"));
+    story.insist_on("a", &["vm", "start", "web"], story.runs("a", "a1"));
 }
 
 fn shows(federation: &Federation, state: &str) -> bool {

@@ -43,7 +43,29 @@ struct Shared {
 }
 
 /// A connection, and the addresses that it was made for.
-type Kept = (Vec<String>, FederationClient<Channel>);
+type Kept = (Vec<String>, Line);
+
+/// A way to speak to a peer.
+#[derive(Clone)]
+struct Line {
+    client: FederationClient<Channel>,
+    refused: Refused,
+}
+
+/// Whether the other side refused this site's identity. In TLS 1.3 that is heard only after the
+/// handshake, in place of the first answer.
+type Refused = Arc<AtomicBool>;
+
+impl Line {
+    /// What a call's failure means on this line.
+    fn error(&self, status: &tonic::Status) -> LinkError {
+        if self.refused.load(Ordering::Relaxed) {
+            LinkError::Refused
+        } else {
+            status_error(status)
+        }
+    }
+}
 
 /// Why a peer cannot be spoken to.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +75,8 @@ pub(crate) enum LinkError {
     #[error("the peer speaks protocol versions {0} to {1}, this site {min} to {max}",
         min = VERSIONS.start(), max = VERSIONS.end())]
     Version(u32, u32),
+    #[error("the other site does not know this one; a peering lasts until either side removes it")]
+    Refused,
     #[error("the peer says: {0}")]
     Status(String),
     #[error("the peer did not answer in time")]
@@ -127,8 +151,8 @@ impl Links {
         journal: u64,
     ) -> Result<Answer, LinkError> {
         let work = async {
-            let client = self.client(key, addresses, journal).await?;
-            self.exchange(client, op, sealed).await.inspect_err(|_| self.forget(&key))
+            let line = self.line(key, addresses, journal).await?;
+            self.exchange(line, op, sealed).await.inspect_err(|_| self.forget(&key))
         };
         let answer = tokio::time::timeout(limit, work).await.map_err(|_| LinkError::Time)??;
         let me = self.0.identity.site_key();
@@ -140,10 +164,11 @@ impl Links {
 
     async fn exchange(
         &self,
-        mut client: FederationClient<Channel>,
+        mut line: Line,
         op: &Op,
         sealed: Sealed,
     ) -> Result<Sealed, LinkError> {
+        let client = &mut line.client;
         let answer = match op {
             Op::MigrationRequest { .. } => client.migration_request(sealed).await,
             Op::ForcedMigration { .. } | Op::Evict { .. } => client.forced_migration(sealed).await,
@@ -159,7 +184,7 @@ impl Links {
             Op::Reclaim { .. } => client.reclaim(sealed).await,
             Op::Superseded { .. } => client.superseded(sealed).await,
         };
-        Ok(answer.map_err(|status| status_error(&status))?.into_inner())
+        Ok(answer.map_err(|status| line.error(&status))?.into_inner())
     }
 
     /// The connection to a peer, greeted; kept for the next call.

@@ -10,16 +10,33 @@ wanted := input.descriptor.resources
 
 restrictions := input.descriptor.restrictions
 
+# How much is free is told to this site's own users only: a peer learns what it may act on.
 refuse contains reason if {
 	wanted.cpus > input.free.cpus
+	input.peer == null
 	reason := sprintf("%d CPUs are wanted, %d are free", [wanted.cpus, input.free.cpus])
 }
 
 refuse contains reason if {
+	wanted.cpus > input.free.cpus
+	input.peer != null
+	reason := sprintf("%d CPUs are wanted, more than are free", [wanted.cpus])
+}
+
+refuse contains reason if {
 	wanted.memory > input.free.memory
+	input.peer == null
 	reason := sprintf("%d MiB of memory are wanted, %d MiB are free", [
 		ceil(wanted.memory / 1048576),
 		floor(input.free.memory / 1048576),
+	])
+}
+
+refuse contains reason if {
+	wanted.memory > input.free.memory
+	input.peer != null
+	reason := sprintf("%d MiB of memory are wanted, more than are free", [
+		ceil(wanted.memory / 1048576),
 	])
 }
 

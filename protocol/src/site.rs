@@ -458,6 +458,15 @@ impl Step<'_> {
         }
     }
 
+    /// Answers that something failed: to this site in its own words, to others without its inside.
+    pub(crate) fn answer_failed(&mut self, caller: Caller, reason: &str, outward: &str) {
+        let reason = match caller {
+            Caller::Own(_) => reason,
+            Caller::Peer(_) => outward,
+        };
+        self.answer(caller, Answer::Failed { reason: reason.to_owned() });
+    }
+
     pub(crate) fn arm(&mut self, timer: Timer, at: Time) {
         self.site.timers.retain(|(_, other)| *other != timer);
         self.site.timers.insert((at, timer));

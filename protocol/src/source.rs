@@ -679,7 +679,8 @@ impl Step<'_> {
 
     fn controls_failed(&mut self, vm: VmId, reason: &str) {
         for (caller, _) in self.site.controls.remove(&vm).unwrap_or_default() {
-            self.answer(caller, Answer::Failed { reason: reason.to_owned() });
+            let outward = "the hypervisor of the site that has it refused";
+            self.answer_failed(caller, reason, outward);
         }
     }
 

@@ -396,7 +396,7 @@ impl Step<'_> {
         self.command(Command::Close { migration, source: false });
         self.purge_files(host, vm, epoch);
         for caller in self.site.arriving.remove(&migration).unwrap_or_default() {
-            self.answer(caller, Answer::Failed { reason: reason.to_owned() });
+            self.answer_failed(caller, reason, "the Destination could not take it in");
         }
     }
 

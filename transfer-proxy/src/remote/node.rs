@@ -2,6 +2,7 @@
 //! gives them to the proxy, again and again if need be.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -254,8 +255,12 @@ pub struct Connection(Arc<Shared>);
 enum Fault {
     #[error("no answer")]
     Timeout,
-    #[error("it cannot be reached, or shows another key: {0}")]
-    Reach(std::io::Error),
+    #[error("nothing listens there: {0}")]
+    Reach(io::Error),
+    #[error("another key than the configured one: {0}")]
+    Key(certs::Refusal),
+    #[error("no TLS with it: {0}")]
+    Handshake(io::Error),
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] certs::TlsError),
     #[error(transparent)]
@@ -266,12 +271,6 @@ enum Fault {
     Uri(ProxyUri),
     #[error("it takes orders too slowly")]
     Slow,
-}
-
-impl From<std::io::Error> for Fault {
-    fn from(error: std::io::Error) -> Self {
-        Self::Reach(error)
-    }
 }
 
 type Stream = TlsStream<TcpStream>;
@@ -299,7 +298,7 @@ impl Connection {
             let fault = fault.to_string();
             if told.as_ref() != Some(&fault) {
                 tracing::warn!(name, %control, fault, "no connection to a transfer proxy; \
-                    `sojourn proxy run` starts it");
+                    is `sojourn proxy run` running there?");
                 told = Some(fault);
             }
             shared.give_up_waiting(begun).await;
@@ -322,12 +321,16 @@ impl Shared {
 
     async fn open(&self) -> Result<Stream, Fault> {
         let RemoteConfig { control, key, .. } = &self.config;
-        let stream = TcpStream::connect(control).await?;
-        stream.set_nodelay(true)?;
+        let stream = TcpStream::connect(control).await.map_err(Fault::Reach)?;
+        stream.set_nodelay(true).map_err(Fault::Reach)?;
         let mut tls = Arc::unwrap_or_clone(certs::client_config(&self.identity, *key)?);
         tls.alpn_protocols = vec![ALPN.to_vec()];
         let tls = TlsConnector::from(Arc::new(tls));
-        let mut stream = tls.connect(certs::server_name(key), stream).await?;
+        let refused = |error| match certs::Refusal::of(&error) {
+            Some(refusal) => Fault::Key(refusal.clone()),
+            None => Fault::Handshake(error),
+        };
+        let mut stream = tls.connect(certs::server_name(key), stream).await.map_err(refused)?;
         let hello = Hello { lowest: VERSION, highest: VERSION };
         FrameWriter::new(&mut stream).send(&hello).await?;
         match receive(&mut stream, MAX_GREETING_BYTES).await? {
