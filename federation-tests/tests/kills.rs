@@ -112,7 +112,7 @@ fn runs() -> Vec<Run> {
             })
             .collect();
         loop {
-            // Different sites die at different rows: each list starts elsewhere.
+            // The lists have different lengths, so that the sites' rows do not go together.
             let kills: Vec<Kill> = left
                 .iter_mut()
                 .filter_map(|(site, kills)| Some(Kill { site, at: kills.pop()? }))
@@ -126,6 +126,8 @@ fn runs() -> Vec<Run> {
     runs
 }
 
+/// `SOJOURN_TEST_KILLS` keeps those runs only whose description contains it, such as
+/// `after:released` or `Troubles`.
 #[test]
 fn a_node_that_is_killed_at_any_row_goes_on_and_nothing_is_lost_or_left() {
     let wanted = std::env::var("SOJOURN_TEST_KILLS").unwrap_or_default();
@@ -380,11 +382,15 @@ fn rescue(story: &mut Story) {
     story.insist_on("a", &["vm", "place", "web", "--detach"], story.runs("c", "c1"));
 
     // The Intermediary is gone for good: the primary joins the hosting site itself.
-    story.insist("the journeys end", |_| {}, |federation| {
-        ["a", "b", "c"].iter().all(|site| {
-            federation[site].state().journeys.values().all(|journey| journey.result.is_some())
-        })
-    });
+    story.insist(
+        "the journeys end",
+        |_| {},
+        |federation| {
+            ["a", "b", "c"].iter().all(|site| {
+                federation[site].state().journeys.values().all(|journey| journey.result.is_some())
+            })
+        },
+    );
     story.federation["b"].kill();
     let join = |federation: &Federation| {
         let invited = federation["a"].run(&["peer", "invite"]);
@@ -409,9 +415,13 @@ fn rescue(story: &mut Story) {
     let adopt = ["vm", "adopt", "web", "--statement", "c burnt down, says the operator"];
     story.insist_on("a", &adopt, |federation| wrote(federation, "a", "adopted"));
     story.start("c");
-    story.insist("c ends its guest", |_| {}, |federation| {
-        wrote(federation, "c", "superseded") && federation.guests(&story.vm).is_empty()
-    });
+    story.insist(
+        "c ends its guest",
+        |_| {},
+        |federation| {
+            wrote(federation, "c", "superseded") && federation.guests(&story.vm).is_empty()
+        },
+    );
     story.host("a", "a1");
     let local = ["vm", "place", "web", "--local-only", "--detach"];
     story.insist_on("a", &local, story.runs("a", "a1"));

@@ -40,7 +40,8 @@ fn text(path: &Path) -> &str {
 fn a_file_that_is_no_package_is_refused_with_what_is_expected() {
     let federation = Federation::chain(&["a"]);
     let (folder, a) = (federation.folder(), &federation["a"]);
-    a.run(&["vm", "import", "/nowhere/web.ova"]).says(FAILED, &["/nowhere/web.ova", "No such file"]);
+    a.run(&["vm", "import", "/nowhere/web.ova"])
+        .says(FAILED, &["/nowhere/web.ova", "No such file"]);
     let note = folder.join("note.txt");
     fs::write(&note, "hello").unwrap();
     a.run(&["vm", "import", text(&note)]).says(FAILED, &["note.txt", ".ova or .ovf is expected"]);
@@ -308,4 +309,16 @@ fn an_export_of_what_runs_or_is_elsewhere_says_what_to_do_first() {
     federation["b"].done(&["vm", "stop", "web"]);
     federation["b"].done(&["vm", "export", "web", text(&target)]);
     federation["a"].done(&["vm", "import", text(&target), "--name", "copy"]);
+}
+
+#[test]
+fn a_peer_that_has_removed_this_site_is_not_mistaken_for_one_that_is_down() {
+    let federation = Federation::chain(&["a", "b"]);
+    federation["b"].host("b1", 1);
+    federation.import("a", "web");
+    federation["b"].done(&["peer", "remove", "a"]);
+    let refused = federation["a"].run(&["vm", "place", "web"]);
+    refused.says(REFUSED, &["no place was found", "a site does not answer"]);
+    let shown = federation["a"].done(&["peer", "show", "b"]);
+    assert!(shown["trouble"].to_string().contains("does not know this one"), "{shown}");
 }

@@ -324,6 +324,7 @@ impl AdminApi for Admin {
             LinkError::Status(text) => {
                 Status::failed_precondition(format!("the other site: {text}"))
             }
+            LinkError::Refused => Status::failed_precondition(crate::gate::CLOSED_DOOR),
             other => Status::unavailable(report(&other)),
         })?;
         let peer = StoredPeer { name: name.clone(), key, addresses, journal_seen: 0 };

@@ -15,12 +15,13 @@ use model::{
     HostName, MigrationId, OperationId, ProxyUri, PublicKey, SecretKey, Signature, SiteKey, Time,
     Token,
 };
-use protocol::{Answer, Ask, Caller, Effect, Event, Found, Output, Reply, Row, Site, World};
+use protocol::{Answer, Ask, Caller, Effect, Event, Found, Output, Party, Reply, Row, Site, World};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::hands::Hands;
 use crate::journal::{EventLine, Journal, JournalError, operation_subject, vm_subject};
 use crate::link::Links;
+use crate::peers::Peers;
 use crate::proxies::Proxies;
 
 /// Inputs that wait for the driver; whoever adds one more waits.
@@ -29,8 +30,8 @@ const QUEUE: usize = 4096;
 const BATCH: usize = 128;
 /// How long a line about a VM may stay unwritten while nothing else is.
 const EVENT_DELAY: Duration = Duration::from_millis(500);
-/// How long keys of offers that nobody took are kept in memory, beyond the offers' own life.
-const KEY_LIFE: Duration = Duration::from_secs(3600);
+/// How long keys of offers that nobody took are kept in memory, beyond twice the offers' own life.
+const KEY_GRACE: Duration = Duration::from_secs(3600);
 
 /// A look at, or a change of, what only the driver may touch.
 type Visit = Box<dyn FnOnce(&mut Core) + Send>;
@@ -97,6 +98,10 @@ pub(crate) struct NodeWorld {
     token_secret: [u8; 32],
     proxies: Proxies,
     policy: Arc<policies::Engine>,
+    site: SiteKey,
+    known: Peers,
+    /// How long keys of offers that nobody took are kept in memory.
+    key_life: Duration,
 }
 
 impl Verify for NodeWorld {
@@ -134,6 +139,13 @@ impl World for NodeWorld {
         self.proxies.of(host).uri()
     }
 
+    fn identity(&self, party: &Party) -> Option<SiteKey> {
+        match party {
+            Party::Here => Some(self.site),
+            Party::Peer(name) => self.known.get(name).map(|peer| peer.key),
+        }
+    }
+
     fn policy(&self) -> &dyn Policy {
         &*self.policy
     }
@@ -161,7 +173,7 @@ impl NodeWorld {
             }
         }
         while let Some((made, public)) = self.fresh.front().copied()
-            && made.after(KEY_LIFE) < self.now
+            && made.after(self.key_life) < self.now
         {
             self.fresh.pop_front();
             self.keys.remove(&public);
@@ -192,6 +204,8 @@ pub(crate) struct Start {
     pub config: protocol::Config,
     pub journal: Journal,
     pub policy: Arc<policies::Engine>,
+    pub site: SiteKey,
+    pub known: Peers,
     pub proxies: Proxies,
     /// Every host's profile, where its hypervisor could tell.
     pub profiles: Vec<(HostName, model::RunProfile)>,
@@ -228,6 +242,9 @@ impl Driver {
             token_secret: loaded.token_secret,
             proxies: start.proxies,
             policy: start.policy,
+            site: start.site,
+            known: start.known,
+            key_life: 2 * start.config.offer_life + KEY_GRACE,
         };
         let mut core = Core {
             site: Site::new(start.config, loaded.state),

@@ -249,6 +249,10 @@ impl Gate {
 pub(crate) const USED_TICKET: &str =
     "the ticket was used already, has expired, or was not made here; ask for a new one";
 
+/// What this site's user reads where the other site lets no stranger in at all.
+pub(crate) const CLOSED_DOOR: &str = "the other site has no open invitation: the ticket was used \
+    already, has expired, or was not made there; ask for a new one";
+
 /// Makes a handler out of the operations that it takes.
 macro_rules! operation {
     ($self:ident, $request:ident, $pattern:pat) => {

@@ -260,14 +260,14 @@ impl Hands {
         (host, instance): (HostName, Instance),
         mut orders: mpsc::UnboundedReceiver<Order>,
     ) {
-        let mut running = false;
+        let mut exists = false;
         while let Some(order) = orders.recv().await {
             let event = match order {
                 Order::Look => match self.host(&host) {
                     Some(opened) => match opened.state(instance).await {
-                        Ok(None) if running => Some(GuestEvent::Ended),
+                        Ok(None) if exists => Some(GuestEvent::Ended),
                         Ok(state) => {
-                            running = state == Some(PowerState::Active);
+                            exists = state.is_some();
                             None
                         }
                         Err(_) => None,
@@ -277,10 +277,8 @@ impl Hands {
                 Order::Do(command) => self.guest_command(&host, instance, command).await,
             };
             match &event {
-                Some(GuestEvent::Resumed) => running = true,
-                Some(GuestEvent::Ended | GuestEvent::Hibernated | GuestEvent::Paused) => {
-                    running = false;
-                }
+                Some(GuestEvent::Resumed | GuestEvent::Paused) => exists = true,
+                Some(GuestEvent::Ended | GuestEvent::Hibernated) => exists = false,
                 _ => {}
             }
             if let Some(event) = event {

@@ -1,7 +1,10 @@
 //! The links to peers: one HTTP/2 connection each, over mutual TLS, made when needed.
 
 use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use certs::Identity;
@@ -11,8 +14,10 @@ use proto::envelope::{self, EnvelopeError, RequestDigest, Sealer};
 use proto::federation::federation_client::FederationClient;
 use proto::federation::{HelloRequest, JoinRequest, Sealed};
 use protocol::{Answer, CallError, CallId, Event, Op, Request};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
+use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::driver::Driver;
@@ -59,11 +64,7 @@ type Refused = Arc<AtomicBool>;
 impl Line {
     /// What a call's failure means on this line.
     fn error(&self, status: &tonic::Status) -> LinkError {
-        if self.refused.load(Ordering::Relaxed) {
-            LinkError::Refused
-        } else {
-            status_error(status)
-        }
+        if self.refused.load(Ordering::Relaxed) { LinkError::Refused } else { status_error(status) }
     }
 }
 
@@ -162,12 +163,7 @@ impl Links {
         Ok(opened.content.into_inner())
     }
 
-    async fn exchange(
-        &self,
-        mut line: Line,
-        op: &Op,
-        sealed: Sealed,
-    ) -> Result<Sealed, LinkError> {
+    async fn exchange(&self, mut line: Line, op: &Op, sealed: Sealed) -> Result<Sealed, LinkError> {
         let client = &mut line.client;
         let answer = match op {
             Op::MigrationRequest { .. } => client.migration_request(sealed).await,
@@ -188,26 +184,26 @@ impl Links {
     }
 
     /// The connection to a peer, greeted; kept for the next call.
-    async fn client(
+    async fn line(
         &self,
         key: SiteKey,
         addresses: &[String],
         journal: u64,
-    ) -> Result<FederationClient<Channel>, LinkError> {
+    ) -> Result<Line, LinkError> {
         let kept = lock(&self.0.channels).get(&key).cloned();
-        if let Some((_, client)) = kept.filter(|(at, _)| at == addresses) {
-            return Ok(client);
+        if let Some((_, line)) = kept.filter(|(at, _)| at == addresses) {
+            return Ok(line);
         }
-        let mut client = self.connect(key, addresses).await?;
+        let mut line = self.connect(key, addresses).await?;
         let hello = HelloRequest {
             oldest_version: *VERSIONS.start(),
             newest_version: *VERSIONS.end(),
             journal,
         };
-        let reply = tokio::time::timeout(CONNECT_LIMIT, client.hello(hello))
+        let reply = tokio::time::timeout(CONNECT_LIMIT, line.client.hello(hello))
             .await
             .map_err(|_| LinkError::Time)?
-            .map_err(|status| status_error(&status))?
+            .map_err(|status| line.error(&status))?
             .into_inner();
         if !VERSIONS.contains(&reply.version) {
             return Err(LinkError::Version(reply.version, reply.version));
@@ -223,28 +219,26 @@ impl Links {
             let journal = reply.journal_seen;
             self.0.driver.event(Event::Fence { journal }).await;
         }
-        lock(&self.0.channels).insert(key, (addresses.to_vec(), client.clone()));
-        Ok(client)
+        lock(&self.0.channels).insert(key, (addresses.to_vec(), line.clone()));
+        Ok(line)
     }
 
     fn forget(&self, key: &SiteKey) {
         lock(&self.0.channels).remove(key);
     }
 
-    async fn connect(
-        &self,
-        key: SiteKey,
-        addresses: &[String],
-    ) -> Result<FederationClient<Channel>, LinkError> {
+    async fn connect(&self, key: SiteKey, addresses: &[String]) -> Result<Line, LinkError> {
         let tls = certs::client_config(&self.0.identity, key)?;
         let mut trouble = Vec::new();
         for address in addresses {
-            let connected = connect_one(tls.clone(), key, address.clone()).await;
+            let refused = Refused::default();
+            let connected = connect_one(tls.clone(), key, address.clone(), refused.clone()).await;
             match connected {
                 Ok(channel) => {
-                    return Ok(FederationClient::new(channel)
+                    let client = FederationClient::new(channel)
                         .max_decoding_message_size(2 * limit::MAX_MESSAGE_BYTES)
-                        .max_encoding_message_size(2 * limit::MAX_MESSAGE_BYTES));
+                        .max_encoding_message_size(2 * limit::MAX_MESSAGE_BYTES);
+                    return Ok(Line { client, refused });
                 }
                 Err(why) => trouble.push(why),
             }
@@ -257,13 +251,14 @@ impl Links {
         let asked = self.0.peers.all().into_iter().map(|peer| {
             let links = self.clone();
             self.0.runtime.spawn(async move {
-                let mut client = links.connect(peer.key, &peer.addresses).await?;
+                let mut line = links.connect(peer.key, &peer.addresses).await?;
                 let hello = HelloRequest {
                     oldest_version: *VERSIONS.start(),
                     newest_version: *VERSIONS.end(),
                     journal,
                 };
-                let reply = client.hello(hello).await.map_err(|status| status_error(&status))?;
+                let reply = line.client.hello(hello).await;
+                let reply = reply.map_err(|status| line.error(&status))?;
                 Ok::<_, LinkError>(reply.into_inner().journal_seen)
             })
         });
@@ -286,9 +281,9 @@ impl Links {
         addresses: &[String],
         request: JoinRequest,
     ) -> Result<String, LinkError> {
-        let mut client = self.connect(key, addresses).await?;
-        let reply = tokio::time::timeout(CONNECT_LIMIT, client.join(request)).await;
-        let reply = reply.map_err(|_| LinkError::Time)?.map_err(|status| status_error(&status))?;
+        let mut line = self.connect(key, addresses).await?;
+        let reply = tokio::time::timeout(CONNECT_LIMIT, line.client.join(request)).await;
+        let reply = reply.map_err(|_| LinkError::Time)?.map_err(|status| line.error(&status))?;
         Ok(reply.into_inner().name)
     }
 }
@@ -297,10 +292,14 @@ async fn connect_one(
     tls: Arc<rustls::ClientConfig>,
     key: SiteKey,
     address: String,
+    refused: Refused,
 ) -> Result<Channel, String> {
     let connector = tower::service_fn(move |_: Uri| {
-        let (tls, address) = (tls.clone(), address.clone());
+        let (tls, address, refused) = (tls.clone(), address.clone(), refused.clone());
         async move {
+            if refused.load(Ordering::Relaxed) {
+                return Err(std::io::Error::other("refused before"));
+            }
             let tcp = tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(&address))
                 .await
                 .map_err(|_| std::io::Error::other("no connection in time"))??;
@@ -314,7 +313,7 @@ async fn connect_one(
                     Some(refusal) => std::io::Error::other(refusal.to_string()),
                     None => error,
                 })?;
-            Ok::<_, std::io::Error>(TokioIo::new(stream))
+            Ok(TokioIo::new(Attentive { stream, refused }))
         }
     });
     // The URI is for HTTP's form only; the connector knows where to go.
@@ -325,6 +324,47 @@ async fn connect_one(
         .connect_with_connector(connector)
         .await
         .map_err(|error| report(&error))
+}
+
+/// A connection on which a refusal is noticed.
+struct Attentive {
+    stream: TlsStream<TcpStream>,
+    refused: Refused,
+}
+
+impl AsyncRead for Attentive {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if let Poll::Ready(Err(error)) = &read
+            && let Some(inner) = error.get_ref()
+            && let Some(rustls::Error::AlertReceived(_)) = inner.downcast_ref()
+        {
+            self.refused.store(true, Ordering::Relaxed);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Attentive {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }
 
 /// What a peer said instead of an answer.

@@ -146,6 +146,8 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
         config: config.protocol(),
         journal,
         policy,
+        site: identity.site_key(),
+        known: peers.clone(),
         proxies,
         profiles,
         found,

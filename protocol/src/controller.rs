@@ -259,14 +259,7 @@ impl Step<'_> {
 
     // Beginning and ending journeys.
 
-    pub(crate) fn ask_move(
-        &mut self,
-        ask: u64,
-        operation: OperationId,
-        vm: VmId,
-        goal: Goal,
-        dry_run: bool,
-    ) {
+    pub(crate) fn ask_move(&mut self, ask: u64, operation: OperationId, vm: VmId, goal: Goal) {
         if self.site.state.vms.get(&vm).is_none_or(|vm| vm.destroyed) {
             return self.reply(ask, Reply::NotFound(format!("there is no VM {vm}")));
         }
@@ -277,15 +270,14 @@ impl Step<'_> {
         if let Some(unknown) = goal.peers.iter().find(|peer| !self.site.peers.contains(*peer)) {
             return self.reply(ask, Reply::NotFound(format!("there is no peer {unknown}")));
         }
-        self.begin(operation, vm, goal, dry_run);
+        self.begin(operation, vm, goal);
         self.reply(ask, Reply::Began);
         self.drive(operation);
     }
 
-    fn begin(&mut self, operation: OperationId, vm: VmId, goal: Goal, dry_run: bool) {
+    fn begin(&mut self, operation: OperationId, vm: VmId, goal: Goal) {
         self.persist(Row::Began { operation, vm, goal });
-        let memory = JourneyMemory { dry_run, ..JourneyMemory::default() };
-        self.site.journeys.insert(operation, memory);
+        self.site.journeys.insert(operation, JourneyMemory::default());
     }
 
     pub(crate) fn ask_evict(
@@ -308,7 +300,7 @@ impl Step<'_> {
             return self.reply(ask, Reply::Conflict(text));
         }
         let goal = self.eviction(Party::Here, reason, None, within);
-        self.begin(operation, vm, goal, false);
+        self.begin(operation, vm, goal);
         self.reply(ask, Reply::Began);
         self.drive(operation);
     }
@@ -328,6 +320,7 @@ impl Step<'_> {
             leave,
             evict: Some(Evict { from, reason }),
             deadline: self.world.now().after(within),
+            dry_run: false,
         }
     }
 
@@ -353,7 +346,7 @@ impl Step<'_> {
             let operation = OperationId(self.random16());
             self.note(vm, format!("the delegate must be rid of it: {reason}"));
             let goal = self.eviction(from, reason, None, hop.time_left);
-            self.begin(operation, vm, goal, false);
+            self.begin(operation, vm, goal);
             self.drive(operation);
         }
         self.answer(caller, Answer::Accepted);
@@ -385,7 +378,7 @@ impl Step<'_> {
                 let reason = "the host it runs on is being emptied".to_owned();
                 let within = self.site.config.source_patience;
                 let goal = self.eviction(Party::Here, reason, Some(host.clone()), within);
-                self.begin(operation, vm, goal, false);
+                self.begin(operation, vm, goal);
                 operations.push(operation);
             }
         }
@@ -675,7 +668,7 @@ impl Step<'_> {
                 left.push((at, offer.clone()));
             }
         }
-        if self.memory(operation).dry_run {
+        if journey.goal.dry_run {
             let result =
                 if left.is_empty() { Ended::NoPlace(reasons) } else { Ended::Ranking(lines) };
             return self.conclude(operation, result);
@@ -953,7 +946,7 @@ impl Step<'_> {
             (Phase::Handback, Answer::Done) => self.handed_back(operation),
             (Phase::Retire, Answer::Done | Answer::Unknown) => {
                 let chosen = journey.chosen.expect("only a chosen migration is retired");
-                self.retired(chosen.migration, journey.vm);
+                self.retired(chosen.migration, journey.vm, None);
                 self.site.journeys.remove(&operation);
             }
             (Phase::PassUp, Answer::Accepted) => {
@@ -967,6 +960,11 @@ impl Step<'_> {
     fn outcome(&mut self, operation: OperationId, phase: Phase, outcome: Outcome) {
         match outcome {
             Outcome::Released(certificate) => {
+                if !self.releases(operation, &certificate) {
+                    let answer =
+                        Answer::Failed { reason: "a certificate that does not hold".into() };
+                    return self.step_failed(operation, phase, &answer);
+                }
                 self.memory(operation).certificate = Some(certificate);
                 self.go(operation, Phase::Deliver);
             }
@@ -994,6 +992,24 @@ impl Step<'_> {
         let reason = "the Destination could not start it".to_owned();
         self.memory(operation).last_failure = Some(reason);
         self.next_offer(operation, &[]);
+    }
+
+    /// Whether a certificate gives the VM to the Destination that was chosen, as far as this site
+    /// can tell: after a restart it has not asked for the chain again.
+    fn releases(
+        &self,
+        operation: OperationId,
+        certificate: &model::Signed<model::Certificate>,
+    ) -> bool {
+        let journey = &self.site.state.journeys[&operation];
+        let chosen = journey.chosen.as_ref().expect("only a chosen migration has an outcome");
+        let chain = self.site.journeys.get(&operation).and_then(|memory| memory.chain.as_ref());
+        let holds = chain.is_none_or(|chain| {
+            let chain = chain.extended(certificate.clone());
+            chain.verify(journey.vm, &Verifier(self.world)).is_ok()
+        });
+        let owner = certificate.peek().map(|certificate| certificate.owner);
+        holds && owner == Ok(chosen.target.vm_key)
     }
 
     fn delivered(&mut self, journey: &Journey, statement: &model::Signed<model::Statement>) {

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use model::{
     Bytes, Certificate, Chain, Descriptor, Digest, EdgeHandle, Epoch, MigrationId, Offer,
-    PowerState, PublicKey, RequestId, RunProfile, Signature, Signed, Statement, TransferEnd, VmId,
+    PowerState, PublicKey, RequestId, RunProfile, Signature, Signed, SiteKey, Statement,
+    TransferEnd, VmId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -167,6 +168,10 @@ pub enum Op {
         vm: VmId,
         /// The edge between the two.
         handle: EdgeHandle,
+        /// The primary site, to which alone this is of use.
+        by: SiteKey,
+        /// The site that it is meant for.
+        host: SiteKey,
     },
     /// Down the path: the primary took the VM over; who has it ends it.
     Superseded {

@@ -13,23 +13,25 @@ use model::{
 use crate::effect::{CallError, Caller, Duty, Reply};
 use crate::message::{Action, Answer, Hop, Op, Origin, Request};
 use crate::row::{Down, Edge, LIBRARY, Party, Row};
-use crate::site::{OfferAt, Step, Timer, Waiting};
+use crate::site::{OfferAt, OfferMade, Step, Timer, Waiting};
 
 impl Step<'_> {
     /// A request that goes to the Source, by the path as it is or as a migration left it.
     pub(crate) fn along_old_path(&mut self, caller: Caller, from: Party, request: Request) {
         let (vm, migration) = (request.origin.op.vm(), request.origin.op.migration());
-        let down = match &from {
-            Party::Here => Some(Down::Here),
-            Party::Peer(peer) => request.hop.edge.and_then(|handle| {
-                self.down_of(vm, migration, &Edge { peer: peer.clone(), handle })
-            }),
+        let came = match (&from, request.hop.edge) {
+            (Party::Peer(peer), Some(handle)) => Some(Edge { peer: peer.clone(), handle }),
+            _ => None,
+        };
+        let down = match (&from, &came) {
+            (Party::Here, _) => Some(Down::Here),
+            (_, came) => came.as_ref().and_then(|came| self.down_of(vm, migration, came)),
         };
         match down {
-            Some(Down::Here) => self.at_source(caller, request),
-            Some(Down::Edge(edge)) => self.pass_on(caller, edge, request),
+            Some(Down::Here) => self.at_source(caller, came, request),
+            Some(Down::Edge(edge)) => self.pass_on(caller, came, edge, request),
             // The path is closed, but the Controller that closed it may not have heard so.
-            None if self.spoke_before(&request.origin) => self.at_source(caller, request),
+            None if self.spoke_before(&request.origin) => self.at_source(caller, came, request),
             None => self.answer(caller, Answer::Unknown),
         }
     }
@@ -74,11 +76,17 @@ impl Step<'_> {
                 && up.handle == handle
             {
                 let down = down.clone();
-                return self.pass_on(caller, down, request);
+                return self.pass_on(caller, None, down, request);
+            }
+            // One migration has one way through a site.
+            if known.target.is_some() || known.pending.is_some() {
+                return self.answer(caller, Answer::Unknown);
             }
         }
+        let now = self.world.now();
         let offer = self.site.offers.get(&handle);
-        let Some(offer) = offer.filter(|o| o.asker == from && o.vm == vm).cloned() else {
+        let stands = |o: &&OfferMade| o.asker == from && o.vm == vm && o.terms.expires > now;
+        let Some(offer) = offer.filter(stands).cloned() else {
             return self.answer(
                 caller,
                 match op {
@@ -97,6 +105,9 @@ impl Step<'_> {
                 self.admit(caller, &from, &offer, host, end, request);
             }
             (OfferAt::Peer(down), Party::Peer(peer)) => {
+                if let Err(error) = chain.verify(vm, &Verifier(self.world)) {
+                    return self.answer(caller, Answer::Gone { reason: error.to_string() });
+                }
                 self.persist(Row::Pending {
                     migration,
                     vm,
@@ -105,7 +116,7 @@ impl Step<'_> {
                     up: Edge { peer, handle },
                     down: down.clone(),
                 });
-                self.pass_on(caller, down, request);
+                self.pass_on(caller, None, down, request);
             }
             // This site's own journeys go to the peer directly.
             (OfferAt::Peer(_), Party::Here) => self.answer(caller, Answer::Unknown),
@@ -113,20 +124,28 @@ impl Step<'_> {
     }
 
     /// Hands a request to the next site, in this site's own name, and its answer back.
-    fn pass_on(&mut self, caller: Caller, edge: Edge, request: Request) {
+    ///
+    /// `came` is the edge of the path that it came along, if it came along one.
+    fn pass_on(&mut self, caller: Caller, came: Option<Edge>, edge: Edge, request: Request) {
         if request.hop.hops_left == 0 {
             let reason = "the request has passed as many sites as it may".to_owned();
             return self.answer(caller, Answer::Failed { reason });
         }
         let hop =
             Hop { edge: Some(edge.handle), hops_left: request.hop.hops_left - 1, ..request.hop };
-        let waiting = Waiting::Relay(caller, Box::new(request.origin.op.clone()));
+        let waiting = Waiting::Relay(caller, came, Box::new(request.origin.op.clone()));
         let request = Request { origin: request.origin, hop };
         self.send(&Party::Peer(edge.peer), request, waiting);
     }
 
     /// The answer to a request that was passed on.
-    pub(crate) fn relayed(&mut self, caller: Caller, op: Op, answer: Result<Answer, CallError>) {
+    pub(crate) fn relayed(
+        &mut self,
+        caller: Caller,
+        came: Option<Edge>,
+        op: Op,
+        answer: Result<Answer, CallError>,
+    ) {
         let answer = match answer {
             Ok(answer) => answer,
             // Nothing about the site beyond is told.
@@ -139,6 +158,16 @@ impl Step<'_> {
             (Op::Deliver { migration, certificate, .. }, Answer::Owned { statement }) => {
                 if self.proves_ownership(certificate, statement).is_none() {
                     let reason = "the Destination's statement does not hold".to_owned();
+                    return self.answer(caller, Answer::Failed { reason });
+                }
+                let relayed = self.site.state.migrations.get(migration);
+                let relayed = relayed.and_then(|migration| migration.relayed.as_ref());
+                let continues = relayed.is_none_or(|(_, chain)| {
+                    let chain = chain.extended(certificate.clone());
+                    chain.verify(op.vm(), &Verifier(self.world)).is_ok()
+                });
+                if !continues {
+                    let reason = "the certificate does not continue the chain".to_owned();
                     return self.answer(caller, Answer::Failed { reason });
                 }
                 let entry = self.site.state.vms.get(&op.vm());
@@ -160,7 +189,7 @@ impl Step<'_> {
                 }
             }
             (Op::Retire { migration, vm, .. }, Answer::Done | Answer::Unknown) => {
-                self.retired(*migration, *vm);
+                self.retired(*migration, *vm, came);
                 return self.answer(caller, Answer::Done);
             }
             (Op::Control { vm, action: Action::Destroy }, Answer::Done) => {
@@ -195,10 +224,10 @@ impl Step<'_> {
     }
 
     /// The old path of a migration is closed below this site.
-    pub(crate) fn retired(&mut self, migration: model::MigrationId, vm: VmId) {
+    pub(crate) fn retired(&mut self, migration: MigrationId, vm: VmId, came: Option<Edge>) {
         let known = self.site.state.migrations.get(&migration);
         if known.is_none_or(|migration| !migration.retired) {
-            self.persist(Row::Retired { migration, vm });
+            self.persist(Row::Retired { migration, vm, came });
             self.wake_journeys(vm);
         }
     }
@@ -277,6 +306,8 @@ impl Step<'_> {
         let known = self.site.state.vms.get(&vm);
         let Some(entry) = known.filter(|vm| vm.down == below) else {
             // It may come back from the dead, and must hear that the VM was adopted meanwhile.
+            self.adopt_above(vm, chain);
+            let known = self.site.state.vms.get(&vm);
             let newer = known.filter(|vm| vm.chain.epoch() >= chain.epoch());
             let answer =
                 newer.map_or(Answer::Unknown, |vm| Answer::Known { chain: vm.chain.clone() });

@@ -46,14 +46,43 @@ impl Step<'_> {
         let cause = Cause::Adopt { statement: Digest::of(statement.as_bytes()) };
         let epoch = entry.chain.epoch().next();
         let certificate = self.seal(entry.chain.k0, &Certificate { vm, epoch, owner, cause });
+        let chain = entry.chain.extended(certificate);
         let stay = Stay { key: owner, starting: false, wanted: false, ..copy };
         debug_assert!(stay.power != PowerState::Active, "a copy that was released does not run");
-        self.persist(Row::Adopted { vm, certificate, statement, stay });
+        self.persist(Row::Adopted { vm, chain, statement, stay });
         self.note(vm, format!("adopted by this site, as it was when it left; epoch {epoch}"));
         if let Down::Edge(edge) = entry.down {
             self.tell_superseded(vm, edge);
         }
         self.reply(ask, Reply::Done);
+    }
+
+    /// A lost site is back with more certificates than the adoption counted: the primary's word
+    /// still stands, and is given again above them. False if there is nothing to stand by.
+    pub(crate) fn adopt_above(&mut self, vm: VmId, theirs: &Chain) -> bool {
+        let Some(entry) = self.site.state.vms.get(&vm).cloned() else { return false };
+        let cause = entry.chain.newest().cause;
+        let adopted = matches!(cause, Cause::Adopt { .. }) && entry.up.is_none();
+        let longer = theirs.epoch() >= entry.chain.epoch() && *theirs != entry.chain;
+        if !adopted || !longer || theirs.verify(vm, &Verifier(self.world)).is_err() {
+            return false;
+        }
+        let Some(stay) = entry.stay else {
+            self.note(
+                vm,
+                "ALARM: a site that was given up holds a newer certificate, and the VM has \
+                           moved on since; end it there by hand",
+            );
+            return false;
+        };
+        let epoch = theirs.epoch().next();
+        let certificate = Certificate { vm, epoch, owner: stay.key, cause };
+        let certificate = self.seal(entry.chain.k0, &certificate);
+        let chain = theirs.extended(certificate);
+        let statement = "as before, above the certificates of a site that came back".to_owned();
+        self.persist(Row::Adopted { vm, chain, statement, stay });
+        self.note(vm, format!("adopted again, above a site that came back; epoch {epoch}"));
+        true
     }
 
     /// Tells a site below that the VM was adopted. It hears so as well whenever it reports.
@@ -117,8 +146,14 @@ impl Step<'_> {
         if !self.site.peers.contains(&at) {
             return self.reply(ask, Reply::NotFound(format!("there is no peer {at}")));
         }
+        let (Some(by), Some(host)) =
+            (self.world.identity(&Party::Here), self.world.identity(&Party::Peer(at.clone())))
+        else {
+            return self.reply(ask, Reply::NotFound(format!("there is no peer {at}")));
+        };
         let handle = EdgeHandle(self.random16());
-        let origin = Origin { op: Op::Reclaim { vm, handle }, key: entry.chain.k0, sealed: None };
+        let origin =
+            Origin { op: Op::Reclaim { vm, handle, by, host }, key: entry.chain.k0, sealed: None };
         let hop = Hop { hops_left: 1, time_left: self.site.config.request_limit, ..Hop::default() };
         let waiting = Waiting::Reclaim(ask, vm, Edge { peer: at.clone(), handle });
         self.send(&Party::Peer(at), Request { origin, hop }, waiting);
@@ -145,9 +180,15 @@ impl Step<'_> {
 
     /// The VM's own key speaks: whoever holds it is its primary site.
     pub(crate) fn reclaim(&mut self, caller: Caller, from: &Party, request: &Request) {
-        let (Op::Reclaim { vm, handle }, Party::Peer(peer)) = (&request.origin.op, from) else {
+        let (Op::Reclaim { vm, handle, by, host }, Party::Peer(peer)) = (&request.origin.op, from)
+        else {
             return self.answer(caller, Answer::Unknown);
         };
+        // Nobody else may show it, and not to anybody else.
+        let here = self.world.identity(&Party::Here);
+        if Some(*by) != self.world.identity(from) || Some(*host) != here {
+            return self.answer(caller, Answer::Unknown);
+        }
         let known = self.site.state.vms.get(vm).is_some_and(|vm| vm.up.is_some());
         // The envelope has proven that this key signed; the id proves that it is K0.
         if !known || VmId::of(&request.origin.key) != *vm {
@@ -212,13 +253,31 @@ impl Step<'_> {
 
     /// A site below has lost a part of its memory: it hears what this one knows.
     ///
-    /// It need not be on the path any more: that is what it must learn. Whoever knows the VM's id
-    /// had it once, and hears how often it changed hands since, not where it is.
-    pub(crate) fn confirm_below(&mut self, caller: Caller, vm: VmId) {
+    /// It need not be on the path any more: that is what it must learn. It must have been once, by
+    /// an edge that nobody else knows, and hears how often the VM changed hands, not where it is.
+    pub(crate) fn confirm_below(&mut self, caller: Caller, from: &Party, vm: VmId, hop: &Hop) {
         let entry = self.site.state.vms.get(&vm);
-        let answer =
-            entry.map_or(Answer::Unknown, |entry| Answer::Known { chain: entry.chain.clone() });
+        let answer = match (entry, from, hop.edge) {
+            (Some(entry), Party::Peer(peer), Some(handle))
+                if self.led_below(vm, &Edge { peer: peer.clone(), handle }) =>
+            {
+                Answer::Known { chain: entry.chain.clone() }
+            }
+            _ => Answer::Unknown,
+        };
         self.answer(caller, answer);
+    }
+
+    /// Whether the VM's path leads, or once led, along this edge.
+    fn led_below(&self, vm: VmId, edge: &Edge) -> bool {
+        let state = &self.site.state;
+        let now = state.vms.get(&vm).map(|entry| &entry.down);
+        let of_vm = state.migrations.values().filter(|migration| migration.vm == vm);
+        let mut passed_on = of_vm.filter_map(|migration| migration.pending.as_ref());
+        let mut chosen = state.journeys.values().filter_map(|journey| journey.chosen.as_ref());
+        now == Some(&Down::Edge(edge.clone()))
+            || passed_on.any(|(_, down)| down == edge)
+            || chosen.any(|c| c.at == Party::Peer(edge.peer.clone()) && c.handle == edge.handle)
     }
 
     pub(crate) fn confirmed(&mut self, vm: VmId, answer: Result<Answer, CallError>) {

@@ -60,10 +60,14 @@ impl Step<'_> {
             .filter_map(|(vm, entry)| Some((*vm, entry.stay.clone()?, entry.parked.is_some())))
             .collect();
         for (vm, stay, parked) in stays {
+            let guest = found.iter().find(|guest| guest.vm == vm && self.stay_matches(guest));
             if self.site.fenced.contains(&vm) {
+                // Whatever the journal says: it may be of before it was started, or moved.
+                if guest.is_some_and(|guest| guest.power == PowerState::Active) {
+                    self.command(Command::Pause(stay.host, vm, stay.epoch));
+                }
                 continue;
             }
-            let guest = found.iter().find(|guest| guest.vm == vm && self.stay_matches(guest));
             let open = self.site.state.open_source(vm).map(|(_, source)| source.step);
             let moving = open.is_some_and(|step| step > SourceStep::Offered);
             let should_run = stay.power == PowerState::Active || stay.starting || stay.wanted;

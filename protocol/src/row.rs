@@ -68,6 +68,9 @@ pub struct Goal {
     pub evict: Option<Evict>,
     /// When to give up.
     pub deadline: Time,
+    /// Only rank the offers, and withdraw them.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
 /// A duty to find another place.
@@ -379,6 +382,9 @@ pub enum Row {
         migration: MigrationId,
         /// The VM.
         vm: VmId,
+        /// The edge that it was asked along: this site leaves the path if it still hangs on it.
+        #[serde(default)]
+        came: Option<Edge>,
     },
     /// What a site below told of the VM.
     Learned {
@@ -398,8 +404,8 @@ pub enum Row {
     Adopted {
         /// The VM.
         vm: VmId,
-        /// The certificate, signed with K0.
-        certificate: Signed<Certificate>,
+        /// The chain that ends in the certificate that is signed with K0.
+        chain: Chain,
         /// The operator's written word that the other side is fenced.
         statement: String,
         /// The copy that was kept here.

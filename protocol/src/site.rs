@@ -7,7 +7,7 @@ use model::decision::Policy;
 use model::key::Verify;
 use model::{
     EdgeHandle, Epoch, HostName, MigrationId, OperationId, PeerName, PublicKey, RequestId,
-    RunProfile, Signature, Signed, Terms, Time, Token, TransferEnd, VmId,
+    RunProfile, Signature, Signed, SiteKey, Terms, Time, Token, TransferEnd, VmId,
 };
 
 use crate::effect::{Ask, CallError, CallId, Caller, Command, Duty, Effect, Event, Output, Reply};
@@ -30,6 +30,8 @@ pub trait World: Verify {
     fn source_token(&self, migration: MigrationId) -> Token;
     /// The URI of the transfer proxy for files on a host.
     fn proxy_uri(&self, host: &HostName) -> model::ProxyUri;
+    /// The identity key of this site, or of a peer of that name.
+    fn identity(&self, party: &Party) -> Option<SiteKey>;
     /// The site's rules.
     fn policy(&self) -> &dyn Policy;
 }
@@ -147,7 +149,7 @@ pub(crate) enum Waiting {
     /// It is the step of a journey; the text names it.
     Journey(OperationId, &'static str),
     /// It was passed on for somebody.
-    Relay(Caller, Box<Op>),
+    Relay(Caller, Option<Edge>, Box<Op>),
     /// A user waits for it; if the VM named here is gone then, this site is to know so.
     User(u64, Option<VmId>),
     /// A report up the path.
@@ -164,7 +166,6 @@ pub(crate) enum Waiting {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(crate) struct JourneyMemory {
     pub phase: Phase,
-    pub dry_run: bool,
     pub request: Option<RequestId>,
     pub asked: BTreeSet<PeerName>,
     /// Offers not tried yet, best first.
@@ -358,7 +359,7 @@ impl Step<'_> {
             }
             Op::Confirm { vm } => {
                 let vm = *vm;
-                self.confirm_below(caller, vm);
+                self.confirm_below(caller, &from, vm, &request.hop);
             }
             Op::Reclaim { .. } => self.reclaim(caller, &from, &request),
             Op::InitiateTransfer { .. } | Op::Deliver { .. } => {
@@ -378,7 +379,7 @@ impl Step<'_> {
         match waiting {
             Waiting::Gather(request, peer) => self.gathered(request, peer, call, answer),
             Waiting::Journey(operation, _) => self.journey_answer(operation, answer),
-            Waiting::Relay(caller, op) => self.relayed(caller, *op, answer),
+            Waiting::Relay(caller, came, op) => self.relayed(caller, came, *op, answer),
             Waiting::User(ask, destroys) => {
                 if let (Some(vm), Ok(Answer::Done)) = (destroys, &answer) {
                     self.destroyed_below(vm);
@@ -410,9 +411,10 @@ impl Step<'_> {
                     local_only,
                     leave: None,
                     evict: None,
+                    dry_run,
                     deadline: now.after(self.site.config.source_patience),
                 };
-                self.ask_move(ask, operation, vm, goal, dry_run);
+                self.ask_move(ask, operation, vm, goal);
             }
             Ask::Evict { operation, vm, reason, within } => {
                 self.ask_evict(ask, operation, vm, reason, within);

@@ -20,16 +20,20 @@ use model::{
 use crate::effect::{Caller, Command, GuestEvent, TransferEvent};
 use crate::message::{Action, Answer, Op, Outcome, Request, Told};
 use crate::path::Verifier;
-use crate::row::{Down, Mode, Row};
+use crate::row::{Down, Edge, Mode, Row};
 use crate::site::{Step, Timer};
 use crate::state::{SourceRole, SourceStep, Stay, TargetStep};
 
+/// How long a fenced Source waits before it looks again whether it may abort.
+const FENCED_RETRY: std::time::Duration = std::time::Duration::from_secs(10);
 /// How long another Controller is told to wait while a migration of the VM is open.
 const CONFLICT_RETRY: std::time::Duration = std::time::Duration::from_secs(5);
 
 impl Step<'_> {
     /// A request that reached the site that has the VM, or had it.
-    pub(crate) fn at_source(&mut self, caller: Caller, request: Request) {
+    ///
+    /// `came` is the edge that it came along; none if this very site asks.
+    pub(crate) fn at_source(&mut self, caller: Caller, came: Option<Edge>, request: Request) {
         let controller = request.origin.key;
         match request.origin.op {
             Op::ForcedMigration { vm, migration, target_vm_key, target_transfer_key, mode } => {
@@ -48,7 +52,12 @@ impl Step<'_> {
             }
             Op::Retire { vm, migration, owned } => {
                 self.receipt(migration, &owned);
-                self.retired(migration, vm);
+                let step = self.source_role(migration).map(|(_, source)| source.step);
+                if step.is_some_and(|step| step < SourceStep::Receipted) {
+                    let reason = "the Destination's statement does not hold".to_owned();
+                    return self.answer(caller, Answer::Failed { reason });
+                }
+                self.retired(migration, vm, came);
                 self.answer(caller, Answer::Done);
             }
             Op::Control { vm, action } => self.control(caller, vm, action),
@@ -95,6 +104,10 @@ impl Step<'_> {
             let reason = "this site does not have the VM now; ask again".to_owned();
             return self.answer(caller, Answer::Conflict { reason, retry_after: CONFLICT_RETRY });
         };
+        if self.site.fenced.contains(&vm) {
+            let reason = "this site is finding out what it has; ask again".to_owned();
+            return self.answer(caller, Answer::Conflict { reason, retry_after: CONFLICT_RETRY });
+        }
         let chain = entry.chain.clone();
         let bound = known.as_ref().filter(|source| {
             source.step > SourceStep::Offered
@@ -297,6 +310,9 @@ impl Step<'_> {
         source: &SourceRole,
         ready: &Signed<Statement>,
     ) -> Outcome {
+        if self.site.fenced.contains(&vm) {
+            return Outcome::Open { reason: "the Source is finding out what it has".to_owned() };
+        }
         let sent = source.sent.expect("SENT holds its digest");
         let Ok(statement) = ready.open(&source.target_vm_key, &Verifier(self.world)) else {
             return Outcome::Open { reason: "READY is not signed by the Destination".to_owned() };
@@ -346,6 +362,11 @@ impl Step<'_> {
         if source.step >= SourceStep::Released {
             return;
         }
+        if self.site.fenced.contains(&vm) {
+            // It may have been released in what was forgotten: nothing may be said before that is clear.
+            return self.arm_after(Timer::SourceDeadline(migration), FENCED_RETRY);
+        }
+        let Some((_, source)) = self.source_role(migration) else { return };
         let (active, key, step) = (source.active, source.copy.key, source.step);
         let statement = self.seal(key, &Statement { vm, migration, fact: Fact::Aborted });
         self.persist(Row::Aborted { migration, statement, reason: reason.to_owned() });

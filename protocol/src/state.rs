@@ -340,9 +340,9 @@ impl State {
                 entry.destroyed = true;
                 entry.stay = None;
             }
-            Row::Adopted { vm, certificate, stay, .. } => {
+            Row::Adopted { vm, chain, stay, .. } => {
                 let entry = self.vms.get_mut(vm).ok_or(illegal("no such VM"))?;
-                entry.chain = entry.chain.extended(certificate.clone());
+                entry.chain = chain.clone();
                 entry.stay = Some(stay.clone());
                 entry.down = Down::Here;
                 entry.parked = None;
@@ -653,12 +653,12 @@ impl State {
                 vm.down = Down::Edge(down);
                 vm.parked = None;
             }
-            Row::Retired { migration, vm } => {
+            Row::Retired { migration, vm, came } => {
                 let entry = self.migration(*migration, *vm);
                 entry.retired = true;
-                let on_new_path = entry.old.take().is_some();
-                let gone = self.vms.get(vm).is_some_and(|vm| vm.up.is_some() && vm.stay.is_none());
-                if gone && !on_new_path {
+                entry.old = None;
+                let hangs_on_it = |vm: &Vm| came.is_some() && vm.up == *came && vm.stay.is_none();
+                if self.vms.get(vm).is_some_and(hangs_on_it) {
                     self.vms.remove(vm);
                 }
             }

@@ -113,6 +113,14 @@ impl protocol::World for Outside<'_> {
         format!("quic://{}:4433", self.name).parse().expect("a legal URI")
     }
 
+    fn identity(&self, party: &protocol::Party) -> Option<model::SiteKey> {
+        let name = match party {
+            protocol::Party::Here => self.name.as_str(),
+            protocol::Party::Peer(peer) => peer.as_str(),
+        };
+        Some(model::SiteKey(model::Digest::of(name.as_bytes()).0))
+    }
+
     fn policy(&self) -> &dyn Policy {
         &Willing
     }
