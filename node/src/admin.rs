@@ -243,7 +243,7 @@ impl Admin {
                 PeerChange::Remove(name) => core.journal.remove_peer(&name)?,
                 PeerChange::Invite(hash, until) => core.journal.invite(&hash, until)?,
             }
-            peers.load(core.journal.peers()?, core.journal.is_inviting(core.now())?);
+            peers.load(core.journal.peers()?, core.journal.inviting_until()?);
             core.peers_changed()
         });
         changed.await.map_err(down)?.map_err(|e| broken(&e))
@@ -779,7 +779,7 @@ fn vm_message(view: &VmView) -> api::Vm {
         (Some((host, _)), _) if host.as_str() == protocol::LIBRARY => "library",
         (Some(_), _) => "here",
         (None, Some(_)) => "delegated",
-        (None, None) => "leaving",
+        (None, None) => "on its way",
     };
     api::Vm {
         id: view.vm.to_string(),

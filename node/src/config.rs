@@ -194,6 +194,11 @@ impl Config {
                 None => message,
             }
         })?;
+        if let Some(text) = &config.proxy.advertise
+            && text.parse::<SocketAddr>().is_err()
+        {
+            return Err(format!("proxy.advertise is ADDRESS:PORT, got {text:?}"));
+        }
         let country = &config.offer.country;
         if !(country.is_empty()
             || country.len() == 2 && country.bytes().all(|b| b.is_ascii_uppercase()))

@@ -218,7 +218,7 @@ impl Gate {
         let joined = self.driver.visit(move |core| {
             let used = core.journal.accept_invitation(&hash, core.now(), &peer)?;
             if used {
-                peers.load(core.journal.peers()?, core.journal.is_inviting(core.now())?);
+                peers.load(core.journal.peers()?, core.journal.inviting_until()?);
                 core.peers_changed()?;
             }
             Ok::<_, crate::journal::JournalError>(used)

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use certs::SecretHash;
 use model::{PeerName, PublicKey, SecretKey, SiteKey, Time, VmId};
 use protocol::{Row, State};
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
 /// The schema that this program writes. A newer one is refused.
 const SCHEMA: i64 = 1;
@@ -339,12 +339,12 @@ impl Journal {
         })
     }
 
-    /// Whether any invitation is open.
-    pub(crate) fn is_inviting(&self, now: Time) -> Result<bool, JournalError> {
-        let now = i64::try_from(now.0).unwrap_or(i64::MAX);
-        let sql = "SELECT 1 FROM invitations WHERE used_by IS NULL AND expires_ms > ?1 LIMIT 1";
-        let found = self.db.query_row(sql, [now], |_| Ok(())).optional();
-        found.map(|row| row.is_some()).map_err(|e| self.error(e))
+    /// When the last invitation that is open ends by itself; none if none is.
+    pub(crate) fn inviting_until(&self) -> Result<Option<Time>, JournalError> {
+        let sql = "SELECT max(expires_ms) FROM invitations WHERE used_by IS NULL";
+        let found = self.db.query_row(sql, [], |row| row.get::<_, Option<i64>>(0));
+        let found = found.map_err(|e| self.error(e))?;
+        Ok(found.map(|ms| Time(u64::try_from(ms).unwrap_or_default())))
     }
 
     /// Uses an invitation up for a peer, in one transaction; false if it is not open. The same
@@ -434,7 +434,13 @@ mod tests {
         let first = Journal::open(&path).unwrap().load().unwrap().token_secret;
         let mut journal = Journal::open(&path).unwrap();
         journal
-            .append(Time(1), &[host_row("a"), host_row("b")], &[key.clone()], &[], &BTreeMap::new())
+            .append(
+                Time(1),
+                &[host_row("a"), host_row("b")],
+                std::slice::from_ref(&key),
+                &[],
+                &BTreeMap::new(),
+            )
             .unwrap();
         drop(journal);
         let journal = Journal::open(&path).unwrap();
@@ -471,12 +477,13 @@ mod tests {
         let (secret, late) = (SecretHash([1; 32]), SecretHash([2; 32]));
         journal.invite(&secret, Time(100)).unwrap();
         journal.invite(&late, Time(100)).unwrap();
-        assert!(journal.is_inviting(Time(99)).unwrap());
+        assert_eq!(journal.inviting_until().unwrap(), Some(Time(100)));
         assert!(journal.accept_invitation(&secret, Time(50), &peer("b", 1)).unwrap());
         assert!(journal.accept_invitation(&secret, Time(50), &peer("b", 1)).unwrap(), "a repeat");
         assert!(!journal.accept_invitation(&secret, Time(50), &peer("c", 2)).unwrap());
         assert!(!journal.accept_invitation(&late, Time(100), &peer("c", 2)).unwrap());
-        assert!(!journal.is_inviting(Time(100)).unwrap());
+        journal.accept_invitation(&late, Time(99), &peer("b", 1)).unwrap();
+        assert_eq!(journal.inviting_until().unwrap(), None);
         assert_eq!(journal.peers().unwrap().len(), 1);
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use model::{PeerName, SiteKey};
+use model::{PeerName, SiteKey, Time};
 
 use crate::journal::StoredPeer;
 
@@ -24,12 +24,13 @@ pub(crate) struct Peers(Arc<RwLock<Register>>);
 #[derive(Default)]
 struct Register {
     peers: BTreeMap<PeerName, Peer>,
-    inviting: bool,
+    /// When the last open invitation ends by itself.
+    inviting_until: Option<Time>,
 }
 
 impl Peers {
     /// Takes over what the journal has.
-    pub(crate) fn load(&self, stored: Vec<StoredPeer>, inviting: bool) {
+    pub(crate) fn load(&self, stored: Vec<StoredPeer>, inviting_until: Option<Time>) {
         let mut register = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let mut old = std::mem::take(&mut register.peers);
         for peer in stored {
@@ -38,7 +39,7 @@ impl Peers {
             let StoredPeer { name, key, addresses, .. } = peer;
             register.peers.insert(name.clone(), Peer { name, key, addresses, heard });
         }
-        register.inviting = inviting;
+        register.inviting_until = inviting_until;
     }
 
     /// One peer by its name.
@@ -73,6 +74,7 @@ impl certs::Trust for Peers {
     }
 
     fn admits_strangers(&self) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).inviting
+        let until = self.0.read().unwrap_or_else(PoisonError::into_inner).inviting_until;
+        until.is_some_and(|until| until > crate::link::now())
     }
 }

@@ -119,7 +119,7 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
 
     let (driver, inputs) = Driver::channel();
     let peers = Peers::default();
-    peers.load(journal.peers()?, journal.is_inviting(crate::link::now())?);
+    peers.load(journal.peers()?, journal.inviting_until()?);
     let links = Links::new(identity.clone(), peers.clone(), driver.clone());
     let hands = Hands::new(folder.clone(), config.clone(), proxies.clone(), driver.clone());
 

@@ -23,18 +23,25 @@ test_a_vm_that_just_fits_is_admitted if {
 	count(admit.refuse) == 0 with input as request
 }
 
-test_missing_cpus_are_named if {
+test_own_users_are_told_how_many_cpus_are_missing if {
 	admit.refuse == {"2 CPUs are wanted, 1 are free"} with input as object.union(
 		request,
-		{"free": {"cpus": 1}},
+		{"peer": null, "free": {"cpus": 1}},
 	)
 }
 
-test_missing_memory_is_named if {
+test_own_users_are_told_how_much_memory_is_missing if {
 	admit.refuse == {"512 MiB of memory are wanted, 511 MiB are free"} with input as object.union(
 		request,
-		{"free": {"memory": 536870911}},
+		{"peer": null, "free": {"memory": 536870911}},
 	)
+}
+
+test_a_peer_is_not_told_how_much_is_free if {
+	admit.refuse == {
+		"2 CPUs are wanted, more than are free",
+		"512 MiB of memory are wanted, more than are free",
+	} with input as object.union(request, {"free": {"cpus": 1, "memory": 5}})
 }
 
 test_every_reason_is_given if {

@@ -14,6 +14,7 @@ use crate::effect::{CallError, Caller, Duty, Reply};
 use crate::message::{Action, Answer, Hop, Op, Origin, Request};
 use crate::row::{Down, Edge, LIBRARY, Party, Row};
 use crate::site::{OfferAt, OfferMade, Step, Timer, Waiting};
+use crate::state::TargetStep;
 
 impl Step<'_> {
     /// A request that goes to the Source, by the path as it is or as a migration left it.
@@ -356,7 +357,12 @@ impl Step<'_> {
             let source = migration.source.as_ref()?;
             (source.step == crate::state::SourceStep::Released).then_some(&source.copy)
         });
+        let admitted = self.site.state.migrations.values().filter(|migration| {
+            let target = migration.target.as_ref();
+            target.is_some_and(|t| t.step < TargetStep::Owned && t.host == host)
+        });
         let count = guests.chain(frozen).filter(|stay| stay.host == host).count();
+        let count = count + admitted.count();
         if count > 0 {
             let text = format!("host {host} still has {count} VMs; drain it first");
             return self.reply(ask, Reply::Conflict(text));

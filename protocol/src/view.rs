@@ -1,10 +1,12 @@
 //! What users are shown of a VM: roles, state, and who has the next move.
 
+use std::collections::BTreeSet;
+
 use model::{Descriptor, Epoch, HostName, MigrationId, PeerName, PowerState, Time, VmId};
 
 use crate::row::{Down, Party};
-use crate::site::{OfferAt, Phase, Site};
-use crate::state::{Journey, SourceStep, TargetStep};
+use crate::site::{OfferAt, Phase, Site, Timer};
+use crate::state::{Journey, SourceStep, TargetRole, TargetStep};
 
 /// A VM as this site knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,12 +87,15 @@ impl Site {
 
     /// Every VM that this site knows, in order of id.
     pub fn vms(&self) -> impl Iterator<Item = VmView> + '_ {
-        self.state.vms.keys().filter_map(|vm| self.vm(*vm))
+        let arriving = self.state.migrations.values();
+        let arriving = arriving.filter(|m| m.target.as_ref().is_some_and(arrives)).map(|m| m.vm);
+        let all: BTreeSet<VmId> = self.state.vms.keys().copied().chain(arriving).collect();
+        all.into_iter().filter_map(|vm| self.vm(vm))
     }
 
     /// One VM.
     pub fn vm(&self, id: VmId) -> Option<VmView> {
-        let vm = self.state.vms.get(&id)?;
+        let Some(vm) = self.state.vms.get(&id) else { return self.arriving(id) };
         Some(VmView {
             vm: id,
             descriptor: vm.descriptor.clone(),
@@ -104,6 +109,27 @@ impl Site {
             here: vm.stay.as_ref().map(|stay| (stay.host.clone(), stay.shown())),
             parked: vm.parked.clone(),
             destroyed: vm.destroyed,
+            next: self.next_move(id),
+        })
+    }
+
+    /// A VM that this site has admitted and does not own yet.
+    fn arriving(&self, id: VmId) -> Option<VmView> {
+        let of_vm = self.state.migrations.values().filter(|migration| migration.vm == id);
+        let target = of_vm.filter_map(|m| m.target.as_ref()).find(|target| arrives(target))?;
+        Some(VmView {
+            vm: id,
+            descriptor: target.descriptor.clone(),
+            epoch: target.chain.epoch(),
+            primary: false,
+            delegator: match &target.asker {
+                Party::Peer(peer) => Some(peer.clone()),
+                Party::Here => None,
+            },
+            delegate: None,
+            here: None,
+            parked: None,
+            destroyed: false,
             next: self.next_move(id),
         })
     }
@@ -158,7 +184,8 @@ impl Site {
                     TargetStep::Admitted | TargetStep::Receiving => (
                         if target.step == TargetStep::Admitted { "ADMITTED" } else { "RECEIVING" },
                         "this site: to fetch the files",
-                        Some((target.expires, "this site drops what it has")),
+                        self.timer(&Timer::AdmitExpiry(*migration))
+                            .map(|at| (at, "this site drops what it has, if no byte came")),
                     ),
                     TargetStep::Ready => {
                         ("READY", "the Source: to release the VM, or to keep it", None)
@@ -174,12 +201,25 @@ impl Site {
             }
         }
         let journey = self.state.open_journey(id)?;
+        // From there on it is repeated until it is done.
+        let memory = self.journeys.get(&journey.operation);
+        let late = [Phase::Verify, Phase::Deliver, Phase::Handback, Phase::Retire];
+        let is_late = memory.is_some_and(|memory| late.contains(&memory.phase));
         let phase = self.operations().find(|p| p.journey.operation == journey.operation)?.phase;
         Some(NextMove {
             migration: journey.chosen.as_ref().map(|chosen| chosen.migration),
             state: format!("Controller, {phase}"),
             who: "this site".to_owned(),
-            until: Some((journey.goal.deadline, "the operation ends")),
+            until: (!is_late).then_some((journey.goal.deadline, "the operation ends")),
         })
     }
+
+    fn timer(&self, timer: &Timer) -> Option<Time> {
+        self.timers.iter().find(|(_, armed)| armed == timer).map(|(at, _)| *at)
+    }
+}
+
+/// Whether the VM of this role is on its way here.
+fn arrives(target: &TargetRole) -> bool {
+    target.step <= TargetStep::Ready
 }
