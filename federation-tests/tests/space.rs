@@ -78,7 +78,9 @@ fn a_destination_without_space_gives_the_transfer_up_and_the_guest_goes_on() {
     federation["b"].host("b1", 1);
 
     let failed = federation["a"].run(&["vm", "migrate", "web", "--peer", "b"]);
-    failed.says(1, &["given up, the VM is where it was", "space"]);
+    failed.says(1, &["given up, the VM is where it was", "could not take it in"]);
+    let events = federation["b"].done(&["vm", "events", &vm]).to_string();
+    assert!(events.contains("space"), "its own operator learns why: {events}");
     assert_eq!(boot(&federation, &vm, "a"), before, "it goes on with its memory");
     federation.settle(&vm, "a", true, &["a"]);
     drop(small);

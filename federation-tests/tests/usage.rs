@@ -320,5 +320,5 @@ fn a_peer_that_has_removed_this_site_is_not_mistaken_for_one_that_is_down() {
     let refused = federation["a"].run(&["vm", "place", "web"]);
     refused.says(REFUSED, &["no place was found", "a site does not answer"]);
     let shown = federation["a"].done(&["peer", "show", "b"]);
-    assert!(shown["trouble"].to_string().contains("does not know this one"), "{shown}");
+    assert!(shown["trouble"].to_string().contains("hangs up when it sees who calls"), "{shown}");
 }

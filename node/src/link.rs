@@ -76,7 +76,7 @@ pub(crate) enum LinkError {
     #[error("the peer speaks protocol versions {0} to {1}, this site {min} to {max}",
         min = VERSIONS.start(), max = VERSIONS.end())]
     Version(u32, u32),
-    #[error("the other site does not know this one; a peering lasts until either side removes it")]
+    #[error("the other site hangs up when it sees who calls; it may not know this one any more")]
     Refused,
     #[error("the peer says: {0}")]
     Status(String),
@@ -313,7 +313,7 @@ async fn connect_one(
                     Some(refusal) => std::io::Error::other(refusal.to_string()),
                     None => error,
                 })?;
-            Ok(TokioIo::new(Attentive { stream, refused }))
+            Ok(TokioIo::new(Attentive { stream, heard: false, refused }))
         }
     });
     // The URI is for HTTP's form only; the connector knows where to go.
@@ -326,10 +326,20 @@ async fn connect_one(
         .map_err(|error| report(&error))
 }
 
-/// A connection on which a refusal is noticed.
+/// A connection on which a refusal is noticed: the other side ends it before a word. Its alert may
+/// be lost, since what is sent to it meanwhile resets the connection.
 struct Attentive {
     stream: TlsStream<TcpStream>,
+    heard: bool,
     refused: Refused,
+}
+
+impl Attentive {
+    fn over(&self) {
+        if !self.heard {
+            self.refused.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 impl AsyncRead for Attentive {
@@ -338,12 +348,12 @@ impl AsyncRead for Attentive {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
+        let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if let Poll::Ready(Err(error)) = &read
-            && let Some(inner) = error.get_ref()
-            && let Some(rustls::Error::AlertReceived(_)) = inner.downcast_ref()
-        {
-            self.refused.store(true, Ordering::Relaxed);
+        match &read {
+            Poll::Ready(Ok(())) if buf.filled().len() > before => self.heard = true,
+            Poll::Ready(_) => self.over(),
+            Poll::Pending => {}
         }
         read
     }
@@ -355,7 +365,11 @@ impl AsyncWrite for Attentive {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        if let Poll::Ready(Err(_)) = &written {
+            self.over();
+        }
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
