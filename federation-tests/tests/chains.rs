@@ -1,6 +1,8 @@
 //! Chains and rings of real nodes: a VM goes to the far end through sites that only pass on, is
 //! controlled from where it came from, is forced out, and comes home; and nothing is left behind.
 
+#![allow(clippy::unwrap_used, reason = "a test says by it what must be so")]
+
 use std::time::Duration;
 
 use federation_tests::process::{Federation, Guest, SOON};

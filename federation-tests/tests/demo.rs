@@ -4,6 +4,8 @@
 //! so `counter = since + uptime` holds for ever, unless a disk and a memory of different moments
 //! were put together.
 
+#![allow(clippy::unwrap_used, reason = "a test says by it what must be so")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;

@@ -6,6 +6,8 @@
 //! once, each at a row of its own. Afterwards the VM has one guest, whose memory is the one that
 //! it was placed with, and nothing else is left of it anywhere.
 
+#![allow(clippy::unwrap_used, reason = "a test says by it what must be so")]
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Mutex;

@@ -3,6 +3,8 @@
 //! Site a has two peers: b, which would be chosen, and c. Something else than b's node answers at
 //! b's address, with b's identity; the VM must get to c all the same.
 
+#![allow(clippy::unwrap_used, reason = "a test says by it what must be so")]
+
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::pin::Pin;

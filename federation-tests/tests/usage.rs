@@ -1,6 +1,8 @@
 //! What a new user gets wrong: each mistake ends with its own exit code and a message that says
 //! what happened, why, and what to do next.
 
+#![allow(clippy::unwrap_used, reason = "a test says by it what must be so")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

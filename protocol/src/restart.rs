@@ -202,7 +202,12 @@ impl Step<'_> {
         for (migration, vm, target) in roles {
             match target.step {
                 TargetStep::Admitted | TargetStep::Receiving => {
-                    self.arm_after(Timer::AdmitExpiry(migration), crate::target::UNUSED_LIFE);
+                    let unused = self.world.now().after(crate::target::UNUSED_LIFE);
+                    let until = match target.step {
+                        TargetStep::Admitted => unused.min(target.expires),
+                        _ => target.expires,
+                    };
+                    self.arm(Timer::AdmitExpiry(migration), until);
                     self.pull(migration);
                 }
                 TargetStep::Ready => self.pull(migration),

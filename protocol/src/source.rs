@@ -559,6 +559,12 @@ impl Step<'_> {
                 let open = self.site.state.open_source(vm).map(|(id, source)| (id, source.step));
                 if let Some((migration, SourceStep::Initiated)) = open {
                     self.abort_in_place(migration, &reason);
+                } else if self.site.state.vms[&vm].parked.is_some()
+                    && stay.shown() == PowerState::Active
+                {
+                    // Its memory cannot be kept, and it must not run on.
+                    self.note(vm, "its run state cannot be saved: shutting down to park");
+                    self.command(Command::ShutDown(stay.host, vm, epoch));
                 }
             }
         }

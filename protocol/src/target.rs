@@ -233,7 +233,8 @@ impl Step<'_> {
             expires,
         });
         self.site.offers.remove(&handle);
-        self.arm_after(Timer::AdmitExpiry(migration), UNUSED_LIFE);
+        let unused = self.world.now().after(UNUSED_LIFE);
+        self.arm(Timer::AdmitExpiry(migration), unused.min(expires));
         self.note(vm, "admitted; fetching its files");
         self.site.arriving.entry(migration).or_default().push(caller);
         self.pull(migration);

@@ -7,6 +7,8 @@
 //!
 //! Sites run simulated guests: no hypervisor is in the way of what is measured.
 
+#![expect(clippy::print_stdout, reason = "a report is what it is for")]
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
