@@ -6,7 +6,7 @@
 //! goes on from what the disk has.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use model::decision::Policy;
@@ -36,6 +36,9 @@ const KEY_GRACE: Duration = Duration::from_secs(3600);
 /// A look at, or a change of, what only the driver may touch.
 type Visit = Box<dyn FnOnce(&mut Core) + Send>;
 
+/// The lengths of peers' journals, shared between the doors and the driver.
+type Seen = Arc<Mutex<BTreeMap<SiteKey, u64>>>;
+
 /// What the driver is fed.
 pub(crate) enum Input {
     /// Something for the machine.
@@ -46,8 +49,6 @@ pub(crate) enum Input {
         request: Box<protocol::Request>,
         answer: oneshot::Sender<Answered>,
     },
-    /// How long a peer's journal is; written with the next rows.
-    Seen(SiteKey, u64),
     /// A user's wish, and where the reply goes.
     User { wish: Box<Ask>, reply: oneshot::Sender<Reply> },
     /// Anything else.
@@ -67,6 +68,8 @@ pub(crate) struct Answered {
 pub(crate) struct Driver {
     inputs: mpsc::Sender<Input>,
     changes: broadcast::Sender<()>,
+    /// How long the journals of peers are that spoke since the last commit.
+    seen: Seen,
 }
 
 /// The driver has ended; the node is going down.
@@ -80,7 +83,7 @@ pub(crate) struct Core {
     pub(crate) journal: Journal,
     world: NodeWorld,
     peers: HashMap<u64, oneshot::Sender<Answered>>,
-    seen: BTreeMap<SiteKey, u64>,
+    seen: Seen,
     users: HashMap<u64, oneshot::Sender<Reply>>,
     next: u64,
     lines: Vec<EventLine>,
@@ -219,7 +222,7 @@ impl Driver {
     pub(crate) fn channel() -> (Self, mpsc::Receiver<Input>) {
         let (inputs, receiver) = mpsc::channel(QUEUE);
         let (changes, _) = broadcast::channel(16);
-        (Self { inputs, changes }, receiver)
+        (Self { inputs, changes, seen: Seen::default() }, receiver)
     }
 
     /// The loop, to be called on a thread of its own. It ends with [`Input::Stop`], or with the
@@ -251,7 +254,7 @@ impl Driver {
             journal: start.journal,
             world,
             peers: HashMap::new(),
-            seen: BTreeMap::new(),
+            seen: self.seen.clone(),
             users: HashMap::new(),
             next: 0,
             lines: Vec::new(),
@@ -309,8 +312,12 @@ impl Driver {
     }
 
     /// Notes how long a peer's journal is.
-    pub(crate) async fn saw_journal(&self, key: SiteKey, journal: u64) {
-        let _ = self.inputs.send(Input::Seen(key, journal)).await;
+    ///
+    /// It is written with the next rows: what a peer did that matters here has some.
+    pub(crate) fn saw_journal(&self, key: SiteKey, journal: u64) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let longest = seen.entry(key).or_default();
+        *longest = journal.max(*longest);
     }
 
     /// A user's wish, and the reply.
@@ -355,13 +362,16 @@ impl Core {
         let timer = tokio::runtime::Handle::current();
         loop {
             let wait = self.next_wake();
-            let first = timer.block_on(async {
-                match tokio::time::timeout(wait, inputs.recv()).await {
-                    Ok(Some(input)) => Some(input),
-                    Ok(None) => Some(Input::Stop),
-                    Err(_) => None,
-                }
-            });
+            let first = match inputs.try_recv() {
+                Ok(input) => Some(input),
+                Err(_) => timer.block_on(async {
+                    match tokio::time::timeout(wait, inputs.recv()).await {
+                        Ok(Some(input)) => Some(input),
+                        Ok(None) => Some(Input::Stop),
+                        Err(_) => None,
+                    }
+                }),
+            };
             self.world.now = clock();
             let mut output = Output::default();
             let mut visits = Vec::new();
@@ -371,9 +381,6 @@ impl Core {
             while let Some(input) = next {
                 match input {
                     Input::Stop => stop = true,
-                    Input::Seen(key, journal) => {
-                        self.seen.insert(key, journal);
-                    }
                     Input::Visit(visit) => {
                         // A visitor sees only what is durable.
                         visits.push(visit);
@@ -424,7 +431,7 @@ impl Core {
                 self.users.insert(self.next, reply);
                 Event::Ask { ask: self.next, wish }
             }
-            Input::Visit(_) | Input::Seen(..) | Input::Stop => {
+            Input::Visit(_) | Input::Stop => {
                 unreachable!("the loop keeps these to itself")
             }
         }
@@ -447,7 +454,7 @@ impl Core {
             let lines = std::mem::take(&mut self.lines);
             self.lines_since = None;
             fail_point("before", rows);
-            let seen = std::mem::take(&mut self.seen);
+            let seen = self.take_seen();
             self.journal.append(self.world.now, rows, &keys, &lines, &seen)?;
             fail_point("after", rows);
             for row in rows {
@@ -462,13 +469,17 @@ impl Core {
         Ok(())
     }
 
+    fn take_seen(&self) -> BTreeMap<SiteKey, u64> {
+        std::mem::take(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     pub(crate) fn write_lines(&mut self) -> Result<(), JournalError> {
         let lines = std::mem::take(&mut self.lines);
         self.lines_since = None;
         if lines.is_empty() {
             return Ok(());
         }
-        let seen = std::mem::take(&mut self.seen);
+        let seen = self.take_seen();
         self.journal.append(self.world.now, &[], &[], &lines, &seen)
     }
 

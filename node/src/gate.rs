@@ -183,7 +183,7 @@ impl Gate {
                 _ => Status::invalid_argument(error.to_string()),
             }
         })?;
-        self.driver.saw_journal(peer.key, opened.journal).await;
+        self.driver.saw_journal(peer.key, opened.journal);
         let request = opened.content.into_inner();
         if !fits(&request.origin.op) {
             return Err(Status::invalid_argument("the operation is not the one that was called"));

@@ -159,7 +159,7 @@ impl Links {
         let me = self.0.identity.site_key();
         let opened =
             envelope::open_answer(&answer, key, me, digest).map_err(LinkError::Envelope)?;
-        self.0.driver.saw_journal(key, opened.journal).await;
+        self.0.driver.saw_journal(key, opened.journal);
         Ok(opened.content.into_inner())
     }
 

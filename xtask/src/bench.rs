@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::ValueEnum;
 
-use crate::shell::{cargo, run as run_program};
+use crate::shell::{cargo, root, run as run_program};
 
 /// What can be measured.
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -20,5 +20,7 @@ pub(crate) fn run(what: What) -> Result<()> {
     let build = ["build", "--release", "--quiet", "-p", "cli", "-p", "federation-tests"];
     run_program(cargo().args(build))?;
     let args = ["run", "--release", "--quiet", "-p", "federation-tests", "--bin", program];
-    run_program(cargo().args(args))
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| root().join("target"), std::path::PathBuf::from);
+    run_program(cargo().args(args).env("SOJOURN_PROGRAM", target.join("release/sojourn")))
 }

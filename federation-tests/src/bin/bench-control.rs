@@ -169,6 +169,14 @@ fn spans(site: &Path) -> Result<(Duration, Duration), Failure> {
         let sql = "SELECT at_ms FROM journal WHERE type = ?1 ORDER BY seq DESC LIMIT 1";
         journal.query_row(sql, [kind], |row| row.get::<_, i64>(0))
     };
+    // The operation ends with OWNED; the guest runs a moment later.
+    let until = Instant::now() + Duration::from_secs(10);
+    while at("started").unwrap_or_default() < at("owned")? {
+        if Instant::now() > until {
+            return Err("the guest was not started".into());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
     let span = |from: i64, to: i64| Duration::from_millis(u64::try_from(to - from).unwrap_or(0));
     Ok((span(at("admitted")?, at("ready")?), span(at("owned")?, at("started")?)))
 }
