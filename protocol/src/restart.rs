@@ -90,7 +90,6 @@ impl Step<'_> {
                 }
                 Some(PowerState::Active | PowerState::Paused) if moving => {}
                 Some(PowerState::Active | PowerState::Paused) if parked => {
-                    self.site.parking.insert(vm);
                     self.command(Command::Hibernate(stay.host, vm, stay.epoch));
                 }
                 Some(PowerState::Active) if stay.power != PowerState::Active => {

@@ -237,8 +237,6 @@ pub struct Site {
     /// VMs that must not execute until they are confirmed, and what for.
     pub(crate) fenced: BTreeSet<VmId>,
     pub(crate) fenced_until: u64,
-    /// VMs whose run state is being saved because they are parked.
-    pub(crate) parking: BTreeSet<VmId>,
     pub(crate) timers: BTreeSet<(Time, Timer)>,
     pub(crate) next_call: u64,
 }
@@ -269,7 +267,6 @@ impl Site {
             reports: BTreeMap::new(),
             fenced: BTreeSet::new(),
             fenced_until: 0,
-            parking: BTreeSet::new(),
             timers: BTreeSet::new(),
             next_call: 0,
         }

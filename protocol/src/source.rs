@@ -559,10 +559,6 @@ impl Step<'_> {
                 let open = self.site.state.open_source(vm).map(|(id, source)| (id, source.step));
                 if let Some((migration, SourceStep::Initiated)) = open {
                     self.abort_in_place(migration, &reason);
-                } else if self.site.parking.remove(&vm) {
-                    // Its memory cannot be kept, and it must not run on.
-                    self.note(vm, "its run state cannot be saved: shutting down to park");
-                    self.command(Command::ShutDown(stay.host, vm, epoch));
                 }
             }
         }
@@ -730,7 +726,6 @@ impl Step<'_> {
         self.persist(Row::Parked { vm, reason: Some(reason.to_owned()) });
         self.note(vm, format!("parked: {reason}"));
         if stay.power == PowerState::Active || stay.power == PowerState::Paused || stay.starting {
-            self.site.parking.insert(vm);
             self.command(Command::Hibernate(stay.host, vm, stay.epoch));
         }
         self.report_up(vm);

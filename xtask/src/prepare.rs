@@ -27,7 +27,7 @@ pub(crate) fn machine() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    if read(Command::new("id").arg("-u"))?.trim() != "0" {
+    if !is_root()? {
         bail!(
             "missing: {0}; install with: sudo apt-get update && sudo apt-get install -y {0}",
             missing.join(" ")
@@ -55,8 +55,19 @@ pub(crate) fn machine() -> Result<()> {
 /// The test guest, built if need be.
 pub(crate) fn guest() -> Result<std::path::PathBuf> {
     let image = root().join(GUEST_IMAGE);
-    guest_image::build(&image)?;
+    if let Err(first) = guest_image::build(&image) {
+        if !is_root()? {
+            return Err(first);
+        }
+        // Package lists that are missing, or older than what the archive has.
+        run(Command::new("apt-get").args(["update", "-qq"]))?;
+        guest_image::build(&image)?;
+    }
     Ok(image)
+}
+
+fn is_root() -> Result<bool> {
+    Ok(read(Command::new("id").arg("-u"))?.trim() == "0")
 }
 
 fn is_there(program: &str) -> bool {
