@@ -31,6 +31,10 @@ const CLASS: &str = "standard";
 /// guest's memory first.
 pub(crate) const UNUSED_LIFE: std::time::Duration = std::time::Duration::from_secs(3600);
 
+/// What a peer hears of a transfer that was dropped; the cause is this site's own business.
+const GIVEN_UP: &str = "the Destination gave the transfer up; its operator sees why, and a usual \
+                        reason is that no space is left";
+
 /// How long a READY Destination waits before it dials a Source again that hung up.
 const REDIAL: std::time::Duration = std::time::Duration::from_secs(10);
 
@@ -296,7 +300,7 @@ impl Step<'_> {
         match request.origin.op {
             Op::InitiateTransfer { .. } => match (target.step, &target.ready) {
                 (TargetStep::Dropped, _) => {
-                    let reason = "this transfer was given up".to_owned();
+                    let reason = GIVEN_UP.to_owned();
                     self.answer(caller, Answer::Gone { reason });
                 }
                 (_, Some((ready, _, _, size, wire))) => {
@@ -397,7 +401,7 @@ impl Step<'_> {
         self.command(Command::Close { migration, source: false });
         self.purge_files(host, vm, epoch);
         for caller in self.site.arriving.remove(&migration).unwrap_or_default() {
-            self.answer_failed(caller, reason, "the Destination could not take it in");
+            self.answer_failed(caller, reason, GIVEN_UP);
         }
     }
 
