@@ -82,10 +82,16 @@ pub(crate) struct Core {
     pub(crate) site: Site,
     pub(crate) journal: Journal,
     world: NodeWorld,
+    desk: Desk,
+}
+
+/// Who waits for what, and what is to be told and remembered with the next commit.
+struct Desk {
+    now: Time,
     peers: HashMap<u64, oneshot::Sender<Answered>>,
-    seen: Seen,
     users: HashMap<u64, oneshot::Sender<Reply>>,
     next: u64,
+    seen: Seen,
     lines: Vec<EventLine>,
     lines_since: Option<Time>,
     changes: broadcast::Sender<()>,
@@ -252,43 +258,27 @@ impl Driver {
         let mut core = Core {
             site: Site::new(start.config, loaded.state),
             journal: start.journal,
+            desk: Desk {
+                now: world.now,
+                peers: HashMap::new(),
+                users: HashMap::new(),
+                next: 0,
+                seen: self.seen.clone(),
+                lines: Vec::new(),
+                lines_since: None,
+                changes: self.changes.clone(),
+            },
             world,
-            peers: HashMap::new(),
-            seen: self.seen.clone(),
-            users: HashMap::new(),
-            next: 0,
-            lines: Vec::new(),
-            lines_since: None,
-            changes: self.changes.clone(),
         };
-        let peers = core.journal.peers()?.into_iter().map(|peer| peer.name).collect();
-        let mut output = core.site.handle(&mut core.world, Event::Peers(peers));
-        for (host, profile) in start.profiles {
-            let more = core.site.handle(&mut core.world, Event::Profile(host, profile));
-            join(&mut output, more);
-        }
-        if start.journal_seen > core.journal.len() {
-            let fence = Event::Fence { journal: start.journal_seen };
-            let more = core.site.handle(&mut core.world, fence);
-            join(&mut output, more);
-        }
-        let more = core.site.restart(&mut core.world, &start.found);
-        join(&mut output, more);
-        // Guests of others end before anyone is let in.
-        let (kills, rest): (Vec<Effect>, Vec<Effect>) = output
-            .effects
-            .into_iter()
-            .partition(|effect| matches!(effect, Effect::Do(protocol::Command::Kill(..))));
-        core.commit(&output.rows, &kills)?;
-        for kill in kills {
-            if let Effect::Do(command) = kill {
-                hands.end_stranger(&command);
-            }
-        }
-        core.commit(&[], &rest)?;
-        for effect in rest {
-            core.carry_out(effect, hands, links);
-        }
+        let begin = protocol::Start {
+            peers: core.journal.peers()?.into_iter().map(|peer| peer.name).collect(),
+            profiles: start.profiles,
+            found: start.found,
+            journal: core.journal.len(),
+            journal_seen: start.journal_seen,
+        };
+        let Core { site, journal, world, desk } = &mut core;
+        site.start(world, begin, &mut Doors { journal, desk, hands, links })?;
         let _ = ready.send(());
         core.turn(&mut inputs, hands, links)
     }
@@ -372,12 +362,10 @@ impl Core {
                     }
                 }),
             };
-            self.world.now = clock();
-            let mut output = Output::default();
+            let mut events = Vec::new();
             let mut visits = Vec::new();
             let mut stop = false;
             let mut next = first;
-            let mut taken = 0;
             while let Some(input) = next {
                 match input {
                     Input::Stop => stop = true,
@@ -386,23 +374,13 @@ impl Core {
                         visits.push(visit);
                         break;
                     }
-                    other => {
-                        let event = self.event_of(other);
-                        let more = self.site.handle(&mut self.world, event);
-                        join(&mut output, more);
-                    }
+                    other => events.push(self.desk.event_of(other)),
                 }
-                taken += 1;
-                next = if taken < BATCH && !stop { inputs.try_recv().ok() } else { None };
+                next = if events.len() < BATCH && !stop { inputs.try_recv().ok() } else { None };
             }
-            if self.site.next_deadline().is_some_and(|at| at <= self.world.now) {
-                let more = self.site.handle(&mut self.world, Event::Tick);
-                join(&mut output, more);
-            }
-            self.commit(&output.rows, &output.effects)?;
-            for effect in output.effects {
-                self.carry_out(effect, hands, links);
-            }
+            self.set_clock();
+            let Self { site, journal, world, desk } = self;
+            site.turn(world, events, &mut Doors { journal, desk, hands, links })?;
             for visit in visits {
                 visit(self);
             }
@@ -412,75 +390,20 @@ impl Core {
         }
     }
 
+    fn set_clock(&mut self) {
+        self.world.now = clock();
+        self.desk.now = self.world.now;
+    }
+
     fn next_wake(&self) -> Duration {
         let now = clock();
         let deadline = self.site.next_deadline().map(|at| at.since(now));
-        let lines = self.lines_since.map(|since| since.after(EVENT_DELAY).since(now));
+        let lines = self.desk.lines_since.map(|since| since.after(EVENT_DELAY).since(now));
         deadline.into_iter().chain(lines).min().unwrap_or(Duration::from_secs(60))
     }
 
-    fn event_of(&mut self, input: Input) -> Event {
-        self.next += 1;
-        match input {
-            Input::Event(event) => event,
-            Input::Peer { from, request, answer } => {
-                self.peers.insert(self.next, answer);
-                Event::Request { caller: Caller::Peer(self.next), from, request }
-            }
-            Input::User { wish, reply } => {
-                self.users.insert(self.next, reply);
-                Event::Ask { ask: self.next, wish }
-            }
-            Input::Visit(_) | Input::Stop => {
-                unreachable!("the loop keeps these to itself")
-            }
-        }
-    }
-
-    /// Persists rows with the keys that they speak of, and what is to be told about them.
-    fn commit(&mut self, rows: &[Row], effects: &[Effect]) -> Result<(), JournalError> {
-        for effect in effects {
-            let (subject, text) = match effect {
-                Effect::Note { vm, text } => (vm_subject(*vm), text),
-                Effect::Progress { operation, text } => (operation_subject(*operation), text),
-                _ => continue,
-            };
-            tracing::info!(subject, "{text}");
-            self.lines.push(EventLine { at: self.world.now, subject, text: text.clone() });
-            self.lines_since.get_or_insert(self.world.now);
-        }
-        let keys = self.world.take_keys(rows);
-        if !rows.is_empty() {
-            let lines = std::mem::take(&mut self.lines);
-            self.lines_since = None;
-            fail_point("before", rows);
-            let seen = self.take_seen();
-            self.journal.append(self.world.now, rows, &keys, &lines, &seen)?;
-            fail_point("after", rows);
-            for row in rows {
-                tracing::debug!(row = row.kind(), "durable");
-            }
-        } else if self.lines_since.is_some_and(|since| since.after(EVENT_DELAY) <= self.world.now) {
-            self.write_lines()?;
-        }
-        if !effects.is_empty() || !rows.is_empty() {
-            let _ = self.changes.send(());
-        }
-        Ok(())
-    }
-
-    fn take_seen(&self) -> BTreeMap<SiteKey, u64> {
-        std::mem::take(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
     pub(crate) fn write_lines(&mut self) -> Result<(), JournalError> {
-        let lines = std::mem::take(&mut self.lines);
-        self.lines_since = None;
-        if lines.is_empty() {
-            return Ok(());
-        }
-        let seen = self.take_seen();
-        self.journal.append(self.world.now, &[], &[], &lines, &seen)
+        self.desk.write_lines(&mut self.journal)
     }
 
     /// The events about a subject, with those not written yet.
@@ -499,25 +422,124 @@ impl Core {
         self.world.now
     }
 
-    /// The operations' current state changed by a visitor.
+    /// Tells the machine which peers there are, after a visitor has changed them.
     pub(crate) fn peers_changed(&mut self) -> Result<(), JournalError> {
         let names = self.journal.peers()?.into_iter().map(|peer| peer.name).collect();
-        let output = self.site.handle(&mut self.world, Event::Peers(names));
-        debug_assert!(output.rows.is_empty() && output.effects.is_empty());
-        let _ = self.changes.send(());
+        self.site.set_peers(names);
+        let _ = self.desk.changes.send(());
+        Ok(())
+    }
+}
+
+impl Desk {
+    fn event_of(&mut self, input: Input) -> Event {
+        self.next += 1;
+        match input {
+            Input::Event(event) => event,
+            Input::Peer { from, request, answer } => {
+                self.peers.insert(self.next, answer);
+                Event::Request { caller: Caller::Peer(self.next), from, request }
+            }
+            Input::User { wish, reply } => {
+                self.users.insert(self.next, reply);
+                Event::Ask { ask: self.next, wish }
+            }
+            Input::Visit(_) | Input::Stop => {
+                unreachable!("the loop keeps these to itself")
+            }
+        }
+    }
+
+    /// Takes down what is to be told, to be written with the next rows or a little later.
+    fn note(&mut self, effects: &[Effect]) {
+        for effect in effects {
+            let (subject, text) = match effect {
+                Effect::Note { vm, text } => (vm_subject(*vm), text),
+                Effect::Progress { operation, text } => (operation_subject(*operation), text),
+                _ => continue,
+            };
+            tracing::info!(subject, "{text}");
+            self.lines.push(EventLine { at: self.now, subject, text: text.clone() });
+            self.lines_since.get_or_insert(self.now);
+        }
+    }
+
+    fn take_lines(&mut self) -> Vec<EventLine> {
+        self.lines_since = None;
+        std::mem::take(&mut self.lines)
+    }
+
+    fn take_seen(&self) -> BTreeMap<SiteKey, u64> {
+        std::mem::take(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write_lines(&mut self, journal: &mut Journal) -> Result<(), JournalError> {
+        let lines = self.take_lines();
+        if lines.is_empty() {
+            return Ok(());
+        }
+        journal.write(self.now, &[], &[], &lines, &self.take_seen())?;
+        journal.sync()
+    }
+}
+
+/// What the machine's outputs go through.
+struct Doors<'a> {
+    journal: &'a mut Journal,
+    desk: &'a mut Desk,
+    hands: &'a Hands,
+    links: &'a Links,
+}
+
+impl protocol::Driver<NodeWorld> for Doors<'_> {
+    type Error = JournalError;
+
+    /// Persists rows with the keys that they speak of, and what is to be told about them.
+    fn write(&mut self, world: &mut NodeWorld, output: &Output) -> Result<(), JournalError> {
+        self.desk.note(&output.effects);
+        let keys = world.take_keys(&output.rows);
+        if !output.rows.is_empty() {
+            let lines = self.desk.take_lines();
+            let seen = self.desk.take_seen();
+            fail_point("before", &output.rows);
+            self.journal.write(world.now, &output.rows, &keys, &lines, &seen)?;
+        } else if self.desk.lines_since.is_some_and(|s| s.after(EVENT_DELAY) <= world.now) {
+            self.desk.write_lines(self.journal)?;
+        }
+        if !output.effects.is_empty() || !output.rows.is_empty() {
+            let _ = self.desk.changes.send(());
+        }
         Ok(())
     }
 
-    fn carry_out(&mut self, effect: Effect, hands: &Hands, links: &Links) {
+    fn sync(&mut self, rows: &[Row]) -> Result<(), JournalError> {
+        self.journal.sync()?;
+        fail_point("after", rows);
+        for row in rows {
+            tracing::debug!(row = row.kind(), "durable");
+        }
+        Ok(())
+    }
+
+    fn end_stranger(&mut self, command: protocol::Command) -> Result<(), JournalError> {
+        self.hands.end_stranger(&command);
+        Ok(())
+    }
+
+    fn carry_out(
+        &mut self,
+        site: &Site,
+        world: &NodeWorld,
+        effect: Effect,
+    ) -> Result<(), JournalError> {
         match effect {
             Effect::Send { call, to, request } => {
-                let keys = &self.world.keys;
-                links.send(call, to, *request, self.journal.len(), |key, kind, body| {
-                    keys.get(key).expect("this site made the key").sign(kind, body)
+                self.links.send(call, to, *request, self.journal.len(), |key, kind, body| {
+                    world.key(key).sign(kind, body)
                 });
             }
             Effect::Answer { caller: Caller::Peer(id), answer } => {
-                if let Some(waiting) = self.peers.remove(&id) {
+                if let Some(waiting) = self.desk.peers.remove(&id) {
                     // The peer may have hung up; it asks again.
                     let journal = self.journal.len();
                     let _ = waiting.send(Answered { answer: *answer, journal });
@@ -527,14 +549,14 @@ impl Core {
                 unreachable!("the machine answers itself")
             }
             Effect::Reply { ask, reply } => {
-                if let Some(waiting) = self.users.remove(&ask) {
+                if let Some(waiting) = self.desk.users.remove(&ask) {
                     let _ = waiting.send(reply);
                 }
             }
             Effect::Do(command) => {
-                let budget = command_budget(&self.site, &command);
-                let host = command_host(&self.site, &command);
-                hands.carry_out(command, &host, budget, |key| self.world.key(key).clone());
+                let budget = command_budget(site, &command);
+                let host = command_host(site, &command);
+                self.hands.carry_out(command, &host, budget, |key| world.key(key).clone());
             }
             Effect::Progress { .. } | Effect::Note { .. } => {}
             Effect::Ended(journey) => {
@@ -542,6 +564,7 @@ impl Core {
                 tracing::info!(operation = %journey.operation, result, "operation ended");
             }
         }
+        Ok(())
     }
 }
 
@@ -573,11 +596,6 @@ fn command_host(site: &Site, command: &protocol::Command) -> HostName {
         _ => command.guest().map(|(host, ..)| host.clone()),
     };
     known.unwrap_or_else(protocol::library)
-}
-
-fn join(output: &mut Output, more: Output) {
-    output.rows.extend(more.rows);
-    output.effects.extend(more.effects);
 }
 
 /// Kills the process here if a test asked for it, to show that this is survivable:

@@ -8,14 +8,11 @@ use std::path::{Path, PathBuf};
 
 use certs::SecretHash;
 use model::{PeerName, PublicKey, SecretKey, SiteKey, Time, VmId};
-use protocol::{Row, State};
+use protocol::{Record, Row, State, Unreadable};
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
 /// The schema that this program writes. A newer one is refused.
 const SCHEMA: i64 = 1;
-
-/// The version of the row types that this program writes.
-const ROW_VERSION: i64 = 1;
 
 /// Oldest SQLite whose WAL mode is trusted.
 const MIN_SQLITE: i32 = 3_050_000;
@@ -38,7 +35,8 @@ pub enum JournalError {
         found: i64,
     },
     /// A row cannot be read.
-    #[error("journal row {seq} of type {kind} cannot be read; restore a backup, never edit it")]
+    #[error("journal row {seq} of type {kind} cannot be read; run the release that wrote it, \
+         or restore a backup; never edit it")]
     Row {
         /// Its place.
         seq: i64,
@@ -46,7 +44,7 @@ pub enum JournalError {
         kind: String,
         /// What is wrong.
         #[source]
-        source: serde_json::Error,
+        source: Unreadable,
     },
     /// A row does not follow from those before it.
     #[error("journal row {seq} contradicts those before it; restore a backup, never edit it")]
@@ -203,15 +201,18 @@ impl Journal {
         let error = |source| self.error(source);
         let mut state = State::default();
         let mut rows =
-            self.db.prepare("SELECT seq, type, body FROM journal ORDER BY seq").map_err(error)?;
+            self.db.prepare("SELECT seq, type, version, body FROM journal ORDER BY seq").map_err(error)?;
         let mut rows = rows.query([]).map_err(error)?;
         while let Some(row) = rows.next().map_err(error)? {
-            let (seq, kind): (i64, String) =
-                (row.get(0).map_err(error)?, row.get(1).map_err(error)?);
-            let body: String = row.get(2).map_err(error)?;
-            let row: Row = serde_json::from_str(&body).map_err(|source| JournalError::Row {
+            let seq: i64 = row.get(0).map_err(error)?;
+            let record = Record {
+                kind: row.get(1).map_err(error)?,
+                version: row.get(2).map_err(error)?,
+                body: row.get(3).map_err(error)?,
+            };
+            let row = record.row().map_err(|source| JournalError::Row {
                 seq,
-                kind,
+                kind: record.kind,
                 source,
             })?;
             state.apply(&row).map_err(|source| JournalError::Illegal { seq, source })?;
@@ -230,8 +231,9 @@ impl Journal {
         Ok(Loaded { state, keys, token_secret })
     }
 
-    /// Makes rows, keys and events durable, all or nothing.
-    pub(crate) fn append(
+    /// Writes rows, keys and events, all or nothing. Nothing of it counts before
+    /// [`Journal::sync`].
+    pub(crate) fn write(
         &mut self,
         now: Time,
         rows: &[Row],
@@ -239,36 +241,53 @@ impl Journal {
         events: &[EventLine],
         seen: &BTreeMap<SiteKey, u64>,
     ) -> Result<(), JournalError> {
-        let mut len = self.len;
-        self.transaction(|tx| {
-            let mut insert =
-                tx.prepare_cached("INSERT INTO journal VALUES (?1, ?2, ?3, ?4, ?5)")?;
-            for row in rows {
-                len += 1;
-                if let Row::Unfenced { journal } = row {
-                    // Peers that remember a longer journal are never told of a shorter one again.
-                    len = len.max(journal + 1);
-                }
-                let seq = len;
-                let body = serde_json::to_string(row).expect("rows are plain data");
-                let at = i64::try_from(now.0).unwrap_or(i64::MAX);
-                let seq = i64::try_from(seq).unwrap_or(i64::MAX);
-                insert.execute(params![seq, at, row.kind(), ROW_VERSION, body])?;
-            }
-            let mut insert = tx.prepare_cached("INSERT OR IGNORE INTO keys VALUES (?1, ?2)")?;
-            for key in keys {
-                insert.execute(params![key.public().0, *key.seed()])?;
-            }
-            for event in events {
-                insert_event(tx, event)?;
-            }
-            for (key, len) in seen {
-                update_seen(tx, key, *len)?;
-            }
-            Ok(())
+        let len = Self::insert(&self.db, self.len, now, rows, keys, events, seen);
+        self.len = len.map_err(|source| {
+            // After an error SQLite may have ended the transaction already.
+            let _ = self.db.execute_batch("ROLLBACK");
+            self.error(source)
         })?;
-        self.len = len;
         Ok(())
+    }
+
+    fn insert(
+        db: &Connection,
+        mut len: u64,
+        now: Time,
+        rows: &[Row],
+        keys: &[SecretKey],
+        events: &[EventLine],
+        seen: &BTreeMap<SiteKey, u64>,
+    ) -> rusqlite::Result<u64> {
+        db.execute_batch("BEGIN IMMEDIATE")?;
+        let mut insert = db.prepare_cached("INSERT INTO journal VALUES (?1, ?2, ?3, ?4, ?5)")?;
+        for row in rows {
+            len += 1;
+            if let Row::Unfenced { journal } = row {
+                // Peers that remember a longer journal are never told of a shorter one again.
+                len = len.max(journal + 1);
+            }
+            let record = Record::of(row);
+            let at = i64::try_from(now.0).unwrap_or(i64::MAX);
+            let seq = i64::try_from(len).unwrap_or(i64::MAX);
+            insert.execute(params![seq, at, record.kind, record.version, record.body])?;
+        }
+        let mut insert = db.prepare_cached("INSERT OR IGNORE INTO keys VALUES (?1, ?2)")?;
+        for key in keys {
+            insert.execute(params![key.public().0, *key.seed()])?;
+        }
+        for event in events {
+            insert_event(db, event)?;
+        }
+        for (key, len) in seen {
+            update_seen(db, key, *len)?;
+        }
+        Ok(len)
+    }
+
+    /// Makes durable what was written.
+    pub(crate) fn sync(&mut self) -> Result<(), JournalError> {
+        self.db.execute_batch("COMMIT").map_err(|source| self.error(source))
     }
 
     /// The place of the newest row. It grows with every row and never falls.
@@ -381,20 +400,20 @@ fn insert_peer(tx: &Transaction<'_>, peer: &StoredPeer) -> rusqlite::Result<()> 
     Ok(())
 }
 
-fn update_seen(tx: &Transaction<'_>, key: &SiteKey, len: u64) -> rusqlite::Result<()> {
+fn update_seen(db: &Connection, key: &SiteKey, len: u64) -> rusqlite::Result<()> {
     let len = i64::try_from(len).unwrap_or(i64::MAX);
     let sql = "UPDATE peers SET journal_seen = ?2 WHERE key = ?1 AND journal_seen < ?2";
-    tx.prepare_cached(sql)?.execute(params![key.0, len]).map(drop)
+    db.prepare_cached(sql)?.execute(params![key.0, len]).map(drop)
 }
 
-fn insert_event(tx: &Transaction<'_>, event: &EventLine) -> rusqlite::Result<()> {
+fn insert_event(db: &Connection, event: &EventLine) -> rusqlite::Result<()> {
     let at = i64::try_from(event.at.0).unwrap_or(i64::MAX);
     let mut insert =
-        tx.prepare_cached("INSERT INTO events (at_ms, subject, text) VALUES (?1, ?2, ?3)")?;
+        db.prepare_cached("INSERT INTO events (at_ms, subject, text) VALUES (?1, ?2, ?3)")?;
     insert.execute(params![at, event.subject, event.text])?;
     // Now and then, so that it costs little: all but the newest go.
-    if tx.last_insert_rowid() % 256 == 0 {
-        tx.execute(
+    if db.last_insert_rowid() % 256 == 0 {
+        db.execute(
             "DELETE FROM events WHERE subject = ?1 AND id <= (SELECT id FROM events
              WHERE subject = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
             params![event.subject, MAX_EVENTS],
@@ -427,21 +446,16 @@ mod tests {
     }
 
     #[test]
-    fn what_was_appended_is_folded_after_a_restart() {
+    fn what_was_synced_is_folded_after_a_restart_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal.db");
         let key = SecretKey::from_seed(&[7; 32]);
         let first = Journal::open(&path).unwrap().load().unwrap().token_secret;
         let mut journal = Journal::open(&path).unwrap();
-        journal
-            .append(
-                Time(1),
-                &[host_row("a"), host_row("b")],
-                std::slice::from_ref(&key),
-                &[],
-                &BTreeMap::new(),
-            )
-            .unwrap();
+        let (now, keys, seen) = (Time(1), std::slice::from_ref(&key), BTreeMap::new());
+        journal.write(now, &[host_row("a"), host_row("b")], keys, &[], &seen).unwrap();
+        journal.sync().unwrap();
+        journal.write(now, &[host_row("c")], &[], &[], &seen).unwrap();
         drop(journal);
         let journal = Journal::open(&path).unwrap();
         let loaded = journal.load().unwrap();

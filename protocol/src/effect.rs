@@ -76,17 +76,15 @@ pub enum Event {
         /// What happened.
         event: TransferEvent,
     },
-    /// A peer was added, or is gone. The machine only knows peers that it was told of.
-    Peers(BTreeSet<PeerName>),
     /// The run profile that a host's hypervisor has.
     Profile(HostName, RunProfile),
     /// A peer remembers a longer journal of this site than it has: to be told before
-    /// [`crate::Site::restart`], or as soon as it is known.
+    /// [`crate::Site::start`]'s own steps, or as soon as it is known.
     Fence {
         /// The length that the peer remembers.
         journal: u64,
     },
-    /// The earliest deadline has come.
+    /// The earliest deadline has come: [`crate::Site::turn`] sees to it.
     Tick,
 }
 

@@ -3,10 +3,10 @@
 //! [`Site`] is the whole of a site's behaviour towards its peers. It has no clock, no socket, no
 //! disk and no random source: all of that is [`World`], passed in. The calling order is:
 //!
-//! 1. [`Site::restart`] once, with the state folded from the journal and the guests found running.
-//! 2. [`Site::handle`] for each [`Event`]. What comes back is done in this order and no other:
-//!    every [`Row`] is made durable, **then** the [`Effect`]s are carried out.
-//! 3. [`Site::next_deadline`] tells when [`Event::Tick`] is due at the latest.
+//! 1. [`Site::start`] once, with the state folded from the journal and the guests found running.
+//! 2. [`Site::turn`] for the [`Event`]s that have come. Through [`Driver`], every [`Row`] is made
+//!    durable, **then** the [`Effect`]s are carried out, in this order and no other.
+//! 3. [`Site::next_deadline`] tells when the next turn is due, be there events or not.
 //!
 //! A crash between any two of these lines leaves a journal that step 1 knows how to go on from.
 //!
@@ -27,8 +27,10 @@
 
 mod controller;
 mod effect;
+mod law;
 pub mod message;
 mod path;
+mod record;
 mod rescue;
 mod restart;
 mod row;
@@ -42,7 +44,9 @@ pub use effect::{
     Ask, CallError, CallId, Caller, Command, Effect, Event, Found, GuestEvent, Output, Reply,
     TransferEvent,
 };
+pub use law::{Driver, Start};
 pub use message::{Action, Answer, Hop, Op, Origin, Outcome, Request, Sealed, Told};
+pub use record::{ROW_VERSION, Record, Unreadable};
 pub use row::{Down, Edge, Evict, Goal, LIBRARY, Mode, Party, Result as JourneyResult, Row};
 pub use site::{Config, Site, World};
 pub use state::{

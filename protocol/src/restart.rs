@@ -9,11 +9,10 @@ use crate::source::is_quiet;
 use crate::state::{SourceStep, TargetStep, library};
 
 impl Site {
-    /// To be called once, before any event, with every guest process that was found.
+    /// Goes on with what the journal says, given every guest process that was found.
     ///
-    /// Guests that run and are not this site's are ended: the effects that do so come first, and
-    /// must be done before peers and users are let in. Owned ones are adopted.
-    pub fn restart(&mut self, world: &mut dyn World, found: &[Found]) -> Output {
+    /// Guests that run and are not this site's are ended, owned ones are adopted.
+    pub(crate) fn restart(&mut self, world: &mut dyn World, found: &[Found]) -> Output {
         let inbox = std::collections::VecDeque::new();
         let mut step = Step { site: self, world, out: Output::default(), inbox };
         step.end_strangers(found);

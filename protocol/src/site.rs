@@ -272,15 +272,20 @@ impl Site {
         }
     }
 
-    /// Handles one event. The rows of the output must be durable before its effects are done.
-    pub fn handle(&mut self, world: &mut dyn World, event: Event) -> Output {
+    /// Handles one event.
+    pub(crate) fn handle(&mut self, world: &mut dyn World, event: Event) -> Output {
         let mut step = Step { site: self, world, out: Output::default(), inbox: VecDeque::new() };
         step.inbox.push_back(event);
         step.run();
         step.out
     }
 
-    /// When [`Event::Tick`] is due at the latest.
+    /// Tells which peers there are now. The machine only knows peers that it was told of.
+    pub fn set_peers(&mut self, peers: BTreeSet<PeerName>) {
+        self.peers = peers;
+    }
+
+    /// When the next [`Site::turn`] is due at the latest.
     pub fn next_deadline(&self) -> Option<Time> {
         self.timers.first().map(|(at, _)| *at)
     }
@@ -310,7 +315,6 @@ impl Step<'_> {
             Event::Ask { ask, wish } => self.on_ask(ask, *wish),
             Event::Guest { vm, epoch, event } => self.on_guest(vm, epoch, event),
             Event::Transfer { migration, event } => self.on_transfer(migration, event),
-            Event::Peers(peers) => self.site.peers = peers,
             Event::Profile(host, profile) => {
                 self.site.profiles.insert(host.clone(), profile);
                 self.profile_is_known(&host);
