@@ -1,7 +1,9 @@
 //! A federation in memory, and the driver that lets time pass in it.
 
+mod disk;
 mod federation;
 mod invariant;
+mod law;
 mod node;
 mod outside;
 mod rules;
@@ -268,7 +270,7 @@ impl World {
 
     /// Whether a site is up.
     pub fn is_up(&self, at: &str) -> bool {
-        self.federation.nodes[&site(at)].machine.is_some()
+        self.federation.nodes[&site(at)].is_up()
     }
 
     /// Changes or shows a VM's run state, from a site on its path.
@@ -311,6 +313,7 @@ impl World {
     /// Cuts two sites off from each other, or joins them again.
     pub fn cut(&mut self, one: &str, other: &str, cut: bool) {
         self.federation.cut(&site(one), &site(other), cut);
+        self.federation.cut(&site(other), &site(one), cut);
     }
 
     /// Crashes a site; its guests go on. It stays down until [`World::start`].

@@ -99,6 +99,7 @@ impl Model for Handoff {
                 next.federation.perform(&step, &mut |_, output| {
                     possible = match point {
                         Point::BeforeRows => true,
+                        Point::Unsynced(_) => !output.rows.is_empty(),
                         // With no rows this is the same as before them.
                         Point::AfterEffects(0) => !output.rows.is_empty(),
                         Point::AfterEffects(at) => at <= output.effects.len(),

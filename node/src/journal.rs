@@ -262,11 +262,7 @@ impl Journal {
         db.execute_batch("BEGIN IMMEDIATE")?;
         let mut insert = db.prepare_cached("INSERT INTO journal VALUES (?1, ?2, ?3, ?4, ?5)")?;
         for row in rows {
-            len += 1;
-            if let Row::Unfenced { journal } = row {
-                // Peers that remember a longer journal are never told of a shorter one again.
-                len = len.max(journal + 1);
-            }
+            len = row.place_after(len);
             let record = Record::of(row);
             let at = i64::try_from(now.0).unwrap_or(i64::MAX);
             let seq = i64::try_from(len).unwrap_or(i64::MAX);

@@ -440,6 +440,15 @@ pub enum Row {
 }
 
 impl Row {
+    /// The place of this row in a journal that is `len` rows long.
+    pub fn place_after(&self, len: u64) -> u64 {
+        match self {
+            // Peers that remember a longer journal are never told of a shorter one again.
+            Self::Unfenced { journal } => len.max(*journal) + 1,
+            _ => len + 1,
+        }
+    }
+
     /// The name of the row's type, for the journal's `type` column.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -2,24 +2,25 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use model::{Bytes, Epoch, FileId, HostName, MigrationId, PeerName, PublicKey, Time, VmId};
 use protocol::{
     Answer, Ask, CallError, CallId, Caller, Command, Config, Effect, Event, Output, Reply, Request,
-    Site, TransferEvent, library,
+    TransferEvent, library,
 };
 
 use super::invariant::Ledger;
 use super::node::{Content, Node, profile};
-use super::outside::{Crypto, Outside};
+use super::outside::Crypto;
 use super::transfer::{End, Phase, Pulling, Serving, Talk, root};
 
 /// When every world begins.
-pub(super) const BEGINNING: Time = Time(1_000_000);
+pub(super) const BEGINNING: Time = Time(1_700_000_000_000);
 
+/// How much longer a file takes than a message.
+const PARTS: u32 = 20;
 /// How long a message takes.
 const LATENCY: Duration = Duration::from_millis(5);
 /// How long a hypervisor's verb takes.
@@ -43,6 +44,8 @@ pub struct Line {
 pub struct Flight {
     /// When it arrives.
     pub due: Time,
+    /// How long its sender's journal was.
+    pub(super) journal: u64,
     /// What it is.
     pub load: Load,
 }
@@ -83,6 +86,8 @@ pub enum Step {
     Tick(PeerName),
     /// A site has waited long enough for an answer.
     TimeOut(PeerName, CallId),
+    /// A site goes on with what came while it was busy.
+    Turn(PeerName),
     /// A site that is down comes up.
     Restart(PeerName),
 }
@@ -90,8 +95,10 @@ pub enum Step {
 /// Where, in the driver's law "step, persist, then send", a node crashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Point {
-    /// Nothing of the event is durable.
+    /// Nothing of the event is on the disk.
     BeforeRows,
+    /// The rows are being written, and so many bytes of them are on the disk.
+    Unsynced(usize),
     /// The rows are durable, and so many effects were carried out.
     AfterEffects(usize),
 }
@@ -116,9 +123,14 @@ pub struct Federation {
     pub log: Vec<String>,
     /// Whether the log is kept.
     pub logging: bool,
+    /// How often what was met: rows, faults, and crashes at rows.
+    pub met: BTreeMap<(&'static str, &'static str), u64>,
     pub(super) ledger: Ledger,
-    crypto: Crypto,
+    pub(super) crypto: Crypto,
+    /// Whose messages do not reach whom.
     cuts: BTreeSet<(PeerName, PeerName)>,
+    /// Links that are slower than others.
+    slow: BTreeMap<(PeerName, PeerName), Duration>,
     asks: u64,
 }
 
@@ -133,7 +145,7 @@ impl Hash for Federation {
                 None => node.durable.hash(state),
             }
             (&node.copies, &node.guests, node.life, &node.callers, &node.calls).hash(state);
-            (&node.serves, &node.pulls).hash(state);
+            (&node.serves, &node.pulls, &node.queue).hash(state);
             for verb in &node.verbs {
                 (&verb.place, verb.what).hash(state);
             }
@@ -167,9 +179,11 @@ impl Federation {
             violations: vec![],
             log: vec![],
             logging: true,
+            met: BTreeMap::new(),
             ledger: Ledger::default(),
             crypto,
             cuts: BTreeSet::new(),
+            slow: BTreeMap::new(),
             asks: 0,
         }
     }
@@ -179,11 +193,18 @@ impl Federation {
         self.nodes.insert(name, Arc::new(Node::new(number, config)));
     }
 
-    fn node(&mut self, name: &PeerName) -> &mut Node {
+    pub(super) fn node(&mut self, name: &PeerName) -> &mut Node {
         Arc::make_mut(self.nodes.get_mut(name).expect("a known site"))
     }
 
-    fn tell(&mut self, line: impl FnOnce() -> String) {
+    /// Counts what was met, for whoever wants to know what a run has covered.
+    pub(super) fn met(&mut self, what: &'static str, which: &'static str) {
+        if self.logging {
+            *self.met.entry((what, which)).or_default() += 1;
+        }
+    }
+
+    pub(super) fn tell(&mut self, line: impl FnOnce() -> String) {
         if self.logging {
             let line = format!("{:>12} {}", self.now.since(BEGINNING).as_millis(), line());
             self.log.push(line);
@@ -207,7 +228,9 @@ impl Federation {
             let node = self.node(site);
             node.peers.insert(peer.clone());
             let peers = node.peers.clone();
-            self.feed(site, Event::Peers(peers), &mut |_, _| None);
+            if let Some(machine) = &mut node.machine {
+                machine.set_peers(peers);
+            }
         }
     }
 
@@ -246,15 +269,20 @@ impl Federation {
         ask
     }
 
-    pub(super) fn cut(&mut self, one: &PeerName, other: &PeerName, cut: bool) {
-        let link = pair(one, other);
-        self.tell(|| format!("link {link:?} cut: {cut}"));
-        if !cut {
-            self.cuts.remove(&link);
+    /// Lets messages of one site no longer reach the other, or lets them again. What is on its way
+    /// is lost, and a transfer between the two breaks: it needs both directions.
+    pub(super) fn cut(&mut self, from: &PeerName, to: &PeerName, cut: bool) {
+        let way = (from.clone(), to.clone());
+        if cut == self.cuts.contains(&way) {
             return;
         }
-        self.cuts.insert(link);
-        for (site, peer) in [(one, other), (other, one)] {
+        self.tell(|| format!("{from} reaches {to}: {}", !cut));
+        if !cut {
+            self.cuts.remove(&way);
+            return;
+        }
+        self.cuts.insert(way);
+        for (site, peer) in [(from, to), (to, from)] {
             self.hang_up(site, |line| line.site == *peer);
             let mut lost = vec![];
             for (migration, pull) in &mut self.node(site).pulls {
@@ -269,13 +297,36 @@ impl Federation {
             }
         }
         while let Some(at) = self.flights.iter().position(|flight| match &flight.load {
-            Load::Request { from, to, .. } => pair(&from.site, to) == pair(one, other),
-            Load::Answer { to, from, answer } => {
-                pair(&to.site, from) == pair(one, other) && answer.is_ok()
+            Load::Request { from: line, to: site, .. } => line.site == *from && site == to,
+            Load::Answer { to: line, from: site, answer } => {
+                site == from && line.site == *to && answer.is_ok()
             }
         }) {
             self.lose(at);
         }
+    }
+
+    fn reaches(&self, from: &PeerName, to: &PeerName) -> bool {
+        !self.cuts.contains(&(from.clone(), to.clone()))
+    }
+
+    /// Makes a link slow, or as quick as others again.
+    pub(super) fn slow(&mut self, one: &PeerName, other: &PeerName, by: Duration) {
+        self.slow.insert(pair(one, other), by);
+    }
+
+    fn latency(&self, one: &PeerName, other: &PeerName) -> Duration {
+        self.slow.get(&pair(one, other)).copied().unwrap_or_default() + LATENCY
+    }
+
+    /// The longest journal of a site that a peer which it reaches remembers.
+    pub(super) fn remembered(&self, name: &PeerName) -> u64 {
+        let peers = self.nodes[name].peers.iter().filter(|peer| {
+            let there = self.nodes.get(*peer).is_some_and(|node| node.is_up());
+            there && self.reaches(name, peer) && self.reaches(peer, name)
+        });
+        let remember = peers.filter_map(|peer| self.nodes[peer].remembers.get(name));
+        remember.copied().max().unwrap_or_default()
     }
 
     /// Callers of a site hear that their connection broke.
@@ -296,10 +347,18 @@ impl Federation {
 
     /// A site's process ends. What was on its way to it breaks; what it sent goes on.
     pub fn crash(&mut self, name: &PeerName) {
+        self.end(name, 0);
+    }
+
+    /// A site's process ends, and so many bytes that were not synced are on its disk all the same.
+    pub(super) fn end(&mut self, name: &PeerName, keep: usize) {
         self.tell(|| format!("{name}: CRASH"));
         self.hang_up(name, |_| true);
         let node = self.node(name);
         node.machine = None;
+        node.working = false;
+        node.queue.clear();
+        node.disk.crash(keep);
         node.calls.clear();
         node.verbs.clear();
         node.callers.clear();
@@ -344,7 +403,7 @@ impl Federation {
 
     /// Sites that are down.
     pub fn down(&self) -> Vec<PeerName> {
-        let down = self.nodes.iter().filter(|(_, node)| node.machine.is_none());
+        let down = self.nodes.iter().filter(|(_, node)| !node.is_up() && !node.gone);
         down.map(|(name, _)| name.clone()).collect()
     }
 
@@ -387,8 +446,10 @@ impl Federation {
         // Nobody waits for the answer to a repeat, or in an earlier life.
         let waits = |node: &Arc<Node>| node.life == to.life && node.calls.contains_key(&to.call);
         if self.nodes.get(&to.site).is_some_and(waits) {
-            let due = self.now.after(wait);
-            self.flights.push(Flight { due, load: Load::Answer { to, from, answer } });
+            let slower = self.slow.get(&pair(&to.site, &from)).copied().unwrap_or_default();
+            let due = self.now.after(wait + slower);
+            let journal = self.nodes[&from].disk.len();
+            self.flights.push(Flight { due, journal, load: Load::Answer { to, from, answer } });
         }
     }
 
@@ -455,21 +516,27 @@ impl Federation {
         let fits = serve.token == token
             && serve.key == pull.source.transfer_key
             && serve.peer_key == pull.key;
-        (fits && !self.cuts.contains(&pair(at, &source))).then_some(source)
+        (fits && self.reaches(at, &source) && self.reaches(&source, at)).then_some(source)
     }
 
     /// The deadline that a site waits for next, with the step that it is.
     fn deadlines(&self) -> Vec<(Time, Step)> {
         let mut due = vec![];
         for (name, node) in &self.nodes {
-            if let Some(at) = node.machine.as_ref().and_then(Site::next_deadline) {
-                due.push((at, Step::Tick(name.clone())));
+            if let Some(at) = node.deadline() {
+                due.push((at.max(node.busy_until), Step::Tick(name.clone())));
             }
             for (call, at) in &node.calls {
                 due.push((*at, Step::TimeOut(name.clone(), *call)));
             }
         }
         due
+    }
+
+    /// Sites that something waits for, and when they can go on.
+    fn waiting(&self) -> impl Iterator<Item = (Time, &PeerName)> {
+        let waiting = self.nodes.iter().filter(|(_, node)| !node.queue.is_empty());
+        waiting.map(|(name, node)| (node.busy_until, name))
     }
 
     /// Everything that can happen next, in whatever order. Time passes only when nothing else can
@@ -481,6 +548,7 @@ impl Federation {
             steps.extend(heads.map(|at| Step::Guest(name.clone(), at)));
         }
         steps.extend(self.transfers());
+        steps.extend(self.waiting().map(|(_, name)| Step::Turn(name.clone())));
         steps.extend(self.down().into_iter().map(Step::Restart));
         if steps.is_empty() {
             let deadlines = self.deadlines();
@@ -505,23 +573,37 @@ impl Federation {
             let heads = Self::verb_heads(node).into_iter();
             heads.map(|at| (node.verbs[at].due, Step::Guest(name.clone(), at)))
         });
-        let timed = flights.chain(verbs).filter(|(due, _)| *due <= self.now);
+        let turns = self.waiting().map(|(due, name)| (due, Step::Turn(name.clone())));
+        let timed = flights.chain(verbs).chain(turns).filter(|(due, _)| *due <= self.now);
         timed
             .min_by_key(|(due, _)| *due)
             .map(|(_, step)| step)
-            .or_else(|| self.transfers().into_iter().next())
+            .or_else(|| self.transfers().into_iter().find(|step| self.transfer_due(step) <= self.now))
             .or_else(|| {
                 let due = self.deadlines().into_iter().filter(|(due, _)| *due <= self.now);
                 due.min_by_key(|(due, _)| *due).map(|(_, step)| step)
             })
     }
 
+    /// When a step of a transfer is due: a pull takes its time.
+    fn transfer_due(&self, step: &Step) -> Time {
+        match step {
+            Step::Transfer(name, id, Phase::Dial | Phase::Begin | Phase::Finish) => {
+                self.nodes[name].pulls.get(id).map_or(self.now, |pull| pull.due)
+            }
+            _ => self.now,
+        }
+    }
+
     /// When the next step is due by the clock.
     pub(super) fn next_due(&self) -> Option<Time> {
         let flights = self.flights.iter().map(|flight| flight.due);
         let verbs = self.nodes.values().flat_map(|node| node.verbs.iter().map(|verb| verb.due));
+        let turns = self.waiting().map(|(due, _)| due);
+        let transfers = self.transfers();
+        let transfers = transfers.iter().map(|step| self.transfer_due(step));
         let deadlines = self.deadlines().into_iter().map(|(due, _)| due);
-        flights.chain(verbs).chain(deadlines).min()
+        flights.chain(verbs).chain(turns).chain(transfers).chain(deadlines).min()
     }
 
     // What happens.
@@ -536,13 +618,8 @@ impl Federation {
             Step::Deliver(at) => self.deliver(*at, crash),
             Step::Guest(name, at) => {
                 let verb = self.node(name).verbs.remove(*at);
-                let node = Arc::make_mut(self.nodes.get_mut(name).expect("a known site"));
-                match node.act(&verb, &mut self.ledger) {
-                    Ok(event) => {
-                        let (_, vm, epoch) = verb.place;
-                        self.feed(name, Event::Guest { vm, epoch, event }, crash);
-                    }
-                    Err(violation) => self.violate(violation),
+                if let Some(event) = self.act(name, &verb) {
+                    self.feed(name, event, crash);
                 }
             }
             Step::Transfer(name, id, phase) => {
@@ -551,9 +628,9 @@ impl Federation {
                 }
             }
             Step::Tick(name) => {
-                let deadline = self.nodes[name].machine.as_ref().and_then(Site::next_deadline);
+                let deadline = self.nodes[name].deadline();
                 self.now = self.now.max(deadline.unwrap_or(self.now));
-                self.feed(name, Event::Tick, crash);
+                self.turn(name, crash);
             }
             Step::TimeOut(name, call) => {
                 let deadline = self.node(name).calls.remove(call);
@@ -561,25 +638,31 @@ impl Federation {
                 let why = CallError::Unreachable("no answer in time".to_owned());
                 self.feed(name, Event::Answered { call: *call, answer: Err(why) }, crash);
             }
+            Step::Turn(name) => self.turn(name, crash),
             Step::Restart(name) => self.restart(name, crash),
         }
         self.check();
     }
 
     fn deliver(&mut self, at: usize, crash: &mut Crash<'_>) {
-        match self.flights.remove(at).load {
+        let Flight { load, journal, .. } = self.flights.remove(at);
+        match load {
             Load::Request { from, to, request } => {
-                let node = self.node(&to);
-                if node.machine.is_none() {
+                if !self.nodes[&to].is_up() {
                     return self.answer(from, to, Err(broken()), BROKEN);
                 }
+                self.greet(&from.site, &to, journal, crash);
+                let node = self.node(&to);
                 let caller = (0..).find(|n| !node.callers.contains_key(n)).expect("few callers");
                 let peer = from.site.clone();
                 node.callers.insert(caller, Some(from));
                 let caller = Caller::Peer(caller);
                 self.feed(&to, Event::Request { caller, from: peer, request }, crash);
             }
-            Load::Answer { to, answer, .. } => {
+            Load::Answer { to, from, answer } => {
+                if answer.is_ok() {
+                    self.greet(&from, &to.site, journal, crash);
+                }
                 if self.node(&to.site).calls.remove(&to.call).is_some() {
                     self.feed(&to.site, Event::Answered { call: to.call, answer }, crash);
                 }
@@ -587,77 +670,25 @@ impl Federation {
         }
     }
 
-    fn restart(&mut self, name: &PeerName, crash: &mut Crash<'_>) {
-        let now = self.now;
-        let crypto = self.crypto;
-        let node = self.node(name);
-        node.life += 1;
-        let mut machine = Site::new(node.config.clone(), node.durable.clone());
-        let found = node.found();
-        let mut outside = Outside { name, site: node.number, now, crypto, made: &mut node.made };
-        let output = catch_unwind(AssertUnwindSafe(|| machine.restart(&mut outside, &found)));
-        node.machine = Some(machine);
-        self.law(name, output, crash);
-        let node = &self.nodes[name];
-        if node.machine.is_some() {
-            let peers = node.peers.clone();
-            let hosts = node.hosts.clone();
-            for host in hosts {
-                self.feed(name, Event::Profile(host, profile()), &mut |_, _| None);
+    /// What comes with each message: the length of its sender's journal, which the one who hears
+    /// it remembers. When two sites first speak after a restart of one of them, each is told what
+    /// the other remembers.
+    fn greet(&mut self, from: &PeerName, to: &PeerName, journal: u64, crash: &mut Crash<'_>) {
+        let longest = self.node(to).remembers.entry(from.clone()).or_default();
+        *longest = journal.max(*longest);
+        for (one, other) in [(from, to), (to, from)] {
+            let life = self.nodes[other].life;
+            if self.node(one).greeted.insert(other.clone(), life) == Some(life) {
+                continue;
             }
-            self.feed(name, Event::Peers(peers), &mut |_, _| None);
+            let seen = self.nodes[one].remembers.get(other).copied().unwrap_or_default();
+            if seen > self.nodes[other].disk.len() {
+                self.feed(other, Event::Fence { journal: seen }, crash);
+            }
         }
     }
 
-    /// Lets a site handle an event.
-    fn feed(&mut self, name: &PeerName, event: Event, crash: &mut Crash<'_>) {
-        let (now, crypto) = (self.now, self.crypto);
-        let node = self.node(name);
-        let Some(mut machine) = node.machine.take() else { return };
-        let mut outside = Outside { name, site: node.number, now, crypto, made: &mut node.made };
-        let output = catch_unwind(AssertUnwindSafe(|| machine.handle(&mut outside, event)));
-        node.machine = Some(machine);
-        self.law(name, output, crash);
-    }
-
-    /// Step, persist, then send.
-    fn law(&mut self, name: &PeerName, output: std::thread::Result<Output>, crash: &mut Crash<'_>) {
-        let output = match output {
-            Ok(output) => output,
-            Err(panic) => {
-                let what = panic.downcast_ref::<String>().cloned();
-                let what = what.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-                self.node(name).machine = None;
-                return self.violate(format!("{name} panicked: {}", what.unwrap_or_default()));
-            }
-        };
-        let point = crash(name, &output);
-        if point == Some(Point::BeforeRows) {
-            return self.crash(name);
-        }
-        for row in &output.rows {
-            self.tell(|| format!("{name}:   row {}", row.kind()));
-            if let Some(violation) = self.ledger.decided(row) {
-                self.violate(violation);
-            }
-        }
-        let node = self.node(name);
-        node.persist(&output.rows);
-        if node.machine.as_ref().is_some_and(|machine| machine.state != node.durable) {
-            self.violate(format!("{name}: the fold of its journal is not its state"));
-        }
-        for (at, effect) in output.effects.into_iter().enumerate() {
-            if point == Some(Point::AfterEffects(at)) {
-                return self.crash(name);
-            }
-            self.carry_out(name, effect);
-        }
-        if matches!(point, Some(Point::AfterEffects(_))) {
-            self.crash(name);
-        }
-    }
-
-    fn carry_out(&mut self, name: &PeerName, effect: Effect) {
+    pub(super) fn carry_out(&mut self, name: &PeerName, effect: Effect) {
         match effect {
             Effect::Send { call, to, request } => {
                 let deadline = self.now.after(request.hop.time_left);
@@ -665,18 +696,23 @@ impl Federation {
                 node.calls.insert(call, deadline);
                 let from = Line { site: name.clone(), life: node.life, call };
                 let peers = node.peers.contains(&to);
-                let up = self.nodes.get(&to).is_some_and(|node| node.machine.is_some());
-                if !peers || !up || self.cuts.contains(&pair(name, &to)) {
+                let up = self.nodes.get(&to).is_some_and(|node| node.is_up());
+                if !peers || !up || !self.reaches(name, &to) {
                     return self.answer(from, to, Err(broken()), BROKEN);
                 }
-                let due = self.now.after(LATENCY);
-                self.flights.push(Flight { due, load: Load::Request { from, to, request } });
+                let due = self.now.after(self.latency(name, &to));
+                let journal = self.nodes[name].disk.len();
+                let load = Load::Request { from, to, request };
+                self.flights.push(Flight { due, journal, load });
             }
             Effect::Answer { caller: Caller::Peer(caller), answer } => {
                 let line = self.node(name).callers.remove(&caller);
                 match line {
                     None => self.violate(format!("{name} answers caller {caller} twice")),
                     Some(None) => {}
+                    Some(Some(line)) if !self.reaches(name, &line.site) => {
+                        self.answer(line, name.clone(), Err(broken()), BROKEN);
+                    }
                     Some(Some(line)) => self.answer(line, name.clone(), Ok(answer), LATENCY),
                 }
             }
@@ -702,6 +738,7 @@ impl Federation {
         if let Some(violation) = self.node(name).command(&command, due) {
             self.violate(violation);
         }
+        let now = self.now;
         let node = self.node(name);
         match command {
             Command::Serve { migration, vm, token, key, peer_key, .. } => {
@@ -739,6 +776,7 @@ impl Federation {
                     talks_only: files.is_empty(),
                     takes_state: files.contains(&FileId::STATE),
                     active: true,
+                    due: now,
                     begun: false,
                     finished: false,
                     talk: Talk::default(),
@@ -798,8 +836,10 @@ impl Federation {
             Phase::Dial => {
                 let pull = self.nodes[name].pulls.get(&id)?;
                 let source = self.source_of(name, id, pull)?;
+                let begins = self.now.after(self.latency(name, &source));
                 let pull = self.node(name).pulls.get_mut(&id)?;
                 pull.cut();
+                pull.due = begins;
                 pull.talk.session = true;
                 self.node(&source).serves.get_mut(&id)?.talk.session = true;
                 return Some((source, TransferEvent::Opened));
@@ -825,7 +865,12 @@ impl Federation {
                 TransferEvent::Sent { digest }
             }
             Phase::Begin => {
-                self.node(name).pulls.get_mut(&id)?.begun = true;
+                let source = proxy_site(self.nodes[name].pulls.get(&id)?).0;
+                // A link that is slow for a message is slow for every part of a file.
+                let ends = self.now.after(self.latency(name, &source) * PARTS);
+                let pull = self.node(name).pulls.get_mut(&id)?;
+                pull.begun = true;
+                pull.due = ends;
                 TransferEvent::Receiving
             }
             Phase::Finish => self.finish(name, id)?,
@@ -874,6 +919,14 @@ impl Federation {
             let reason = if changed { "a file changed" } else { "an unexpected file" }.to_owned();
             return Some(TransferEvent::Failed { source: false, reason });
         }
+        if self.nodes[name].full {
+            let pull = self.node(name).pulls.get_mut(&id)?;
+            pull.cut();
+            pull.active = false;
+            self.node(&source).serves.get_mut(&id)?.talk.session = false;
+            let reason = "no space".to_owned();
+            return Some(TransferEvent::Failed { source: false, reason });
+        }
         let node = self.node(name);
         let pull = node.pulls.get_mut(&id)?;
         pull.finished = true;
@@ -899,6 +952,7 @@ impl Federation {
             Step::Transfer(name, id, phase) => format!("{name}: transfer {id} {phase:?}"),
             Step::Tick(name) => format!("{name}: tick"),
             Step::TimeOut(name, call) => format!("{name}: call {} times out", call.0),
+            Step::Turn(name) => format!("{name}: goes on"),
             Step::Restart(name) => format!("{name}: START"),
         }
     }

@@ -148,6 +148,14 @@ impl Federation {
         broken
     }
 
+    /// A site whose journal was put back may know of older epochs than before.
+    pub(super) fn forget_epochs(&mut self, name: &PeerName) {
+        let known = &self.nodes[name].durable.vms;
+        self.ledger.epochs.retain(|(site, vm), epoch| {
+            site != name || known.get(vm).is_some_and(|vm| vm.chain.epoch() >= *epoch)
+        });
+    }
+
     fn epochs_never_fall(&mut self) -> Vec<String> {
         let mut broken = vec![];
         for (name, node) in &self.nodes {
@@ -165,7 +173,8 @@ impl Federation {
 
     /// What is left over at any site although nothing is under way any more.
     pub fn leftovers(&self) -> Vec<String> {
-        self.nodes.iter().flat_map(|(name, node)| left_at(name, node)).collect()
+        let here = self.nodes.iter().filter(|(_, node)| !node.gone);
+        here.flat_map(|(name, node)| left_at(name, node)).collect()
     }
 }
 

@@ -1,12 +1,15 @@
 //! One site with its machine, its disk and its guests.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use model::{Digest, Epoch, HostName, MigrationId, PeerName, RunProfile, Time, VmId};
-use protocol::{CallId, Command, Config, Found, GuestEvent, Row, Site, State};
+use protocol::{CallId, Command, Config, Event, Found, GuestEvent, Site, State};
 
+use super::disk::Disk;
 use super::federation::Line;
 use super::invariant::{Ledger, Newest};
+use super::law::off;
 use super::outside::Made;
 use super::transfer::{Pulling, Serving};
 
@@ -67,19 +70,37 @@ pub struct Node {
     pub(super) peers: BTreeSet<PeerName>,
     pub(super) hosts: BTreeSet<HostName>,
     pub(super) broken: BTreeSet<HostName>,
+    pub(super) disk: Disk,
     /// What its journal says.
     pub durable: State,
-    /// The journal's row types, in order.
-    pub journal: Vec<&'static str>,
+    /// How long each peer's journal was when it last spoke to this site.
+    pub(super) remembers: BTreeMap<PeerName, u64>,
+    /// The life of each peer in which it last spoke with this site.
+    pub(super) greeted: BTreeMap<PeerName, u32>,
     /// Files, by stay.
     pub copies: BTreeMap<Place, Content>,
     /// Guests, by stay.
     pub guests: BTreeMap<Place, Guest>,
     /// How often it was started.
     pub(super) life: u32,
+    /// How far its clock is off, in milliseconds.
+    pub(super) skew: i64,
+    /// How long its disk takes to make rows durable.
+    pub(super) sync_time: Duration,
+    /// There is no space for files.
+    pub(super) full: bool,
+    /// So many transactions of its journal are to be put back before the next start.
+    pub(super) restore: Option<usize>,
+    /// It is lost for good, with all that it had.
+    pub gone: bool,
 
     /// The machine; none while the node is down.
     pub machine: Option<Site>,
+    /// Its machine handles something at this moment.
+    pub(super) working: bool,
+    /// What came while it was busy.
+    pub(super) queue: Vec<Event>,
+    pub(super) busy_until: Time,
     pub(super) callers: BTreeMap<u64, Option<Line>>,
     pub(super) calls: BTreeMap<CallId, Time>,
     pub(super) verbs: Vec<Verb>,
@@ -96,12 +117,22 @@ impl Node {
             peers: BTreeSet::new(),
             hosts: BTreeSet::new(),
             broken: BTreeSet::new(),
+            disk: Disk::default(),
             durable: State::default(),
-            journal: vec![],
+            remembers: BTreeMap::new(),
+            greeted: BTreeMap::new(),
             copies: BTreeMap::new(),
             guests: BTreeMap::new(),
             life: 0,
+            skew: 0,
+            sync_time: Duration::ZERO,
+            full: false,
+            restore: None,
+            gone: false,
             machine: None,
+            working: false,
+            queue: vec![],
+            busy_until: Time(0),
             callers: BTreeMap::new(),
             calls: BTreeMap::new(),
             verbs: vec![],
@@ -110,12 +141,20 @@ impl Node {
         }
     }
 
-    /// Writes rows to the journal.
-    pub(super) fn persist(&mut self, rows: &[Row]) {
-        for row in rows {
-            self.durable.apply(row).expect("the machine applied it before");
-            self.journal.push(row.kind());
-        }
+    /// Whether the node runs.
+    pub fn is_up(&self) -> bool {
+        self.machine.is_some() || self.working
+    }
+
+    /// The time by its own clock.
+    pub(super) fn clock(&self, now: Time) -> Time {
+        off(now, self.skew)
+    }
+
+    /// When its machine wants to be woken, by the world's clock.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        let deadline = self.machine.as_ref()?.next_deadline()?;
+        Some(off(deadline, -self.skew))
     }
 
     /// Guest processes and saved run states, as a starting node finds them.
@@ -228,6 +267,7 @@ impl Node {
                 self.guests.remove(place);
                 GuestEvent::Ended
             }
+            What::Hibernate if self.full => GuestEvent::Failed("no space".to_owned()),
             What::Hibernate => match self.guests.remove(place) {
                 Some(guest) => {
                     let content = self.copies.get_mut(place).ok_or("a guest without files")?;

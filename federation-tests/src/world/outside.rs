@@ -52,12 +52,12 @@ impl Made {
 }
 
 /// The world of one site while it handles one event.
-pub(super) struct Outside<'a> {
-    pub name: &'a PeerName,
+pub(super) struct Outside {
+    pub name: PeerName,
     pub site: u8,
     pub now: Time,
     pub crypto: Crypto,
-    pub made: &'a mut Made,
+    pub made: Made,
 }
 
 fn stand_in(key: &PublicKey, payload_type: &str, body: &[u8]) -> Signature {
@@ -68,7 +68,7 @@ fn stand_in(key: &PublicKey, payload_type: &str, body: &[u8]) -> Signature {
     Signature(signature)
 }
 
-impl Verify for Outside<'_> {
+impl Verify for Outside {
     fn verify(&self, key: &PublicKey, payload_type: &str, body: &[u8], by: &Signature) -> bool {
         match self.crypto {
             Crypto::Fast => stand_in(key, payload_type, body) == *by,
@@ -77,7 +77,7 @@ impl Verify for Outside<'_> {
     }
 }
 
-impl protocol::World for Outside<'_> {
+impl protocol::World for Outside {
     fn now(&self) -> Time {
         self.now
     }

@@ -3,7 +3,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use model::{Digest, PublicKey, TokenHash, TransferEnd, VmId};
+use model::{Digest, PublicKey, Time, TokenHash, TransferEnd, VmId};
 use protocol::Told;
 
 use super::node::{Content, Place};
@@ -71,7 +71,7 @@ pub(super) struct Serving {
 }
 
 /// A transfer that is fetched.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Pulling {
     /// Where from.
     pub source: TransferEnd,
@@ -85,12 +85,22 @@ pub(super) struct Pulling {
     pub takes_state: bool,
     /// It dials as long as it is active.
     pub active: bool,
+    /// When its next step is due by the clock.
+    pub due: Time,
     /// Bytes have come in this session.
     pub begun: bool,
     /// All have.
     pub finished: bool,
     /// The session.
     pub talk: Talk,
+}
+
+impl Hash for Pulling {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // Not when it is due: that is for the clock, and whoever chooses the steps needs none.
+        (&self.source, self.key, &self.place, self.talks_only, self.takes_state).hash(state);
+        (self.active, self.begun, self.finished, &self.talk).hash(state);
+    }
 }
 
 impl Pulling {
