@@ -50,6 +50,8 @@ pub enum Fate {
 pub enum When {
     /// Nothing of the event is durable.
     Before,
+    /// The rows are being written: so many bytes of them are on the disk, and not synced.
+    During(usize),
     /// The rows are durable, and no effect was carried out.
     After,
 }
@@ -179,7 +181,10 @@ impl World {
 
     fn operation(&mut self) -> OperationId {
         self.numbers += 1;
-        OperationId([self.numbers; 16])
+        let mut id = [self.numbers; 16];
+        // Apart from the ids that scenarios choose.
+        id[0] = 0xff;
+        OperationId(id)
     }
 
     /// Asks a site to place a VM somewhere and boot it.
@@ -305,6 +310,7 @@ impl World {
     pub fn heal(&mut self) {
         self.calm();
         self.plans.clear();
+        self.federation.have_space();
         for down in self.federation.down() {
             self.start(down.as_str());
         }
@@ -314,6 +320,58 @@ impl World {
     pub fn cut(&mut self, one: &str, other: &str, cut: bool) {
         self.federation.cut(&site(one), &site(other), cut);
         self.federation.cut(&site(other), &site(one), cut);
+    }
+
+    /// Lets messages of one site no longer reach another, or lets them again.
+    pub fn cut_one_way(&mut self, from: &str, to: &str, cut: bool) {
+        self.federation.cut(&site(from), &site(to), cut);
+    }
+
+    /// Everything between two sites takes so much longer from now on.
+    pub fn slow(&mut self, one: &str, other: &str, by: Duration) {
+        self.federation.slow(&site(one), &site(other), by);
+    }
+
+    /// Sets a site's clock: so many milliseconds off the true time.
+    pub fn set_clock(&mut self, at: &str, by: i64) {
+        self.federation.node(&site(at)).skew = by;
+    }
+
+    /// There is no space for a site's journal, or there is again. The site ends when it needs some.
+    pub fn fill_journal(&mut self, at: &str, full: bool) {
+        self.federation.node(&site(at)).disk.full = full;
+    }
+
+    /// There is no space for a site's files, or there is again.
+    pub fn fill_files(&mut self, at: &str, full: bool) {
+        self.federation.node(&site(at)).full = full;
+    }
+
+    /// Each commit of a site takes so long from now on; what comes meanwhile is handled together.
+    pub fn slow_disk(&mut self, at: &str, by: Duration) {
+        self.federation.node(&site(at)).sync_time = by;
+    }
+
+    /// A site is lost with all that it has, and never comes back.
+    pub fn lose_for_good(&mut self, at: &str) {
+        self.federation.lose_for_good(&site(at));
+        self.restarts.remove(&site(at));
+        self.check();
+    }
+
+    /// Puts an old copy of a site's journal back: so many hundredths of it, but nothing that no
+    /// peer could tell is missing. The site starts anew from it. False if there is no such copy.
+    pub fn restore_journal(&mut self, at: &str, share: usize) -> bool {
+        let restored = self.federation.restore_journal(&site(at), share);
+        if restored {
+            self.start(at);
+        }
+        restored
+    }
+
+    /// Counts what a run has met.
+    pub fn met(&mut self, what: &'static str, which: &'static str) {
+        self.federation.met(what, which);
     }
 
     /// Crashes a site; its guests go on. It stays down until [`World::start`].
@@ -394,7 +452,8 @@ impl World {
     fn after_step(&mut self) {
         for name in self.federation.down() {
             let planned = self.crashes.iter().any(|(site, _)| *site == name);
-            if planned && !self.restarts.contains_key(&name) {
+            let full = self.federation.nodes[&name].disk.full;
+            if planned && !full && !self.restarts.contains_key(&name) {
                 self.restarts.insert(name, self.federation.now.after(DOWN_FOR));
             }
         }
@@ -479,6 +538,34 @@ impl World {
         Some(stay.host.to_string())
     }
 
+    /// Whether its destruction is durable at some site.
+    pub fn is_destroyed(&self, vm: VmId) -> bool {
+        let nodes = self.federation.nodes.values();
+        nodes.filter_map(|node| node.durable.vms.get(&vm)).any(|entry| entry.destroyed)
+    }
+
+    /// The sites that own a VM, whether it executes there, and whether it should.
+    pub fn owners(&self, vm: VmId) -> Vec<(String, bool, bool)> {
+        let nodes = self.federation.nodes.iter().filter(|(_, node)| !node.gone);
+        nodes
+            .filter_map(|(name, node)| {
+                let entry = node.durable.vms.get(&vm)?;
+                let stay = entry.stay.as_ref()?;
+                let runs = self.running_at(vm).contains(&name.as_str());
+                Some((name.to_string(), runs, stay.wanted && entry.parked.is_none()))
+            })
+            .collect()
+    }
+
+    /// Whether no other site knows of a newer epoch of any VM that this one thinks it has.
+    pub fn remembers_best(&self, at: &str) -> bool {
+        let mine = self.state(at).vms.iter().filter(|(_, entry)| entry.stay.is_some());
+        mine.into_iter().all(|(vm, entry)| {
+            let known = self.federation.nodes.values().filter_map(|node| node.durable.vms.get(vm));
+            known.into_iter().all(|known| known.chain.epoch() <= entry.chain.epoch())
+        })
+    }
+
     /// What is durable at a site.
     pub fn state(&self, at: &str) -> &protocol::State {
         &self.federation.nodes[&site(at)].durable
@@ -546,6 +633,7 @@ fn decide<'a>(
             crashes.push((plan.site, plan.kind));
             return Some(match plan.when {
                 When::Before => Point::BeforeRows,
+                When::During(bytes) => Point::Unsynced(bytes),
                 When::After => Point::AfterEffects(0),
             });
         }

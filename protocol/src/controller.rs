@@ -27,6 +27,8 @@ use crate::state::{Chosen, Journey};
 
 /// How long an eviction waits before it asks everybody again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// How often it doubles that while offers are made and come to nothing.
+const MAX_DOUBLINGS: u32 = 7;
 /// How often a step that may be given up is tried against a site that does not answer.
 const MAX_FAILURES: u32 = 6;
 
@@ -422,7 +424,9 @@ impl Step<'_> {
             }
             Some(chosen) => {
                 // This call needs no follower, since the Source aborts by itself.
-                self.send_to_source(journey, chosen, None, Waiting::Nobody);
+                if let Some(down) = self.way_to_source(journey, chosen) {
+                    self.ask_outcome(&down, journey.vm, chosen, None, Waiting::Nobody);
+                }
                 self.finish(journey, result);
             }
             None => self.finish(journey, result),
@@ -476,15 +480,12 @@ impl Step<'_> {
             (Phase::Force, Some(chosen)) => self.force(&journey, &chosen),
             (Phase::Initiate, Some(chosen)) => self.initiate(&journey, &chosen),
             (Phase::Verify, Some(chosen)) => {
-                let ready = memory.ready.clone();
-                self.busy(operation);
                 let waiting = Waiting::Journey(operation, "verify");
-                self.send_to_source(&journey, &chosen, ready, waiting);
+                self.ask_source(&journey, &chosen, memory.ready, waiting);
             }
             (Phase::Abort, Some(chosen)) => {
-                self.busy(operation);
                 let waiting = Waiting::Journey(operation, "abort");
-                self.send_to_source(&journey, &chosen, None, waiting);
+                self.ask_source(&journey, &chosen, None, waiting);
             }
             (Phase::Deliver, Some(chosen)) => self.deliver(&journey, &chosen),
             (Phase::Handback, Some(chosen)) => self.pass_handback(&journey, &chosen),
@@ -736,9 +737,15 @@ impl Step<'_> {
         if up.is_some() {
             self.go(operation, Phase::PassUp);
         } else {
+            let memory = self.memory(operation);
+            memory.phase = Phase::Collect;
+            // Asking costs nothing, but each offer that was tried has stopped the guest for a
+            // while.
+            memory.rounds = if memory.tries > 0 { memory.rounds + 1 } else { 0 };
+            let wait = ASK_AGAIN * (1 << memory.rounds.min(MAX_DOUBLINGS));
+            let left = journey.goal.deadline.since(self.world.now());
             self.tell(operation, "no place yet; asking again");
-            self.memory(operation).phase = Phase::Collect;
-            self.later(operation, ASK_AGAIN);
+            self.later(operation, wait.min(left));
         }
     }
 
@@ -829,18 +836,31 @@ impl Step<'_> {
     }
 
     /// Step 6, or with no READY a request to abort.
-    fn send_to_source(
+    fn ask_source(
         &mut self,
         journey: &Journey,
         chosen: &Chosen,
         ready: Option<model::Signed<model::Statement>>,
         waiting: Waiting,
     ) {
-        let Some(down) = self.way_to_source(journey, chosen) else { return };
-        let op = Op::TransferVerification { vm: journey.vm, migration: chosen.migration, ready };
+        if let Some(down) = self.down(journey, chosen) {
+            self.busy(journey.operation);
+            self.ask_outcome(&down, journey.vm, chosen, ready, waiting);
+        }
+    }
+
+    fn ask_outcome(
+        &mut self,
+        down: &Down,
+        vm: model::VmId,
+        chosen: &Chosen,
+        ready: Option<model::Signed<model::Statement>>,
+        waiting: Waiting,
+    ) {
+        let op = Op::TransferVerification { vm, migration: chosen.migration, ready };
         let origin = Origin { op, key: chosen.key, sealed: None };
         let limit = self.site.config.request_limit;
-        self.send_down(&down, origin, limit, waiting);
+        self.send_down(down, origin, limit, waiting);
     }
 
     /// Step 8.

@@ -146,6 +146,14 @@ impl Step<'_> {
         if !self.site.peers.contains(&at) {
             return self.reply(ask, Reply::NotFound(format!("there is no peer {at}")));
         }
+        let mut journeys = self.site.state.journeys.values();
+        if let Some(open) = journeys.find(|j| j.vm == vm && j.result.is_none()) {
+            let text = format!(
+                "operation {} is changing the VM's path; wait for it, or cancel it",
+                open.operation
+            );
+            return self.reply(ask, Reply::Conflict(text));
+        }
         let (Some(by), Some(host)) =
             (self.world.identity(&Party::Here), self.world.identity(&Party::Peer(at.clone())))
         else {

@@ -171,6 +171,8 @@ pub(crate) struct JourneyMemory {
     /// Offers not tried yet, best first.
     pub left: Vec<(Party, model::Offer)>,
     pub tries: usize,
+    /// Rounds of offers that all came to nothing, one after the other.
+    pub rounds: u32,
     pub failures: u32,
     pub source: Option<TransferEnd>,
     pub chain: Option<model::Chain>,

@@ -291,8 +291,14 @@ impl Step<'_> {
             }
             (_, None) => {
                 self.abort(migration, "the Controller gave this attempt up");
-                let (_, source) = self.source_role(migration).expect("just aborted");
-                Outcome::Aborted(source.aborted.clone().expect("ABORTED holds its statement"))
+                let role = self.source_role(migration);
+                let Some(statement) = role.and_then(|(_, source)| source.aborted.clone()) else {
+                    // Fenced: what was decided before it forgot is not known here yet.
+                    let reason = "this site's journal is older than a peer remembers".to_owned();
+                    let answer = Answer::Conflict { reason, retry_after: FENCED_RETRY };
+                    return self.answer(caller, answer);
+                };
+                Outcome::Aborted(statement)
             }
             (SourceStep::Sent, Some(ready)) => self.commit(vm, migration, &source, &ready),
             (_, Some(_)) => {

@@ -69,6 +69,13 @@ impl Disk {
         self.written.len()
     }
 
+    /// How long the journal was, in rows, when it had so many transactions.
+    pub(super) fn len_at(&self, transactions: usize) -> u64 {
+        let mut old = self.clone();
+        old.restore(transactions);
+        old.read().map_or(0, |_| old.len)
+    }
+
     /// Puts back an old copy.
     pub(super) fn restore(&mut self, transactions: usize) {
         self.written.truncate(transactions);

@@ -125,6 +125,8 @@ pub struct Federation {
     pub logging: bool,
     /// How often what was met: rows, faults, and crashes at rows.
     pub met: BTreeMap<(&'static str, &'static str), u64>,
+    /// Whether that is counted.
+    pub counting: bool,
     pub(super) ledger: Ledger,
     pub(super) crypto: Crypto,
     /// Whose messages do not reach whom.
@@ -180,6 +182,7 @@ impl Federation {
             log: vec![],
             logging: true,
             met: BTreeMap::new(),
+            counting: false,
             ledger: Ledger::default(),
             crypto,
             cuts: BTreeSet::new(),
@@ -199,7 +202,7 @@ impl Federation {
 
     /// Counts what was met, for whoever wants to know what a run has covered.
     pub(super) fn met(&mut self, what: &'static str, which: &'static str) {
-        if self.logging {
+        if self.counting {
             *self.met.entry((what, which)).or_default() += 1;
         }
     }
@@ -398,6 +401,46 @@ impl Federation {
             if guest.executes {
                 self.node(name).copies.get_mut(&place).expect("a guest has files").disk = disk;
             }
+        }
+    }
+
+    /// A site is lost with all that it has.
+    pub(super) fn lose_for_good(&mut self, name: &PeerName) {
+        self.end(name, 0);
+        self.end_guests(name);
+        let node = self.node(name);
+        node.gone = true;
+        node.copies.clear();
+        let vms: Vec<VmId> = node.durable.vms.keys().copied().collect();
+        self.ledger.mourn(vms);
+    }
+
+    /// Lets a site end and start from so many hundredths of its journal. What is cut off must go
+    /// further back than some peer remembers: of what nobody was told nobody can tell either.
+    pub(super) fn restore_journal(&mut self, name: &PeerName, share: usize) -> bool {
+        let told = self.remembered(name);
+        let node = &self.nodes[name];
+        let old = node.disk.transactions() * share / 100;
+        if node.gone || node.disk.len_at(old) >= told {
+            return false;
+        }
+        self.end(name, 0);
+        let node = self.node(name);
+        node.restore = Some(old);
+        self.ledger.forgotten = true;
+        let node = &self.nodes[name];
+        let vms: Vec<VmId> = node.durable.vms.keys().copied().collect();
+        self.ledger.mourn(vms);
+        true
+    }
+
+    /// There is space again everywhere.
+    pub(super) fn have_space(&mut self) {
+        for name in self.names() {
+            let node = self.node(&name);
+            node.disk.full = false;
+            node.full = false;
+            node.sync_time = Duration::ZERO;
         }
     }
 

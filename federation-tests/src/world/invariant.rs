@@ -25,6 +25,10 @@ pub(super) struct Ledger {
     pub newest: BTreeMap<VmId, Newest>,
     /// Rows that decided something of a migration, by any site.
     decisions: BTreeMap<MigrationId, BTreeSet<&'static str>>,
+    /// VMs whose newest content was lost with a site, which is nobody's fault.
+    mourned: BTreeSet<VmId>,
+    /// A site has forgotten what it had decided.
+    pub forgotten: bool,
     /// The newest epoch that each site ever had durable.
     epochs: BTreeMap<(PeerName, VmId), Epoch>,
 }
@@ -41,6 +45,16 @@ impl Ledger {
         let disk = self.fresh();
         self.newest.insert(vm, Newest { disk, saved: None });
         disk
+    }
+
+    /// The content of these VMs may have been lost with a site.
+    pub(super) fn mourn(&mut self, vms: impl IntoIterator<Item = VmId>) {
+        self.mourned.extend(vms);
+    }
+
+    /// Whether it is known what the newest content of a VM is.
+    pub(super) fn knows(&self, vm: VmId) -> bool {
+        !self.mourned.contains(&vm)
     }
 
     /// Takes down what a durable row decides, and tells which rule it breaks.
@@ -64,6 +78,9 @@ impl Ledger {
         };
         let kinds = self.decisions.entry(migration).or_default();
         kinds.insert(row.kind());
+        if self.forgotten {
+            return None;
+        }
         let both = AGAINST.iter().find(|(one, other)| kinds.contains(one) && kinds.contains(other));
         both.map(|(one, other)| format!("migration {migration} is both {one} and {other}"))
     }
@@ -127,6 +144,9 @@ impl Federation {
     fn newest_content_exists(&self) -> Vec<String> {
         let mut broken = vec![];
         for (vm, newest) in &self.ledger.newest {
+            if !self.ledger.knows(*vm) {
+                continue;
+            }
             if self.nodes.values().any(|n| n.durable.vms.get(vm).is_some_and(|vm| vm.destroyed)) {
                 continue;
             }

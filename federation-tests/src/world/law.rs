@@ -11,6 +11,9 @@ use super::federation::{Crash, Federation, Point};
 use super::node::{Verb, What, profile};
 use super::outside::Outside;
 
+/// So many transactions of a journal are each compared with the machine's own state.
+const COMPARED: usize = 64;
+
 /// The site has ended in the middle of a turn.
 #[derive(Debug)]
 struct Gone;
@@ -175,7 +178,12 @@ impl Federation {
 
     /// The rows that a machine gave away make the state that it goes on with.
     fn compare(&mut self, name: &PeerName, site: &Site) {
-        if site.state != self.nodes[name].durable {
+        // The comparison is as long as the history; a long one is compared now and then.
+        let node = &self.nodes[name];
+        if node.disk.transactions() > COMPARED && node.disk.transactions() % COMPARED != 0 {
+            return;
+        }
+        if site.state != node.durable {
             self.violate(format!("{name}: the fold of its journal is not its state"));
         }
     }

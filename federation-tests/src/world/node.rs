@@ -246,10 +246,11 @@ impl Node {
                 };
                 let content = self.copies.get_mut(place).ok_or("a guest without files")?;
                 let newest = ledger.newest.get(vm).copied().unwrap_or_default();
-                if content.disk != newest.disk {
+                let known = ledger.knows(*vm);
+                if known && content.disk != newest.disk {
                     return Err(format!("{place:?} executes on old content"));
                 }
-                if newest.saved.is_some_and(|memory| memory != guest.memory) {
+                if known && newest.saved.is_some_and(|memory| memory != guest.memory) {
                     return Err(format!("{place:?} executes without its saved memory"));
                 }
                 guest.executes = true;

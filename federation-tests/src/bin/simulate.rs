@@ -1,0 +1,147 @@
+//! Runs federations from seeds on every core: `simulate --seeds A..B [--trace]`.
+//!
+//! Prints seeds per second and what was met. Ends with 1 at the first seed that breaks a rule,
+//! after it has shown that it breaks it again the same way, and the shortest run that still does.
+
+#![allow(clippy::print_stdout, reason = "its output is what it is for")]
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use federation_tests::simulator::{Met, Plan, run, shrink};
+use protocol::Row;
+
+/// How often it is told how far it is.
+const TELL: Duration = Duration::from_secs(10);
+/// Lines of a failing run that are shown.
+const SHOWN: usize = 150;
+/// Lines of the reason that are shown.
+const WHY: usize = 6;
+
+fn main() -> ExitCode {
+    let (seeds, trace) = match arguments(std::env::args().skip(1)) {
+        Ok(arguments) => arguments,
+        Err(why) => {
+            eprintln!("error: {why}\nusage: simulate --seeds A..B [--trace]");
+            return ExitCode::from(2);
+        }
+    };
+    // A broken rule is a panic within its run, and told below.
+    std::panic::set_hook(Box::new(|_| {}));
+    if trace {
+        for seed in seeds {
+            let run = run(&Plan::of(seed), true);
+            println!("seed {seed}\n{}\n{}", Plan::of(seed), run.trace.join("\n"));
+        }
+        return ExitCode::SUCCESS;
+    }
+    let began = Instant::now();
+    let jobs = thread::available_parallelism().map_or(1, usize::from);
+    let (next, failed) = (AtomicU64::new(seeds.start), AtomicU64::new(u64::MAX));
+    let met = Mutex::new(Met::new());
+    let told = Mutex::new(Instant::now());
+    thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                let mut mine = Met::new();
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end || failed.load(Ordering::Relaxed) < seed {
+                        break;
+                    }
+                    let run = run(&Plan::of(seed), false);
+                    add(&mut mine, &run.met);
+                    if run.broken.is_some() {
+                        failed.fetch_min(seed, Ordering::Relaxed);
+                    }
+                    let mut told = told.lock().expect("no panic here");
+                    if told.elapsed() > TELL {
+                        *told = Instant::now();
+                        let done = seed - seeds.start;
+                        let rate = done as f64 / began.elapsed().as_secs_f64();
+                        println!("{done} seeds, {rate:.0} a second");
+                    }
+                }
+                add(&mut met.lock().expect("no panic here"), &mine);
+            });
+        }
+    });
+    let failed = failed.into_inner();
+    if failed < u64::MAX {
+        show(failed);
+        return ExitCode::FAILURE;
+    }
+    let count = seeds.end - seeds.start;
+    let took = began.elapsed().as_secs_f64();
+    tell(&met.into_inner().expect("no panic here"));
+    println!("{count} seeds in {took:.1} s: {:.0} a second on {jobs} cores", count as f64 / took);
+    ExitCode::SUCCESS
+}
+
+fn arguments(mut given: impl Iterator<Item = String>) -> Result<(Range<u64>, bool), String> {
+    let (mut seeds, mut trace) = (None, false);
+    while let Some(argument) = given.next() {
+        match argument.as_str() {
+            "--seeds" => {
+                let text = given.next().ok_or("--seeds wants a range, such as 0..10000")?;
+                let (start, end) = text.split_once("..").unwrap_or((&text, ""));
+                let number = |text: &str| {
+                    text.parse::<u64>().map_err(|e| format!("{text:?} is not a seed: {e}"))
+                };
+                let start = number(start)?;
+                let end = if end.is_empty() { start + 1 } else { number(end)? };
+                if end <= start {
+                    return Err(format!("there is no seed in {text}"));
+                }
+                seeds = Some(start..end);
+            }
+            "--trace" => trace = true,
+            other => return Err(format!("{other:?} is not known")),
+        }
+    }
+    Ok((seeds.ok_or("--seeds is missing")?, trace))
+}
+
+fn add(all: &mut Met, more: &Met) {
+    for (what, count) in more {
+        *all.entry(*what).or_default() += count;
+    }
+}
+
+/// What was met, a line for each kind.
+fn tell(met: &Met) {
+    let mut kinds: BTreeMap<&str, Vec<(&str, u64)>> = BTreeMap::new();
+    for ((what, which), count) in met {
+        kinds.entry(what).or_default().push((which, *count));
+    }
+    for (what, counts) in &kinds {
+        let list: Vec<String> =
+            counts.iter().map(|(which, count)| format!("{which} {count}")).collect();
+        println!("{what}: {}", list.join(", "));
+    }
+    let missing: Vec<&str> =
+        Row::KINDS.iter().copied().filter(|kind| !met.contains_key(&("row", *kind))).collect();
+    if !missing.is_empty() {
+        println!("rows never written: {}", missing.join(", "));
+    }
+}
+
+/// A failing seed: that it fails the same way again, and the shortest run that fails.
+fn show(seed: u64) {
+    let plan = Plan::of(seed);
+    let (one, two) = (run(&plan, true), run(&plan, true));
+    let same = one.trace == two.trace && one.broken == two.broken;
+    println!("seed {seed} breaks a rule; run again: {}", if same { "the same" } else { "NOT THE SAME" });
+    let short = shrink(&plan);
+    let run = run(&short, true);
+    let from = run.trace.len().saturating_sub(SHOWN);
+    println!("the shortest run found that breaks one: {short}{}", run.trace[from..].join("\n"));
+    let broken = run.broken.unwrap_or_default();
+    let why: Vec<&str> = broken.lines().take(WHY).collect();
+    println!("BROKEN by seed {seed}: {}", why.join("\n"));
+}
