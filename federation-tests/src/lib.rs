@@ -8,8 +8,25 @@
 //! [`simulator`] makes millions of them from seeds, with everything that can go wrong.
 //!
 //! [`process`] runs real nodes, over real disks and sockets, driven through the command line.
+//! [`lives`] kills them at their journal rows; [`chaos`] kills, holds and cuts off nodes, proxies
+//! and real guests.
 
+#[cfg(feature = "processes")]
+pub mod chaos;
+#[cfg(feature = "processes")]
+pub mod lives;
 #[cfg(feature = "processes")]
 pub mod process;
 pub mod simulator;
 pub mod world;
+
+/// Does something with each of `items`, `at_once` of them at the same time.
+pub fn side_by_side<T: Sync>(items: &[T], at_once: usize, work: impl Fn(&T) + Sync) {
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let take = || items.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+    std::thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(|| std::iter::from_fn(take).for_each(&work));
+        }
+    });
+}

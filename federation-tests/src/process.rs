@@ -2,12 +2,15 @@
 //!
 //! A [`Federation`] lives in a temporary folder and takes everything with it when it goes: nodes,
 //! guests, files. Its sites listen at loopback addresses of their own, so that a restart finds its
-//! port free and many federations run side by side. They are driven through the command line, as
-//! a user would, and looked at through their files: the journal is folded with the very
+//! port free and many federations run side by side; or each has a network namespace of its own
+//! ([`Network`]), so that they can be cut off from one another. They are driven through the command
+//! line, as a user would, and looked at through their files: the journal is folded with the very
 //! [`protocol::State`] that the node uses.
 
 mod guest;
+mod network;
 mod program;
+mod proxy;
 mod site;
 
 use std::ops::Index;
@@ -20,8 +23,10 @@ use model::{Bytes, Descriptor, FileId, Resources};
 use protocol::{Down, SourceStep, TargetStep};
 use tempfile::TempDir;
 
-pub use guest::Guest;
-pub use program::{missing, sojourn};
+pub use guest::{Guest, Line};
+pub use network::{Cut, Network, Traffic, Way};
+pub use program::{guest_disk, interrupt, interrupted, missing, sojourn};
+pub use proxy::Proxy;
 pub use site::{Outcome, Site};
 
 /// How long a condition is waited for that should hold at once, or after a few repeats.
@@ -33,6 +38,7 @@ const LOOK: Duration = Duration::from_millis(40);
 pub struct Federation {
     sites: Vec<Site>,
     folder: TempDir,
+    network: Option<Network>,
 }
 
 impl Federation {
@@ -44,7 +50,25 @@ impl Federation {
         // Guests run as another user and must be able to pass.
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711))
             .expect("the folder is ours");
-        Self { sites: Vec::new(), folder }
+        Self { sites: Vec::new(), folder, network: None }
+    }
+
+    /// One whose sites have network namespaces of their own, joined by a network that can be cut.
+    pub fn over(network: Network) -> Self {
+        let mut federation = Self::new();
+        federation.network = Some(network);
+        federation
+    }
+
+    /// The network, if it has one of its own.
+    pub fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
+    }
+
+    /// Leaves the folder behind when the federation goes, and says where it is.
+    pub fn keep(&mut self) -> PathBuf {
+        self.folder.disable_cleanup(true);
+        self.folder.path().to_owned()
     }
 
     /// Simulated sites, made, running, and each joined with the next.
@@ -70,12 +94,19 @@ impl Federation {
     }
 
     fn make(&mut self, name: &str, flags: &[&str]) -> &Site {
-        let site = Site::make(name, self.folder.path().join(name), flags);
+        let place = self.network.as_ref().map(|network| network.place(name));
+        let site = Site::make(name, self.folder.path().join(name), place, flags);
         // Short enough to be seen in a test, and long enough for every other time in it.
         site.configure("time", "purge_s", 1);
         site.configure("time", "request_s", 3);
         self.sites.push(site);
         self.sites.last().expect("just added")
+    }
+
+    /// Gives a site a transfer proxy in a process of its own.
+    pub fn add_proxy(&mut self, name: &str) {
+        let site = self.sites.iter_mut().find(|site| site.name() == name);
+        site.expect("a site of the federation").add_proxy();
     }
 
     /// A folder that goes with the federation.
@@ -129,6 +160,17 @@ impl Federation {
         self.sites.iter().flat_map(at).collect()
     }
 
+    /// Every console of real guests of a VM that there is now: its file and what it says.
+    pub fn consoles(&self, vm: &str) -> Vec<(PathBuf, String)> {
+        let folders = self.sites.iter().flat_map(|site| guest::runtime_folders(site.folder()));
+        let files = folders.map(|folder| folder.join("console.log"));
+        let of_vm = files.filter(|file| file.to_str().is_some_and(|path| path.contains(vm)));
+        of_vm
+            .filter_map(|file| Some((std::fs::read_to_string(&file).ok()?, file)))
+            .map(|(text, file)| (file, text))
+            .collect()
+    }
+
     /// The one guest of a VM that executes, if it is at this site and there is no other.
     pub fn runs_at(&self, vm: &str, site: &str) -> Option<Guest> {
         match self.guests(vm).as_slice() {
@@ -154,7 +196,8 @@ impl Federation {
         });
     }
 
-    fn unsettled(&self, vm: &str, at: &str, runs: bool, on_path: &[&str]) -> Option<String> {
+    /// Why a VM is not settled, as [`Federation::settle`] waits for.
+    pub fn unsettled(&self, vm: &str, at: &str, runs: bool, on_path: &[&str]) -> Option<String> {
         let guests = self.guests(vm);
         if runs && self.runs_at(vm, at).is_none() {
             return Some(format!("it should run at {at}, and its guests are {guests:#?}"));
@@ -185,29 +228,31 @@ impl Federation {
     /// Waits until a VM was destroyed everywhere, with all that was of it.
     pub fn settle_destroyed(&self, vm: &str) {
         self.wait_for(&format!("nothing is left of {vm}"), SOON, || {
-            let guests = self.guests(vm);
-            let folders: Vec<_> = self.sites.iter().flat_map(|site| site.files_of(vm)).collect();
-            if !guests.is_empty() || !folders.is_empty() {
-                return Err(format!("left: {guests:#?} {folders:#?}"));
-            }
-            self.sites.iter().try_for_each(|site| {
-                let state = site.state();
-                let known = state.vms.get(&vm.parse().expect("an id"));
-                if known.is_some_and(|vm| !vm.destroyed) {
-                    return Err(format!("{} still has it", site.name()));
-                }
-                open_role(&state).map_or(Ok(()), |what| Err(format!("{}: {what}", site.name())))
-            })
+            self.left_of(vm).map_or(Ok(()), Err)
         });
     }
 
-    /// Starts every node again that has ended by itself or by a test's wish.
-    pub fn revive(&self) {
-        for site in &self.sites {
-            if site.has_died() {
-                site.start();
-            }
+    /// What is left of a VM that was destroyed.
+    pub fn left_of(&self, vm: &str) -> Option<String> {
+        let guests = self.guests(vm);
+        let folders: Vec<_> = self.sites.iter().flat_map(|site| site.files_of(vm)).collect();
+        if !guests.is_empty() || !folders.is_empty() {
+            return Some(format!("left: {guests:#?} {folders:#?}"));
         }
+        self.sites.iter().find_map(|site| {
+            let state = site.state();
+            let known = state.vms.get(&vm.parse().expect("an id"));
+            if known.is_some_and(|vm| !vm.destroyed) {
+                return Some(format!("{} still has it", site.name()));
+            }
+            open_role(&state).map(|what| format!("{}: {what}", site.name()))
+        })
+    }
+
+    /// Starts every node and proxy again that has ended by itself or by a test's wish. Returns the
+    /// sites whose nodes were started.
+    pub fn revive(&self) -> Vec<&str> {
+        self.sites.iter().filter(|site| site.revive()).map(Site::name).collect()
     }
 
     /// Looks again and again until `look` gives a value; fails with what it said last.
@@ -224,6 +269,7 @@ impl Federation {
                 Err(why) if Instant::now() > until => {
                     panic!("not in {limit:?}: {what}\n{why}\n{}", self.story())
                 }
+                Err(_) if interrupted() => panic!("interrupted: {what}"),
                 Err(_) => std::thread::sleep(LOOK),
             }
         }
@@ -270,6 +316,7 @@ impl Drop for Federation {
         }
         for site in &self.sites {
             site.kill();
+            site.proxy().inspect(|proxy| proxy.kill());
         }
         for site in &self.sites {
             guest::end_all(site.folder());

@@ -257,7 +257,8 @@ fn end(plan: &Plan, world: &mut World, vms: &[VmId]) {
         world.slow(NAMES[*one], NAMES[*to], Duration::ZERO);
         world.cut(NAMES[*one], NAMES[*to], false);
     }
-    let there: Vec<&str> = NAMES[..plan.sites].iter().copied().filter(|at| world.is_up(at)).collect();
+    let there: Vec<&str> =
+        NAMES[..plan.sites].iter().copied().filter(|at| world.is_up(at)).collect();
     for at in &there {
         for name in HOSTS {
             world.break_host(at, name, false);

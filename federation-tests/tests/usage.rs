@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use federation_tests::process::{Federation, Outcome, SOON, sojourn};
+use hypervisor::SimulatedFault;
 
 /// Exit codes of the command line.
 const FAILED: i32 = 1;
@@ -323,4 +324,26 @@ fn a_peer_that_has_removed_this_site_is_not_mistaken_for_one_that_is_down() {
     refused.says(REFUSED, &["no place was found", "a site does not answer"]);
     let shown = federation["a"].done(&["peer", "show", "b"]);
     assert!(shown["trouble"].to_string().contains("hangs up when it sees who calls"), "{shown}");
+}
+
+#[test]
+fn a_guest_whose_hypervisor_refuses_to_let_it_run_is_told_again_until_it_runs() {
+    let federation = Federation::chain(&["a"]);
+    let a = &federation["a"];
+    a.host("one", 1);
+    let vm = federation.import("a", "web");
+    let faults = a.faults("one");
+    faults.set(SimulatedFault::Resume, "busy").unwrap();
+    a.done(&["vm", "place", "web"]);
+    federation.wait_for("it stands still", SOON, || {
+        let guests = federation.guests(&vm);
+        let said = a.log_text().contains("busy");
+        if said && guests.len() == 1 && !guests[0].runs {
+            Ok(())
+        } else {
+            Err(format!("{guests:?}"))
+        }
+    });
+    faults.clear(SimulatedFault::Resume).unwrap();
+    federation.settle(&vm, "a", true, &["a"]);
 }

@@ -278,7 +278,9 @@ impl Driver {
             journal_seen: start.journal_seen,
         };
         let Core { site, journal, world, desk } = &mut core;
-        site.start(world, begin, &mut Doors { journal, desk, hands, links })?;
+        let mut doors = Doors { journal, desk, hands, links, durable: vec![] };
+        site.start(world, begin, &mut doors)?;
+        fail_point("replied", &doors.durable);
         let _ = ready.send(());
         core.turn(&mut inputs, hands, links)
     }
@@ -380,7 +382,9 @@ impl Core {
             }
             self.set_clock();
             let Self { site, journal, world, desk } = self;
-            site.turn(world, events, &mut Doors { journal, desk, hands, links })?;
+            let mut doors = Doors { journal, desk, hands, links, durable: vec![] };
+            site.turn(world, events, &mut doors)?;
+            fail_point("replied", &doors.durable);
             for visit in visits {
                 visit(self);
             }
@@ -489,6 +493,8 @@ struct Doors<'a> {
     desk: &'a mut Desk,
     hands: &'a Hands,
     links: &'a Links,
+    /// The types of the rows of this turn, once they are durable.
+    durable: Vec<&'static str>,
 }
 
 impl protocol::Driver<NodeWorld> for Doors<'_> {
@@ -501,7 +507,7 @@ impl protocol::Driver<NodeWorld> for Doors<'_> {
         if !output.rows.is_empty() {
             let lines = self.desk.take_lines();
             let seen = self.desk.take_seen();
-            fail_point("before", &output.rows);
+            fail_point("before", &kinds(&output.rows));
             self.journal.write(world.now, &output.rows, &keys, &lines, &seen)?;
         } else if self.desk.lines_since.is_some_and(|s| s.after(EVENT_DELAY) <= world.now) {
             self.desk.write_lines(self.journal)?;
@@ -514,10 +520,9 @@ impl protocol::Driver<NodeWorld> for Doors<'_> {
 
     fn sync(&mut self, rows: &[Row]) -> Result<(), JournalError> {
         self.journal.sync()?;
-        fail_point("after", rows);
-        for row in rows {
-            tracing::debug!(row = row.kind(), "durable");
-        }
+        self.durable = kinds(rows);
+        fail_point("after", &self.durable);
+        tracing::debug!(rows = ?self.durable, "durable");
         Ok(())
     }
 
@@ -598,18 +603,41 @@ fn command_host(site: &Site, command: &protocol::Command) -> HostName {
     known.unwrap_or_else(protocol::library)
 }
 
-/// Kills the process here if a test asked for it, to show that this is survivable:
-/// `SOJOURN_KILL=before:released` or `after:released`, and `SOJOURN_KILL_ONCE=FILE`, which is made
-/// before the kill and prevents the next one.
-fn fail_point(when: &str, rows: &[Row]) {
+fn kinds(rows: &[Row]) -> Vec<&'static str> {
+    rows.iter().map(Row::kind).collect()
+}
+
+/// How long replies and orders are given to leave before a test's kill at `replied`.
+const REPLY_GRACE: Duration = Duration::from_millis(50);
+
+/// Ends the process here if a test asked for it, to show that this is survivable.
+///
+/// `SOJOURN_KILL` names the place: `before:released`, right before that row is written;
+/// `after:released`, when it is durable and nothing that follows from it was done;
+/// `replied:released`, when all that follows from it was handed to links, hands and doors, and
+/// these had a moment to put it on the wire, while the driver handled nothing else.
+/// `SOJOURN_KILL_ONCE=FILE` is made before the kill and prevents the next one.
+/// With `SOJOURN_KILL_SIGNAL=stop` the process is held there instead, until it gets SIGCONT.
+fn fail_point(when: &str, kinds: &[&'static str]) {
     let Ok(wanted) = std::env::var("SOJOURN_KILL") else { return };
-    let hit = rows.iter().any(|row| wanted == format!("{when}:{}", row.kind()));
+    let hit = kinds.iter().any(|kind| wanted == format!("{when}:{kind}"));
     let Ok(once) = std::env::var("SOJOURN_KILL_ONCE") else { return };
-    if hit && std::fs::File::create_new(once).is_ok() {
-        let _ =
-            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-        std::thread::park();
+    if !hit || std::fs::File::create_new(once).is_err() {
+        return;
     }
+    if when == "replied" {
+        std::thread::sleep(REPLY_GRACE);
+    }
+    let end = |signal| {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), signal);
+    };
+    if std::env::var("SOJOURN_KILL_SIGNAL").is_ok_and(|signal| signal == "stop") {
+        end(rustix::process::Signal::STOP);
+        // The signal may reach another thread first: this one is not to run ahead.
+        return std::thread::sleep(REPLY_GRACE);
+    }
+    end(rustix::process::Signal::KILL);
+    std::thread::park();
 }
 
 /// A new operation id.

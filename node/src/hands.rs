@@ -277,7 +277,10 @@ impl Hands {
                 Order::Do(command) => self.guest_command(&host, instance, command).await,
             };
             match &event {
-                Some(GuestEvent::Resumed | GuestEvent::Paused) => exists = true,
+                // A guest that ends before it ran has to be missed as well.
+                Some(GuestEvent::Launched(_) | GuestEvent::Resumed | GuestEvent::Paused) => {
+                    exists = true;
+                }
                 Some(GuestEvent::Ended | GuestEvent::Hibernated) => exists = false,
                 _ => {}
             }

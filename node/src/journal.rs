@@ -35,8 +35,10 @@ pub enum JournalError {
         found: i64,
     },
     /// A row cannot be read.
-    #[error("journal row {seq} of type {kind} cannot be read; run the release that wrote it, \
-         or restore a backup; never edit it")]
+    #[error(
+        "journal row {seq} of type {kind} cannot be read; run the release that wrote it, \
+         or restore a backup; never edit it"
+    )]
     Row {
         /// Its place.
         seq: i64,
@@ -200,8 +202,10 @@ impl Journal {
     pub(crate) fn load(&self) -> Result<Loaded, JournalError> {
         let error = |source| self.error(source);
         let mut state = State::default();
-        let mut rows =
-            self.db.prepare("SELECT seq, type, version, body FROM journal ORDER BY seq").map_err(error)?;
+        let mut rows = self
+            .db
+            .prepare("SELECT seq, type, version, body FROM journal ORDER BY seq")
+            .map_err(error)?;
         let mut rows = rows.query([]).map_err(error)?;
         while let Some(row) = rows.next().map_err(error)? {
             let seq: i64 = row.get(0).map_err(error)?;

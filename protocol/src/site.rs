@@ -87,6 +87,8 @@ pub(crate) enum Timer {
     Pull(MigrationId),
     /// A Source deletes its frozen copy, or has said for long enough that it aborted.
     Purge(MigrationId),
+    /// A guest is not as it should be: it is seen to again.
+    Guest(VmId),
     /// The site above is to be told again.
     Report(VmId),
     /// The site above is to be asked again whether a VM is still here.
@@ -339,6 +341,7 @@ impl Step<'_> {
                 Timer::AdmitExpiry(migration) => self.admit_expired(migration),
                 Timer::Pull(migration) => self.dial_again(migration),
                 Timer::Purge(migration) => self.purge(migration),
+                Timer::Guest(vm) => self.see_to_guest(vm),
                 Timer::Report(vm) => self.send_report(vm),
                 Timer::Confirm(vm) => self.confirm(vm),
                 Timer::Offers => self.forget_old_offers(),
@@ -542,7 +545,10 @@ impl Step<'_> {
     fn forget_old_offers(&mut self) {
         let now = self.world.now();
         self.site.offers.retain(|_, offer| offer.terms.expires > now);
-        self.site.gatherings.retain(|_, gathering| gathering.forget > now);
+        // One that is still waited for ends by its own timer, also if the clock has jumped.
+        self.site
+            .gatherings
+            .retain(|_, gathering| gathering.forget > now || !gathering.awaiting.is_empty());
         if !self.site.offers.is_empty() || !self.site.gatherings.is_empty() {
             self.arm_after(Timer::Offers, self.site.config.offer_life);
         }

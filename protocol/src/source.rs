@@ -24,6 +24,10 @@ use crate::row::{Down, Edge, Mode, Row};
 use crate::site::{Step, Timer};
 use crate::state::{SourceRole, SourceStep, Stay, TargetStep};
 
+/// A guest that was to run and whose hypervisor refused is told again after this.
+const LET_RUN_AGAIN: std::time::Duration = std::time::Duration::from_secs(2);
+/// One that could not be made, or not be parked, is tried again after this.
+const START_AGAIN: std::time::Duration = std::time::Duration::from_secs(60);
 /// How long a fenced Source waits before it looks again whether it may abort.
 const FENCED_RETRY: std::time::Duration = std::time::Duration::from_secs(10);
 /// How long another Controller is told to wait while a migration of the VM is open.
@@ -148,7 +152,7 @@ impl Step<'_> {
         let source = TransferEnd { uri, token, transfer_key, vm_key: stay.key, proof };
         let will_move = matches!(mode, Mode::Hibernate) || stay.power == PowerState::Suspended;
         let ran = stay.power != PowerState::Defined || stay.starting || stay.wanted;
-        let profile = stay.profile.clone().filter(|_| will_move && ran);
+        let profile = self.profile_of(&stay).filter(|_| will_move && ran);
         let active = known.filter(|s| s.step > SourceStep::Offered).map_or(ran, |s| s.active);
         self.answer(caller, Answer::Prepared { source, chain, active, profile });
     }
@@ -461,14 +465,15 @@ impl Step<'_> {
             self.command(Command::DropState(stay.host.clone(), vm, stay.epoch));
         }
         let loads = stay.power == PowerState::Suspended && !stay.starting;
+        let state = self.profile_of(&stay).filter(|_| loads);
         let descriptor = self.site.state.vms[&vm].descriptor.clone();
-        self.launch(Command::Launch {
-            vm,
-            epoch: stay.epoch,
-            host: stay.host,
-            descriptor,
-            state: stay.profile.filter(|_| loads),
-        });
+        self.launch(Command::Launch { vm, epoch: stay.epoch, host: stay.host, descriptor, state });
+    }
+
+    /// What a stay's run state depends on. Its first STARTED says so; if the node ended before it
+    /// was written, the host that made the guest says the same.
+    fn profile_of(&self, stay: &Stay) -> Option<model::RunProfile> {
+        stay.profile.clone().or_else(|| self.site.profiles.get(&stay.host).cloned())
     }
 
     /// Makes a guest's process, unless that is under way.
@@ -496,6 +501,23 @@ impl Step<'_> {
             self.command(Command::DropState(stay.host.clone(), vm, stay.epoch));
         }
         self.command(Command::Resume(stay.host, vm, stay.epoch));
+    }
+
+    /// A guest that should run is told so again, or made again; a parked one is hibernated again.
+    pub(crate) fn see_to_guest(&mut self, vm: VmId) {
+        let open = self.site.state.open_source(vm);
+        let moving = open.is_some_and(|(_, source)| source.step > SourceStep::Offered);
+        let Some(entry) = self.site.state.vms.get(&vm) else { return };
+        let Some(stay) = entry.stay.clone().filter(|_| !moving && !entry.destroyed) else { return };
+        if entry.parked.is_some() {
+            if !is_quiet(&stay) {
+                self.command(Command::Hibernate(stay.host, vm, stay.epoch));
+            }
+        } else if stay.starting {
+            self.let_run(vm);
+        } else if stay.wanted && is_quiet(&stay) {
+            self.start_again(vm);
+        }
     }
 
     /// What happened to a guest of this site.
@@ -537,11 +559,12 @@ impl Step<'_> {
                     self.stopped(vm, epoch, PowerState::Defined);
                 }
                 self.controls_failed(vm, &reason);
+                if stay.wanted {
+                    self.arm_after(Timer::Guest(vm), START_AGAIN);
+                }
             }
             GuestEvent::Resumed => {
-                let profile = stay.profile.clone();
-                let profile = profile.or_else(|| self.site.profiles.get(&stay.host).cloned());
-                let Some(profile) = profile else {
+                let Some(profile) = self.profile_of(&stay) else {
                     // After a restart a guest may be found before its host has said what it is.
                     self.site.unprofiled.insert(vm);
                     return;
@@ -556,6 +579,9 @@ impl Step<'_> {
             GuestEvent::Ended if is_quiet(&stay) => {
                 // It ended before it executed anything: its saved state is as good as before.
                 self.controls_failed(vm, "its process ended before it ran");
+                if stay.wanted {
+                    self.arm_after(Timer::Guest(vm), START_AGAIN);
+                }
             }
             GuestEvent::Ended => self.stopped(vm, epoch, PowerState::Defined),
             GuestEvent::Hibernated => self.stopped(vm, epoch, PowerState::Suspended),
@@ -565,6 +591,10 @@ impl Step<'_> {
                 let open = self.site.state.open_source(vm).map(|(id, source)| (id, source.step));
                 if let Some((migration, SourceStep::Initiated)) = open {
                     self.abort_in_place(migration, &reason);
+                } else if self.site.state.vms[&vm].parked.is_some() {
+                    self.arm_after(Timer::Guest(vm), START_AGAIN);
+                } else if stay.starting {
+                    self.arm_after(Timer::Guest(vm), LET_RUN_AGAIN);
                 }
             }
         }
@@ -643,7 +673,20 @@ impl Step<'_> {
         let (host, epoch) = (stay.host.clone(), stay.epoch);
         let fail = |reason: String| Answer::Failed { reason };
         use PowerState::{Active, Defined, Paused, Suspended};
+        // Its process is being made, or about to execute, and has its files open.
+        let starting = stay.starting || self.site.launching.contains_key(&(vm, epoch));
         let command = match (action, stay.power) {
+            (Action::Stop, Defined | Suspended) if starting => {
+                Some(Command::ShutDown(host, vm, epoch))
+            }
+            (Action::Destroy, Defined | Suspended) if starting => {
+                Some(Command::Kill(host, vm, epoch))
+            }
+            (Action::Pause | Action::Hibernate, Defined | Suspended) if starting => {
+                let reason = "it is being started".to_owned();
+                return self
+                    .answer(caller, Answer::Conflict { reason, retry_after: CONFLICT_RETRY });
+            }
             (Action::Start, Defined | Suspended) if !Self::runs_guests(&host) => {
                 return self.answer(caller, fail("it is in the library; place it first".into()));
             }
@@ -687,7 +730,12 @@ impl Step<'_> {
 
     fn answer_state(&mut self, caller: Caller, vm: VmId) {
         let entry = &self.site.state.vms[&vm];
-        let power = entry.stay.as_ref().expect("the caller saw the stay").shown();
+        let Some(stay) = &entry.stay else {
+            // Another user destroyed it, or it left, while this one waited for its guest.
+            let reason = "the VM was destroyed, or has left, meanwhile".to_owned();
+            return self.answer(caller, Answer::Failed { reason });
+        };
+        let power = stay.shown();
         let (epoch, parked) = (entry.chain.epoch(), entry.parked.clone());
         self.answer(caller, Answer::State { power, epoch, parked });
     }
@@ -695,7 +743,11 @@ impl Step<'_> {
     /// The guest's state is final for now: whoever waited for it is told.
     fn power_changed(&mut self, vm: VmId) {
         for (caller, action) in self.site.controls.remove(&vm).unwrap_or_default() {
-            if action == Action::Destroy {
+            let runs = self.stay_of(vm).is_some_and(|stay| !is_quiet(&stay));
+            if runs && matches!(action, Action::Stop | Action::Destroy) {
+                // It was starting when this was asked for; its end is still to come.
+                self.wait_for_guest(caller, vm, action);
+            } else if action == Action::Destroy {
                 self.destroy(vm);
                 self.answer(caller, Answer::Done);
             } else {

@@ -200,6 +200,19 @@ impl Site {
                 });
             }
         }
+        if let Some(at) = self.timer(&Timer::Guest(id)) {
+            let parked = self.state.vms.get(&id).is_some_and(|vm| vm.parked.is_some());
+            let (who, then) = match parked {
+                true => ("this site: to save the guest's memory", "it is tried again"),
+                false => ("this site: to start the guest", "it is tried again"),
+            };
+            return Some(NextMove {
+                migration: None,
+                state: "the hypervisor refused; see `vm events`".to_owned(),
+                who: who.to_owned(),
+                until: Some((at, then)),
+            });
+        }
         let journey = self.state.open_journey(id)?;
         // From there on it is repeated until it is done.
         let memory = self.journeys.get(&journey.operation);

@@ -1,6 +1,7 @@
 //! The scripts of the project.
 
 mod bench;
+mod chaos;
 mod demo;
 mod guest_image;
 mod prepare;
@@ -31,6 +32,8 @@ enum Task {
         /// What to measure.
         what: bench::What,
     },
+    /// Kills, holds and cuts off real nodes, proxies and guests, hundreds of times.
+    Chaos(chaos::Args),
     /// Builds the bootable test guest from Debian packages, if it is not there already.
     GuestImage {
         /// Where to write the raw disk image.
@@ -45,6 +48,7 @@ fn main() -> anyhow::Result<()> {
         Task::Test => test::run(),
         Task::Tidy => tidy::run(),
         Task::Bench { what } => bench::run(what),
+        Task::Chaos(args) => chaos::run(&args),
         Task::GuestImage { output } => guest_image::build(&output),
     }
 }

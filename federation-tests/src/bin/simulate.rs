@@ -136,7 +136,10 @@ fn show(seed: u64) {
     let plan = Plan::of(seed);
     let (one, two) = (run(&plan, true), run(&plan, true));
     let same = one.trace == two.trace && one.broken == two.broken;
-    println!("seed {seed} breaks a rule; run again: {}", if same { "the same" } else { "NOT THE SAME" });
+    println!(
+        "seed {seed} breaks a rule; run again: {}",
+        if same { "the same" } else { "NOT THE SAME" }
+    );
     let short = shrink(&plan);
     let run = run(&short, true);
     let from = run.trace.len().saturating_sub(SHOWN);

@@ -36,6 +36,42 @@ impl Guest {
     }
 }
 
+/// What the test's real guest prints once a second.
+///
+/// It counts on its disk, and keeps in its memory where the count began and when it booted; so
+/// `counter = since + uptime` holds for ever, unless a disk and a memory of different moments were
+/// put together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// On its disk.
+    pub counter: u64,
+    /// In its memory: lines since it booted.
+    pub uptime: u64,
+    /// In its memory: random, made at boot.
+    pub boot: String,
+    /// In its memory: the counter that it found at boot.
+    pub since: u64,
+}
+
+impl Line {
+    /// The line, if it is one of these.
+    pub fn read(text: &str) -> Option<Self> {
+        let text = text.trim().strip_prefix("sojourn-guest counter=")?;
+        let mut words = text.split(' ');
+        let counter = words.next()?.parse().ok()?;
+        let mut value = |name: &str| Some(words.next()?.strip_prefix(name)?.to_owned());
+        let uptime = value("uptime=")?.parse().ok()?;
+        let boot = value("boot=")?;
+        let since = value("since=")?.parse().ok()?;
+        Some(Self { counter, uptime, boot, since })
+    }
+
+    /// Whether the disk and the memory are of one moment.
+    pub fn is_whole(&self) -> bool {
+        self.counter == self.since + self.uptime
+    }
+}
+
 /// Every guest of a VM in a site's folder.
 pub(super) fn guests(site: &str, folder: &Path, vm: &str) -> Vec<Guest> {
     let of_vm = |folder: &PathBuf| {
@@ -71,7 +107,7 @@ fn process(folder: &Path) -> Option<Pid> {
     (works_in == folder).then(|| Pid::from_raw(number))?
 }
 
-fn runtime_folders(site: &Path) -> Vec<PathBuf> {
+pub(super) fn runtime_folders(site: &Path) -> Vec<PathBuf> {
     entries(&site.join("hosts")).iter().flat_map(|host| entries(&host.join("run"))).collect()
 }
 

@@ -2,9 +2,12 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 /// The `sojourn` program of this build; it is built first where it is missing or older than its
 /// sources. `SOJOURN_PROGRAM` names another one to test, such as one that is installed.
@@ -47,4 +50,33 @@ pub fn missing(what: &str, why: &str) {
     let required = std::env::var("SOJOURN_REQUIRE").unwrap_or_default();
     assert!(!required.split(',').any(|name| name == what), "{what} is required: {why}");
     eprintln!("skipped: {why}");
+}
+
+/// The disk of the test's real guest, or why there is none to test with.
+pub fn guest_disk() -> Result<PathBuf, &'static str> {
+    let qemu = Command::new("qemu-system-x86_64").arg("--version").output();
+    if !qemu.is_ok_and(|output| output.status.success()) {
+        return Err("no qemu-system-x86_64: apt-get install qemu-system-x86 qemu-utils");
+    }
+    let disk = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest/disk.raw");
+    if disk.exists() { Ok(disk) } else { Err("no guest image: cargo xtask guest-image") }
+}
+
+/// Sends a signal to a child that was not waited for, so that the number is still its own.
+pub(super) fn signal(child: &Child, signal: Signal) {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process id");
+    kill_process(pid, signal).expect("it is our child");
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Makes every wait in every federation of this process fail, so that all of them are taken down
+/// in good order.
+pub fn interrupt() {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// Whether [`interrupt`] was called.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
 }

@@ -1,7 +1,7 @@
 //! One site: its folder, its node's process, and the command line towards it.
 
 use std::fs::{self, File};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use hypervisor::SimulatedFaults;
 use protocol::{Row, State};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
 
-use super::program::sojourn;
+use super::program::{interrupted, signal, sojourn};
+use super::proxy::Proxy;
 
 /// The port of every site, each at an address of its own.
 const PORT: u16 = 7420;
@@ -29,7 +30,10 @@ pub struct Site {
     name: String,
     folder: PathBuf,
     address: SocketAddr,
+    /// The network namespace of its processes, if it has one of its own.
+    space: Option<PathBuf>,
     node: Mutex<Option<Child>>,
+    proxy: Option<Proxy>,
 }
 
 /// How a command ended.
@@ -61,9 +65,18 @@ impl Outcome {
 }
 
 impl Site {
-    pub(super) fn make(name: &str, folder: PathBuf, flags: &[&str]) -> Self {
-        let address = free_address();
-        let site = Self { name: name.to_owned(), folder, address, node: Mutex::default() };
+    pub(super) fn make(
+        name: &str,
+        folder: PathBuf,
+        place: Option<(PathBuf, IpAddr)>,
+        flags: &[&str],
+    ) -> Self {
+        let (space, address) = match place {
+            Some((space, address)) => (Some(space), SocketAddr::new(address, PORT)),
+            None => (None, free_address()),
+        };
+        let node = Mutex::default();
+        let site = Self { name: name.to_owned(), folder, address, space, node, proxy: None };
         let mut init = Command::new(sojourn());
         init.args(["site", "init"]).arg(&site.folder).args(["--name", name]).args(flags);
         init.args(["--listen", &address.to_string()]);
@@ -89,18 +102,62 @@ impl Site {
 
     /// Sets a value of `sojourn.toml`, for the next start.
     pub fn configure(&self, table: &str, key: &str, value: impl Into<toml::Value>) {
+        self.edit(|all| {
+            let inner = all.entry(table).or_insert_with(|| toml::Table::new().into());
+            let inner = inner.as_table_mut().expect("only tables are named");
+            inner.insert(key.to_owned(), value.into());
+        });
+    }
+
+    fn edit(&self, change: impl FnOnce(&mut toml::Table)) {
         let path = self.folder.join("sojourn.toml");
         let text = fs::read_to_string(&path).expect("a site has its configuration");
         let mut all: toml::Table = text.parse().expect("it is legal");
-        let inner = all.entry(table).or_insert_with(|| toml::Table::new().into());
-        let inner = inner.as_table_mut().expect("only tables are named");
-        inner.insert(key.to_owned(), value.into());
+        change(&mut all);
         fs::write(&path, all.to_string()).expect("it can be written");
     }
 
     /// What makes the verbs of one of its simulated hosts fail.
     pub fn faults(&self, host: &str) -> SimulatedFaults {
         SimulatedFaults::of(&self.folder.join("hosts").join(host).join("run"))
+    }
+
+    /// Gives it a transfer proxy in a process of its own, for all hosts and the library. It runs
+    /// at once, and the node knows it from its next start on.
+    pub(super) fn add_proxy(&mut self) {
+        let key = certs::Identity::load(&self.folder).expect("a site has its key").site_key();
+        let proxy = Proxy::make(self.folder.with_extension("proxy"), self.address.ip(), &key);
+        let list = toml::Value::Array(vec![proxy.entry().into()]);
+        self.edit(|all| all.insert("proxies".to_owned(), list).map_or((), drop));
+        proxy.start(self.program());
+        self.proxy = Some(proxy);
+    }
+
+    /// Its transfer proxy's process, if it has one.
+    pub fn proxy(&self) -> Option<&Proxy> {
+        self.proxy.as_ref()
+    }
+
+    /// Starts what has ended of its processes: the node and the proxy.
+    pub(super) fn revive(&self) -> bool {
+        if let Some(proxy) = &self.proxy
+            && proxy.has_died()
+        {
+            proxy.start(self.program());
+        }
+        let died = self.has_died();
+        if died {
+            self.start();
+        }
+        died
+    }
+
+    /// The program, to be run where the site's processes run.
+    fn program(&self) -> Command {
+        let Some(space) = &self.space else { return Command::new(sojourn()) };
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", space.display())).arg(sojourn());
+        command
     }
 
     // The node.
@@ -116,7 +173,7 @@ impl Site {
         assert!(node.is_none(), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(self.log());
         let log = log.expect("the log can be written");
-        let mut run = Command::new(sojourn());
+        let mut run = self.program();
         run.args(["site", "run"]).arg(&self.folder);
         run.envs(variables.iter().copied());
         run.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
@@ -165,22 +222,31 @@ impl Site {
         self.signal(Signal::CONT);
     }
 
-    /// Whether its node was started and is not there any more. It is taken note of.
-    pub fn has_died(&self) -> bool {
-        let mut node = self.node();
-        let ended = node.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))));
-        if ended {
-            *node = None;
-        }
-        ended
+    /// Whether its node was started and is not there any more.
+    pub fn is_gone(&self) -> bool {
+        self.node().as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))))
     }
 
-    fn signal(&self, signal: Signal) {
+    /// Whether its node was started and is not there any more. It is taken note of.
+    pub fn has_died(&self) -> bool {
+        let gone = self.is_gone();
+        if gone {
+            *self.node() = None;
+        }
+        gone
+    }
+
+    /// Whether its node is held.
+    pub fn is_frozen(&self) -> bool {
         let node = self.node();
-        let child = node.as_ref().expect("the node was started");
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process id");
-        // Not waited for yet, so the number is still this child's.
-        kill_process(pid, signal).expect("it is our child");
+        let Some(child) = node.as_ref() else { return false };
+        let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+        // The state comes after the name, which stands in brackets (proc_pid_stat(5)).
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+    }
+
+    fn signal(&self, what: Signal) {
+        signal(self.node().as_ref().expect("the node was started"), what);
     }
 
     fn wait(&self) -> ExitStatus {
@@ -243,6 +309,13 @@ impl Site {
         let found = places.flat_map(|place| super::guest::entries(&place));
         let of_vm = |path: &PathBuf| path.to_str().is_some_and(|path| path.contains(vm));
         found.filter(of_vm).collect()
+    }
+
+    /// Every folder of a stay on its hosts: of files, and of a guest that runs.
+    pub fn stays(&self) -> Vec<PathBuf> {
+        let hosts = super::guest::entries(&self.folder.join("hosts"));
+        let places = hosts.iter().flat_map(|host| [host.join("vms"), host.join("run")]);
+        places.flat_map(|place| super::guest::entries(&place)).collect()
     }
 
     /// Every row of its journal.
@@ -313,7 +386,7 @@ pub(super) fn finish(mut command: Command) -> Outcome {
             if let Some(status) = child.try_wait().expect("it is our child") {
                 break Some(status);
             }
-            if Instant::now() > until {
+            if Instant::now() > until || interrupted() {
                 let _ = child.kill();
                 let _ = child.wait();
                 break None;

@@ -129,10 +129,7 @@ mod tests {
     use super::*;
 
     fn row(name: &str) -> Row {
-        Row::HostAdded {
-            host: name.parse().expect("legal"),
-            capacity: model::Resources::default(),
-        }
+        Row::HostAdded { host: name.parse().expect("legal"), capacity: model::Resources::default() }
     }
 
     #[test]

@@ -621,7 +621,9 @@ impl Federation {
         timed
             .min_by_key(|(due, _)| *due)
             .map(|(_, step)| step)
-            .or_else(|| self.transfers().into_iter().find(|step| self.transfer_due(step) <= self.now))
+            .or_else(|| {
+                self.transfers().into_iter().find(|step| self.transfer_due(step) <= self.now)
+            })
             .or_else(|| {
                 let due = self.deadlines().into_iter().filter(|(due, _)| *due <= self.now);
                 due.min_by_key(|(due, _)| *due).map(|(_, step)| step)

@@ -114,6 +114,10 @@ impl Federation {
                     continue;
                 }
                 executing.entry(*vm).or_default().push(name);
+                if self.ledger.forgotten {
+                    // A site that has forgotten ends its strangers when it has come up.
+                    continue;
+                }
                 let newest = self
                     .nodes
                     .values()

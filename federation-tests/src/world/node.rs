@@ -265,7 +265,11 @@ impl Node {
                 None => GuestEvent::Failed("there is no such guest".to_owned()),
             },
             What::ShutDown | What::Kill => {
-                self.guests.remove(place);
+                let was_there = self.guests.remove(place).is_some();
+                if was_there && verb.what == What::ShutDown {
+                    // Asked for by a user: with its process its memory is meant to go.
+                    ledger.newest.entry(*vm).or_default().saved = None;
+                }
                 GuestEvent::Ended
             }
             What::Hibernate if self.full => GuestEvent::Failed("no space".to_owned()),
