@@ -4,15 +4,17 @@
 //! written word that the other side is fenced, and a site whose journal is older than its peers
 //! remember runs nothing until the path above has confirmed each VM.
 
+use std::collections::BTreeSet;
+
 use model::statement::Cause;
-use model::{Certificate, Chain, Digest, EdgeHandle, PeerName, PowerState, VmId};
+use model::{Certificate, Chain, Digest, EdgeHandle, MigrationId, PeerName, PowerState, VmId};
 
 use crate::effect::{CallError, Caller, Command, Reply};
 use crate::message::{Answer, Hop, Op, Origin, Request};
 use crate::path::Verifier;
 use crate::row::{Down, Edge, Party, Row};
 use crate::site::{Step, Timer, Waiting};
-use crate::state::{SourceStep, Stay};
+use crate::state::{SourceStep, Stay, TargetRole, TargetStep};
 
 /// How long a fenced site waits before it asks again about a VM.
 const CONFIRM_AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
@@ -215,15 +217,17 @@ impl Step<'_> {
 
     /// Nothing runs here until the path above has confirmed that it may.
     pub(crate) fn fence(&mut self, journal: u64) {
-        let stays: Vec<_> = self
-            .site
-            .state
-            .vms
-            .iter()
-            .filter_map(|(vm, entry)| Some((*vm, entry.stay.clone()?)))
-            .collect();
+        let state = &self.site.state;
+        // What a migration that is open here leads to may have happened, and be over.
+        let open = state.migrations.values().filter(|migration| {
+            let target = migration.target.as_ref().is_some_and(|t| t.step <= TargetStep::Ready);
+            target || migration.source.as_ref().is_some_and(|s| s.step == SourceStep::Released)
+        });
+        let stays = state.vms.iter().filter(|(_, entry)| entry.stay.is_some());
+        let held: BTreeSet<VmId> =
+            stays.map(|(vm, _)| *vm).chain(open.map(|migration| migration.vm)).collect();
         self.site.fenced_until = self.site.fenced_until.max(journal);
-        for (vm, stay) in stays {
+        for vm in held {
             if !self.site.fenced.insert(vm) {
                 continue;
             }
@@ -232,7 +236,8 @@ impl Step<'_> {
                 "ALARM: this site's journal is older than a peer remembers; the VM is \
                            held until its delegator confirms that it is still here",
             );
-            if stay.power == PowerState::Active || stay.starting {
+            let stay = self.site.state.vms.get(&vm).and_then(|entry| entry.stay.clone());
+            if let Some(stay) = stay.filter(|s| s.power == PowerState::Active || s.starting) {
                 self.command(Command::Pause(stay.host, vm, stay.epoch));
             }
             self.confirm(vm);
@@ -245,8 +250,14 @@ impl Step<'_> {
         if !self.site.fenced.contains(&vm) {
             return;
         }
-        let up = self.site.state.vms.get(&vm).and_then(|entry| entry.up.clone());
-        // At the primary there is nobody above: the operator decides.
+        let up = match self.site.state.vms.get(&vm) {
+            // At the primary there is nobody above: the operator decides.
+            Some(entry) => entry.up.clone(),
+            None => self.open_targets(vm).find_map(|(_, target)| match &target.asker {
+                Party::Peer(peer) => Some(Edge { peer: peer.clone(), handle: target.handle }),
+                Party::Here => None,
+            }),
+        };
         let Some(up) = up else { return };
         let key = self.world.create_key();
         let origin = Origin { op: Op::Confirm { vm }, key, sealed: None };
@@ -291,14 +302,44 @@ impl Step<'_> {
     pub(crate) fn confirmed(&mut self, vm: VmId, answer: Result<Answer, CallError>) {
         match answer {
             Ok(Answer::Known { chain }) => {
-                if !self.superseded(vm, &chain) {
+                let over = self.end_overtaken(vm, &chain);
+                if self.superseded(vm, &chain) || over {
+                    self.site.fenced.remove(&vm);
+                } else {
                     self.unfence(vm);
-                    self.lift_fence();
                 }
+                self.lift_fence();
             }
             // Not on the path any more, or not reachable: it stays held, and is asked again.
             _ => self.arm_after(Timer::Confirm(vm), CONFIRM_AGAIN),
         }
+    }
+
+    /// What this site is still to get, by its journal.
+    fn open_targets(&self, vm: VmId) -> impl Iterator<Item = (MigrationId, &TargetRole)> {
+        let of_vm = self.site.state.migrations.iter().filter(move |(_, entry)| entry.vm == vm);
+        let targets = of_vm.filter_map(|(id, entry)| Some((*id, entry.target.as_ref()?)));
+        targets.filter(|(_, target)| target.step <= TargetStep::Ready)
+    }
+
+    /// Gives up what this site is still to get, if by this chain the VM has been here and gone on
+    /// meanwhile. True if there was something.
+    fn end_overtaken(&mut self, vm: VmId, chain: &Chain) -> bool {
+        if chain.verify(vm, &Verifier(self.world)).is_err() {
+            return false;
+        }
+        let (epoch, owner) = (chain.epoch(), chain.newest().owner);
+        let overtaken: Vec<MigrationId> = self
+            .open_targets(vm)
+            .filter(|(_, target)| {
+                epoch > target.epoch() || (epoch == target.epoch() && owner != target.vm_key)
+            })
+            .map(|(migration, _)| migration)
+            .collect();
+        for migration in &overtaken {
+            self.drop_target(*migration, "the VM has been elsewhere since");
+        }
+        !overtaken.is_empty()
     }
 
     /// The operator vouches for what nobody above can confirm.
@@ -314,7 +355,18 @@ impl Step<'_> {
         if !self.site.fenced.remove(&vm) {
             return;
         }
-        self.note(vm, "confirmed: it is this site's");
+        self.note(vm, "confirmed: what this site knows of it holds");
+        let targets: Vec<_> = self.open_targets(vm).map(|(migration, _)| migration).collect();
+        for migration in targets {
+            self.pull(migration);
+        }
+        let of_vm = self.site.state.migrations.iter().filter(|(_, entry)| entry.vm == vm);
+        let released = of_vm.filter(|(_, entry)| {
+            entry.source.as_ref().is_some_and(|source| source.step == SourceStep::Released)
+        });
+        for migration in released.map(|(migration, _)| *migration).collect::<Vec<_>>() {
+            self.tell_outcome(migration);
+        }
         let Some(entry) = self.site.state.vms.get(&vm) else { return };
         let Some(stay) = entry.stay.clone().filter(|_| entry.parked.is_none()) else { return };
         let runs = stay.power == PowerState::Active || stay.starting || stay.wanted;

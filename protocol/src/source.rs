@@ -29,7 +29,7 @@ const LET_RUN_AGAIN: std::time::Duration = std::time::Duration::from_secs(2);
 /// One that could not be made, or not be parked, is tried again after this.
 const START_AGAIN: std::time::Duration = std::time::Duration::from_secs(60);
 /// How long a fenced Source waits before it looks again whether it may abort.
-const FENCED_RETRY: std::time::Duration = std::time::Duration::from_secs(10);
+pub(crate) const FENCED_RETRY: std::time::Duration = std::time::Duration::from_secs(10);
 /// How long another Controller is told to wait while a migration of the VM is open.
 const CONFLICT_RETRY: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -439,6 +439,9 @@ impl Step<'_> {
             SourceStep::Returned => return Ok(()),
             SourceStep::Released => {}
             _ => return Err("this migration is not in a state to be handed back".to_owned()),
+        }
+        if self.site.fenced.contains(&vm) {
+            return Err("this site's journal is older than a peer remembers".to_owned());
         }
         let (active, key) = (source.active, source.copy.key);
         let chain = self.site.state.vms[&vm].chain.extended(certificate.clone());

@@ -392,7 +392,7 @@ impl Step<'_> {
         }
     }
 
-    fn drop_target(&mut self, migration: MigrationId, reason: &str) {
+    pub(crate) fn drop_target(&mut self, migration: MigrationId, reason: &str) {
         let Some((vm, target)) = self.target_role(migration) else { return };
         let (host, epoch) = (target.host.clone(), target.epoch());
         self.persist(Row::Dropped { migration, reason: reason.to_owned() });
@@ -440,6 +440,12 @@ impl Step<'_> {
             return;
         };
         match target.step {
+            TargetStep::Ready if self.site.fenced.contains(&vm) => {
+                // It may have been here and gone on in what was forgotten.
+                let reason = "this site's journal is older than a peer remembers".to_owned();
+                let answer = Answer::Conflict { reason, retry_after: crate::source::FENCED_RETRY };
+                return caller.into_iter().for_each(|caller| self.answer(caller, answer.clone()));
+            }
             TargetStep::Ready => {}
             TargetStep::Owned | TargetStep::HandedBack => {
                 let answer = match (&target.owned, &target.back) {
