@@ -130,6 +130,12 @@ impl Identity {
         self.key.sign(payload_type, body)
     }
 
+    /// A secret for another purpose, which `context` names: 32 bytes that are always the same, and
+    /// that tell nothing of the key or of the secrets for other purposes (BLAKE3, `derive_key`).
+    pub fn derive(&self, context: &str) -> Zeroizing<[u8; 32]> {
+        Zeroizing::new(blake3::derive_key(context, &*self.key.seed()))
+    }
+
     pub(crate) fn secret(&self) -> &SecretKey {
         &self.key
     }
@@ -166,6 +172,16 @@ mod tests {
         assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
         assert!(fs::read_to_string(&file).unwrap().starts_with("-----BEGIN PRIVATE KEY-----\n"));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left behind");
+    }
+
+    #[test]
+    fn a_derived_secret_is_the_same_after_a_load_and_another_for_each_purpose_and_identity() {
+        let folder = tempfile::tempdir().unwrap();
+        let derived = Identity::create(folder.path()).unwrap().derive("one");
+        let loaded = Identity::load(folder.path()).unwrap();
+        assert_eq!(loaded.derive("one"), derived);
+        assert_ne!(loaded.derive("two"), derived);
+        assert_ne!(Identity::from_seed(&[1; 32]).derive("one"), derived);
     }
 
     #[test]

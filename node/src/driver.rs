@@ -1,6 +1,7 @@
 //! The one driver loop: step, persist, then send.
 //!
-//! It runs on a thread of its own, since a commit waits for the disk. What came in meanwhile is
+//! It is one task beside the gate and the links, so that no request changes threads to reach it.
+//! A commit waits for the disk; the thread's other tasks go on meanwhile. What came in by then is
 //! handled together and committed together; effects are done only after the commit that their
 //! rows are part of. If the commit fails, nothing is sent and the node ends: after a restart it
 //! goes on from what the disk has.
@@ -16,7 +17,9 @@ use model::{
     Token,
 };
 use protocol::{Answer, Ask, Caller, Effect, Event, Found, Output, Party, Reply, Row, Site, World};
+use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::task::block_in_place;
 
 use crate::hands::Hands;
 use crate::journal::{EventLine, Journal, JournalError, operation_subject, vm_subject};
@@ -77,7 +80,7 @@ pub(crate) struct Driver {
 #[error("the node is shutting down")]
 pub(crate) struct Ended;
 
-/// What the driver thread owns.
+/// What the driver owns.
 pub(crate) struct Core {
     pub(crate) site: Site,
     pub(crate) journal: Journal,
@@ -231,11 +234,11 @@ impl Driver {
         (Self { inputs, changes, seen: Seen::default() }, receiver)
     }
 
-    /// The loop, to be called on a thread of its own. It ends with [`Input::Stop`], or with the
-    /// error after which nothing may be promised any more.
+    /// The loop. It ends with [`Input::Stop`], or with the error after which nothing may be promised
+    /// any more. Its runtime must be one that can replace a thread that waits for the disk.
     ///
     /// `ready` is told when guests that are not this site's were ended, and doors may open.
-    pub(crate) fn run(
+    pub(crate) async fn run(
         &self,
         start: Start,
         mut inputs: mpsc::Receiver<Input>,
@@ -282,7 +285,7 @@ impl Driver {
         site.start(world, begin, &mut doors)?;
         fail_point("replied", &doors.durable);
         let _ = ready.send(());
-        core.turn(&mut inputs, hands, links)
+        core.turn(&mut inputs, hands, links).await
     }
 
     /// Tells the machine that something happened.
@@ -320,7 +323,7 @@ impl Driver {
         receiver.await.map_err(|_| Ended)
     }
 
-    /// Does something on the driver's thread, between two events.
+    /// Does something in the driver, between two events.
     pub(crate) async fn visit<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Core) -> T + Send + 'static,
@@ -345,24 +348,17 @@ impl Driver {
 }
 
 impl Core {
-    fn turn(
+    async fn turn(
         &mut self,
         inputs: &mut mpsc::Receiver<Input>,
         hands: &Hands,
         links: &Links,
     ) -> Result<(), JournalError> {
-        let timer = tokio::runtime::Handle::current();
         loop {
-            let wait = self.next_wake();
-            let first = match inputs.try_recv() {
-                Ok(input) => Some(input),
-                Err(_) => timer.block_on(async {
-                    match tokio::time::timeout(wait, inputs.recv()).await {
-                        Ok(Some(input)) => Some(input),
-                        Ok(None) => Some(Input::Stop),
-                        Err(_) => None,
-                    }
-                }),
+            let first = match tokio::time::timeout(self.next_wake(), inputs.recv()).await {
+                Ok(Some(input)) => Some(input),
+                Ok(None) => Some(Input::Stop),
+                Err(_) => None,
             };
             let mut events = Vec::new();
             let mut visits = Vec::new();
@@ -386,7 +382,8 @@ impl Core {
             site.turn(world, events, &mut doors)?;
             fail_point("replied", &doors.durable);
             for visit in visits {
-                visit(self);
+                // It may read the journal.
+                block_in_place(|| visit(self));
             }
             if stop {
                 return self.write_lines();
@@ -482,8 +479,11 @@ impl Desk {
         if lines.is_empty() {
             return Ok(());
         }
-        journal.write(self.now, &[], &[], &lines, &self.take_seen())?;
-        journal.sync()
+        let seen = self.take_seen();
+        block_in_place(|| {
+            journal.write(self.now, &[], &[], &lines, &seen)?;
+            journal.sync()
+        })
     }
 }
 
@@ -508,7 +508,8 @@ impl protocol::Driver<NodeWorld> for Doors<'_> {
             let lines = self.desk.take_lines();
             let seen = self.desk.take_seen();
             fail_point("before", &kinds(&output.rows));
-            self.journal.write(world.now, &output.rows, &keys, &lines, &seen)?;
+            let rows = &output.rows;
+            block_in_place(|| self.journal.write(world.now, rows, &keys, &lines, &seen))?;
         } else if self.desk.lines_since.is_some_and(|s| s.after(EVENT_DELAY) <= world.now) {
             self.desk.write_lines(self.journal)?;
         }
@@ -519,7 +520,7 @@ impl protocol::Driver<NodeWorld> for Doors<'_> {
     }
 
     fn sync(&mut self, rows: &[Row]) -> Result<(), JournalError> {
-        self.journal.sync()?;
+        block_in_place(|| self.journal.sync())?;
         self.durable = kinds(rows);
         fail_point("after", &self.durable);
         tracing::debug!(rows = ?self.durable, "durable");
@@ -527,7 +528,8 @@ impl protocol::Driver<NodeWorld> for Doors<'_> {
     }
 
     fn end_stranger(&mut self, command: protocol::Command) -> Result<(), JournalError> {
-        self.hands.end_stranger(&command);
+        let hands = self.hands;
+        block_in_place(|| Handle::current().block_on(hands.end_stranger(&command)));
         Ok(())
     }
 

@@ -113,11 +113,11 @@ impl Hands {
     }
 
     /// Ends a guest that is not this site's, before anything else happens.
-    pub(crate) fn end_stranger(&self, command: &Command) {
+    pub(crate) async fn end_stranger(&self, command: &Command) {
         let Command::Kill(host, vm, epoch) = command else { return };
         let Some(opened) = self.host(host) else { return };
         let instance = Instance { vm: *vm, epoch: *epoch };
-        if let Err(error) = self.0.runtime.block_on(opened.kill(instance)) {
+        if let Err(error) = opened.kill(instance).await {
             tracing::error!(%instance, error = report(&error), "cannot end a guest that is not ours");
         }
     }

@@ -7,7 +7,7 @@
 //!   hands ──────────┘        (journal)      └─▶ answers, replies
 //! ```
 //!
-//! **Architecture invariant.** Only the driver thread touches the [`protocol::Site`] and the
+//! **Architecture invariant.** Only the driver touches the [`protocol::Site`] and the
 //! journal. Everything else hands it inputs and gets effects.
 
 mod admin;

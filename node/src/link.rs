@@ -89,14 +89,14 @@ pub(crate) enum LinkError {
 }
 
 impl Links {
-    pub(crate) fn new(identity: Arc<Identity>, peers: Peers, driver: Driver) -> Self {
-        Self(Arc::new(Shared {
-            identity,
-            peers,
-            driver,
-            runtime: Handle::current(),
-            channels: Mutex::default(),
-        }))
+    /// The connections are served by `runtime`.
+    pub(crate) fn new(
+        identity: Arc<Identity>,
+        peers: Peers,
+        driver: Driver,
+        runtime: Handle,
+    ) -> Self {
+        Self(Arc::new(Shared { identity, peers, driver, runtime, channels: Mutex::default() }))
     }
 
     /// Seals and sends a request; its end comes to the driver.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use certs::Identity;
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use transfer_proxy::{Proxy, TransferProxy};
@@ -89,7 +90,36 @@ pub struct Running {
     driving: JoinHandle<Result<(), JournalError>>,
     doors: Vec<JoinHandle<()>>,
     transfer_proxy: Proxy,
+    _control_plane: ControlPlane,
     _lock: std::fs::File,
+}
+
+/// Runs whatever a peer's request passes: gate, driver and links.
+///
+/// They share one thread, since a change of threads takes longer than most of what a request needs
+/// done. While a commit waits for the disk, another thread takes its place. Guests, files and users
+/// are served by the threads of the program.
+struct ControlPlane(Option<Runtime>);
+
+impl ControlPlane {
+    fn start() -> Self {
+        let mut threads = tokio::runtime::Builder::new_multi_thread();
+        threads.worker_threads(1).thread_name("control").enable_all();
+        Self(Some(threads.build().expect("threads can be started")))
+    }
+
+    fn runtime(&self) -> &Runtime {
+        self.0.as_ref().expect("it is taken on drop only")
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        // A runtime that waited for its threads must not be dropped by a task.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// Starts the node of the site in `folder`. It serves peers and users when this returns.
@@ -109,10 +139,14 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
 
     let listen = config.control.listen;
     let listen_error = |source| StartError::Listen { what: "peers (TCP)", address: listen, source };
-    let listener = TcpListener::bind(listen).await.map_err(listen_error)?;
+    let control_plane = ControlPlane::start();
+    let threads = control_plane.runtime();
+    let listener = threads.spawn(TcpListener::bind(listen)).await.expect("it does not panic");
+    let listener = listener.map_err(listen_error)?;
     let control_at = listener.local_addr().map_err(listen_error)?;
     let (transfers, transfer_events) = mpsc::channel(TRANSFER_EVENTS);
-    let proxy = Proxy::start(proxy_config(&config.proxy, control_at), transfers.clone()).await?;
+    let data = proxy_config(&config.proxy, control_at, &identity);
+    let proxy = Proxy::start(data, transfers.clone()).await?;
     let (proxies, connections) =
         Proxies::new(proxy.clone(), &config.proxies, &identity, &transfers);
     let control = advertised(&config.control, control_at);
@@ -120,7 +154,8 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
     let (driver, inputs) = Driver::channel();
     let peers = Peers::default();
     peers.load(journal.peers()?, journal.inviting_until()?);
-    let links = Links::new(identity.clone(), peers.clone(), driver.clone());
+    let links =
+        Links::new(identity.clone(), peers.clone(), driver.clone(), threads.handle().clone());
     let hands = Hands::new(folder.clone(), config.clone(), proxies.clone(), driver.clone());
 
     let (mut profiles, mut found) = (Vec::new(), Vec::new());
@@ -155,9 +190,8 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
     };
     let (ready, is_ready) = oneshot::channel();
     let (driving, its_hands, its_links) = (driver.clone(), hands.clone(), links.clone());
-    let driving = tokio::task::spawn_blocking(move || {
-        driving.run(begin, inputs, &its_hands, &its_links, ready)
-    });
+    let driving = threads
+        .spawn(async move { driving.run(begin, inputs, &its_hands, &its_links, ready).await });
     if is_ready.await.is_err() {
         return Err(match driving.await {
             Ok(Err(error)) => error.into(),
@@ -188,8 +222,9 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
     };
     let admin_listener = admin::listen(&socket)
         .map_err(|source| StartError::Socket { path: socket.clone(), source })?;
+    let for_peers = gate::serve(gate, listener, tls, stopped(stopping.clone()));
     let mut doors = vec![
-        tokio::spawn(door("peers", gate::serve(gate, listener, tls, stopped(stopping.clone())))),
+        threads.spawn(door("peers", for_peers)),
         tokio::spawn(door("users", admin::serve(admin, admin_listener, stopped(stopping)))),
         tokio::spawn(hands.clone().relay_transfers(transfer_events)),
         tokio::spawn(hands.look_after_guests()),
@@ -205,6 +240,7 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
         driving,
         doors,
         transfer_proxy: proxy,
+        _control_plane: control_plane,
         _lock: lock,
     })
 }
@@ -245,13 +281,22 @@ async fn door(
 }
 
 /// One port number for TCP and UDP, where the operator names none.
-fn proxy_config(endpoint: &Endpoint, control: SocketAddr) -> transfer_proxy::Config {
+fn proxy_config(
+    endpoint: &Endpoint,
+    control: SocketAddr,
+    identity: &Identity,
+) -> transfer_proxy::Config {
     let mut listen = endpoint.listen;
     if listen.port() == 0 {
         listen.set_port(control.port());
     }
     let advertise = endpoint.advertise.as_ref().and_then(|text| text.parse().ok());
-    transfer_proxy::Config { listen, advertise, limits: transfer_proxy::Limits::default() }
+    transfer_proxy::Config {
+        listen,
+        advertise,
+        limits: transfer_proxy::Limits::default(),
+        reset: transfer_proxy::ResetKey::of(identity),
+    }
 }
 
 fn advertised(endpoint: &Endpoint, bound: SocketAddr) -> String {

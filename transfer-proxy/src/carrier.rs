@@ -4,6 +4,7 @@
 //! that accepts and dials, a [`Link`], and streams of bytes.
 
 mod congestion;
+mod reset;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -16,6 +17,8 @@ use quinn::{ConnectionError, IdleTimeout, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
 
 use crate::tls;
+
+pub use reset::ResetKey;
 
 /// Requests for chunks that a target has under way at once.
 pub(crate) const DATA_STREAMS: u32 = 8;
@@ -141,7 +144,7 @@ pub(crate) struct Carrier {
 
 impl Carrier {
     /// Opens the port. Must be called within a tokio runtime.
-    pub(crate) fn bind(listen: SocketAddr, tls: tls::Tls) -> io::Result<Self> {
+    pub(crate) fn bind(listen: SocketAddr, tls: tls::Tls, reset: ResetKey) -> io::Result<Self> {
         let socket = UdpSocket::bind(listen)?;
         // The system may grant less; then bursts are lost earlier, and nothing else.
         let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES);
@@ -149,12 +152,8 @@ impl Carrier {
         let address = socket.local_addr()?;
         let server = server_config(tls.listen());
         let runtime = quinn::default_runtime().expect("called within a tokio runtime");
-        let endpoint = quinn::Endpoint::new(
-            quinn::EndpointConfig::default(),
-            Some(server.clone()),
-            socket,
-            runtime,
-        )?;
+        let endpoint =
+            quinn::Endpoint::new(reset.endpoint(), Some(server.clone()), socket, runtime)?;
         let transport = Arc::new(transport(0, 1));
         Ok(Self { tls, address, server, transport, endpoint: Mutex::new(Some(endpoint)) })
     }

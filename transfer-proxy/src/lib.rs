@@ -51,6 +51,7 @@ mod target;
 mod tls;
 mod transfer;
 
+pub use carrier::ResetKey;
 pub use order::{Pull, PullError, Serve, ServeError, TellError, TransferProxy};
 pub use proxy::{Config, Limits, Proxy, StartError};
 pub use remote::{Connection, PATIENCE, RemoteConfig, RemoteProxy};

@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::carrier::ResetKey;
 use crate::order::TransferProxy;
 use crate::proxy::{Limits, Proxy};
 use crate::remote::ControlPort;
@@ -137,7 +138,8 @@ pub async fn start(config: &Config, identity: Identity) -> Result<Running, Start
     let listener = TcpListener::bind(address).await.map_err(control)?;
     let at = listener.local_addr().map_err(control)?;
     let (sender, events) = mpsc::channel(EVENTS);
-    let data = crate::Config { listen, advertise, limits: Limits::default() };
+    let reset = ResetKey::of(&identity);
+    let data = crate::Config { listen, advertise, limits: Limits::default(), reset };
     let proxy = Proxy::start(data, sender).await?;
     let mut port = JoinSet::new();
     port.spawn(ControlPort { listener, identity, node, proxy: proxy.clone(), events }.run());

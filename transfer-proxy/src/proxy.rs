@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
 
-use crate::carrier::{Attempt, Carrier, Code, Link, Stall};
+use crate::carrier::{Attempt, Carrier, Code, Link, ResetKey, Stall};
 use crate::gate::Gate;
 use crate::message::{self, Control, MAX_GREETING_BYTES};
 use crate::order::{Pull, PullError, Serve, ServeError, TellError, TransferProxy};
@@ -41,6 +41,8 @@ pub struct Config {
     pub advertise: Option<SocketAddr>,
     /// What the proxy takes on.
     pub limits: Limits,
+    /// By which others learn at once that it has started again: the same at every start.
+    pub reset: ResetKey,
 }
 
 /// What a proxy takes on at once.
@@ -117,10 +119,10 @@ impl Proxy {
     /// Opens the port and listens. `events` should be read without delay: a full channel holds up
     /// sessions, not other transfers' data.
     pub async fn start(config: Config, events: mpsc::Sender<Event>) -> Result<Self, StartError> {
-        let Config { listen, advertise, limits } = config;
+        let Config { listen, advertise, limits, reset } = config;
         let tls = Tls::new();
         let decoys = Zeroizing::new(tls.random());
-        let carrier = Carrier::bind(listen, tls).map_err(|source| match source.kind() {
+        let carrier = Carrier::bind(listen, tls, reset).map_err(|source| match source.kind() {
             io::ErrorKind::AddrInUse => StartError::PortInUse(listen),
             _ => StartError::Listen { address: listen, source },
         })?;

@@ -1,9 +1,9 @@
 use std::time::Instant;
 
 use model::FileId;
-use transfer_proxy::{Config, End, Event, Limits, Proxy, ServeError, StartError, TransferProxy};
+use transfer_proxy::{End, Event, Limits, Proxy, ServeError, StartError, TransferProxy};
 
-use crate::site::{MIB, Move, Site, allocated};
+use crate::site::{MIB, Move, Site, allocated, config};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_arrive_equal_with_their_holes_and_only_data_travels() {
@@ -107,7 +107,7 @@ async fn a_repeated_order_changes_nothing_and_a_contradicting_one_is_refused() {
 async fn the_number_of_served_transfers_is_bounded() {
     let (sender, _events) = tokio::sync::mpsc::channel(1);
     let limits = Limits { serves: 1, ..Limits::default() };
-    let config = Config { listen: "127.0.0.1:0".parse().unwrap(), advertise: None, limits };
+    let config = config("127.0.0.1:0".parse().unwrap(), limits);
     let proxy = Proxy::start(config, sender).await.unwrap();
     let (first, second) = (Move::new(), Move::new());
     proxy.serve(first.serve()).unwrap();

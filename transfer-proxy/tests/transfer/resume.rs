@@ -45,6 +45,23 @@ async fn after_a_cut_and_a_new_source_proxy_only_the_rest_is_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_source_proxy_that_starts_again_after_a_crash_resets_the_session_it_does_not_know() {
+    let (source, mut target, it, relay) = stuck_halfway().await;
+    let address = source.address();
+    // Nothing that it says when it ends comes through.
+    drop(source);
+    let mut source = Site::start_at(address).await;
+    source.proxy.serve(it.serve()).unwrap();
+    source.proxy.provide(it.migration, vec![(FileId::disk(0), it.source_file(FileId::disk(0)))]);
+    relay.open_fully();
+    // A session that waits until its idle time is over ends as "timed out".
+    assert_eq!(target.stumbled().await, "session lost: reset by peer");
+    let digest = source.sent().await;
+    assert_eq!(target.received().await.0, digest);
+    it.assert_equal(FileId::disk(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn after_a_crash_of_the_target_proxy_only_the_rest_is_fetched() {
     let (_source, target, it, relay) = stuck_halfway().await;
     let uri = _source.proxy.uri();

@@ -10,7 +10,9 @@ use std::time::Duration;
 use model::{Bytes, FileId, MigrationId, ProxyUri, SecretKey, Token, VmId};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
-use transfer_proxy::{Config, End, Event, Limits, Proxy, Pull, Serve, StartError, TransferProxy};
+use transfer_proxy::{
+    Config, End, Event, Limits, Proxy, Pull, ResetKey, Serve, StartError, TransferProxy,
+};
 
 pub(crate) const MIB: u64 = 1 << 20;
 
@@ -41,9 +43,14 @@ impl Site {
 
     pub(crate) async fn try_start(listen: SocketAddr) -> Result<Self, StartError> {
         let (sender, events) = mpsc::channel(64);
-        let config = Config { listen, advertise: None, limits: Limits::default() };
-        Ok(Self { proxy: Proxy::start(config, sender).await?, events })
+        Ok(Self { proxy: Proxy::start(config(listen, Limits::default()), sender).await?, events })
     }
+}
+
+/// The configuration of a proxy; one that listens where another did is the same proxy.
+pub(crate) fn config(listen: SocketAddr, limits: Limits) -> Config {
+    let reset = ResetKey::of(&certs::Identity::from_seed(&[1; 32]));
+    Config { listen, advertise: None, limits, reset }
 }
 
 impl<P: TransferProxy> Site<P> {
