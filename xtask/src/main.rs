@@ -4,8 +4,10 @@ mod bench;
 mod chaos;
 mod demo;
 mod guest_image;
+mod model;
 mod prepare;
 mod shell;
+mod simulate;
 mod test;
 mod tidy;
 
@@ -34,6 +36,10 @@ enum Task {
     },
     /// Kills, holds and cuts off real nodes, proxies and guests, hundreds of times.
     Chaos(chaos::Args),
+    /// Searches every state of the handoff, with more faults than the tests take time for.
+    Model,
+    /// Makes federations from seeds, in virtual time, with everything that can go wrong.
+    Simulate(simulate::Args),
     /// Builds the bootable test guest from Debian packages, if it is not there already.
     GuestImage {
         /// Where to write the raw disk image.
@@ -49,6 +55,8 @@ fn main() -> anyhow::Result<()> {
         Task::Tidy => tidy::run(),
         Task::Bench { what } => bench::run(what),
         Task::Chaos(args) => chaos::run(&args),
+        Task::Model => model::run(),
+        Task::Simulate(args) => simulate::run(&args),
         Task::GuestImage { output } => guest_image::build(&output),
     }
 }

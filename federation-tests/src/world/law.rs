@@ -180,7 +180,8 @@ impl Federation {
     fn compare(&mut self, name: &PeerName, site: &Site) {
         // The comparison is as long as the history; a long one is compared now and then.
         let node = &self.nodes[name];
-        if node.disk.transactions() > COMPARED && node.disk.transactions() % COMPARED != 0 {
+        if node.disk.transactions() > COMPARED && !node.disk.transactions().is_multiple_of(COMPARED)
+        {
             return;
         }
         if site.state != node.durable {
