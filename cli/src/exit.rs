@@ -64,12 +64,24 @@ macro_rules! plain {
 }
 plain!(
     std::io::Error,
-    node::FolderError,
     node::StartError,
     node::JournalError,
-    transfer_proxy::process::FolderError,
     transfer_proxy::process::StartError
 );
+
+impl From<node::FolderError> for Failure {
+    fn from(error: node::FolderError) -> Self {
+        let exists = matches!(error, node::FolderError::Exists(_));
+        Self::new(if exists { CONFLICT } else { FAILED }, chain(&error))
+    }
+}
+
+impl From<transfer_proxy::process::FolderError> for Failure {
+    fn from(error: transfer_proxy::process::FolderError) -> Self {
+        let exists = matches!(error, transfer_proxy::process::FolderError::Exists(_));
+        Self::new(if exists { CONFLICT } else { FAILED }, chain(&error))
+    }
+}
 
 /// An error with its causes, on one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

@@ -175,7 +175,7 @@ fn a_port_that_is_in_use_and_a_folder_that_has_a_node_are_named() {
     a.start();
     run_node(a.folder()).says(FAILED, &["another node runs on", "stop it first"]);
     let again = program(&["site", "init", text(a.folder()), "--name", "a"]);
-    again.says(FAILED, &["holds a site already", "nothing was changed"]);
+    again.says(CONFLICT, &["holds a site already", "nothing was changed"]);
     assert_eq!(a.run(&["site", "show"]).code, 0, "the first goes on");
 }
 

@@ -53,7 +53,7 @@ const NEVER: [(&str, &str); 4] = [
 ];
 
 /// Crates whose rules must not see a clock, a socket or a random source.
-const PURE: [&str; 2] = ["model", "protocol"];
+const PURE: [&str; 3] = ["model", "policies", "protocol"];
 /// What they must not use.
 const IMPURE: [&str; 5] = ["tokio", "rand", "quinn", "rusqlite", "tonic"];
 
