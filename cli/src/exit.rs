@@ -62,12 +62,7 @@ macro_rules! plain {
         })*
     };
 }
-plain!(
-    std::io::Error,
-    node::StartError,
-    node::JournalError,
-    transfer_proxy::process::StartError
-);
+plain!(std::io::Error, node::StartError, node::JournalError, transfer_proxy::process::StartError);
 
 impl From<node::FolderError> for Failure {
     fn from(error: node::FolderError) -> Self {

@@ -189,6 +189,10 @@ fn perform(
             world.met("fault", "full disk (files)");
             world.fill_files(NAMES[at], full);
         }
+        Deed::Damage(at) => {
+            world.met("fault", "damaged files");
+            world.damage(NAMES[at]);
+        }
         Deed::SlowDisk(at, by) => {
             world.met("fault", "slow disk");
             world.slow_disk(NAMES[at], Duration::from_millis(by));

@@ -347,6 +347,11 @@ impl World {
         self.federation.node(&site(at)).full = full;
     }
 
+    /// The next files that arrive at a site are not what was sent.
+    pub fn damage(&mut self, at: &str) {
+        self.federation.node(&site(at)).damages = true;
+    }
+
     /// Each commit of a site takes so long from now on; what comes meanwhile is handled together.
     pub fn slow_disk(&mut self, at: &str, by: Duration) {
         self.federation.node(&site(at)).sync_time = by;

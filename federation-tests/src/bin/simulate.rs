@@ -1,7 +1,8 @@
-//! Runs federations from seeds on every core: `simulate --seeds A..B [--trace]`.
+//! Runs federations from seeds on every core: `simulate --seeds A..B [--trace] [--no-shrink]`.
 //!
 //! Prints seeds per second and what was met. Ends with 1 at the first seed that breaks a rule,
-//! after it has shown that it breaks it again the same way, and the shortest run that still does.
+//! after it has shown that it breaks it again the same way, and the shortest run that still does;
+//! with `--no-shrink` it only says which seed and which rule.
 
 #![allow(clippy::print_stdout, reason = "its output is what it is for")]
 
@@ -13,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use federation_tests::simulator::{Met, Plan, run, shrink};
+use federation_tests::simulator::{Met, Plan, Run, run, shrink};
 use protocol::Row;
 
 /// How often it is told how far it is.
@@ -22,12 +23,23 @@ const TELL: Duration = Duration::from_secs(10);
 const SHOWN: usize = 150;
 /// Lines of the reason that are shown.
 const WHY: usize = 6;
+/// How it is called.
+const USAGE: &str = "simulate --seeds A..B [--trace] [--no-shrink]";
+
+/// What it was asked for.
+struct Wanted {
+    seeds: Range<u64>,
+    /// Everything that happens is shown.
+    trace: bool,
+    /// A failing run is cut down.
+    shrink: bool,
+}
 
 fn main() -> ExitCode {
-    let (seeds, trace) = match arguments(std::env::args().skip(1)) {
+    let Wanted { seeds, trace, shrink } = match arguments(std::env::args().skip(1)) {
         Ok(arguments) => arguments,
         Err(why) => {
-            eprintln!("error: {why}\nusage: simulate --seeds A..B [--trace]");
+            eprintln!("error: {why}\nusage: {USAGE}");
             return ExitCode::from(2);
         }
     };
@@ -73,7 +85,7 @@ fn main() -> ExitCode {
     });
     let failed = failed.into_inner();
     if failed < u64::MAX {
-        show(failed);
+        show(failed, shrink);
         return ExitCode::FAILURE;
     }
     let count = seeds.end - seeds.start;
@@ -83,8 +95,8 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn arguments(mut given: impl Iterator<Item = String>) -> Result<(Range<u64>, bool), String> {
-    let (mut seeds, mut trace) = (None, false);
+fn arguments(mut given: impl Iterator<Item = String>) -> Result<Wanted, String> {
+    let (mut seeds, mut trace, mut shrink) = (None, false, true);
     while let Some(argument) = given.next() {
         match argument.as_str() {
             "--seeds" => {
@@ -101,10 +113,11 @@ fn arguments(mut given: impl Iterator<Item = String>) -> Result<(Range<u64>, boo
                 seeds = Some(start..end);
             }
             "--trace" => trace = true,
+            "--no-shrink" => shrink = false,
             other => return Err(format!("{other:?} is not known")),
         }
     }
-    Ok((seeds.ok_or("--seeds is missing")?, trace))
+    Ok(Wanted { seeds: seeds.ok_or("--seeds is missing")?, trace, shrink })
 }
 
 fn add(all: &mut Met, more: &Met) {
@@ -132,8 +145,11 @@ fn tell(met: &Met) {
 }
 
 /// A failing seed: that it fails the same way again, and the shortest run that fails.
-fn show(seed: u64) {
+fn show(seed: u64, cut_down: bool) {
     let plan = Plan::of(seed);
+    if !cut_down {
+        return tell_broken(seed, &run(&plan, false));
+    }
     let (one, two) = (run(&plan, true), run(&plan, true));
     let same = one.trace == two.trace && one.broken == two.broken;
     println!(
@@ -144,7 +160,10 @@ fn show(seed: u64) {
     let run = run(&short, true);
     let from = run.trace.len().saturating_sub(SHOWN);
     println!("the shortest run found that breaks one: {short}{}", run.trace[from..].join("\n"));
-    let broken = run.broken.unwrap_or_default();
-    let why: Vec<&str> = broken.lines().take(WHY).collect();
+    tell_broken(seed, &run);
+}
+
+fn tell_broken(seed: u64, run: &Run) {
+    let why: Vec<&str> = run.broken.iter().flat_map(|why| why.lines()).take(WHY).collect();
     println!("BROKEN by seed {seed}: {}", why.join("\n"));
 }

@@ -88,6 +88,8 @@ pub(super) enum Deed {
     FullJournal(usize, bool),
     /// There is no space for files, or there is again.
     FullFiles(usize, bool),
+    /// The files that arrive next at a site are not what was sent.
+    Damage(usize),
     /// A site's disk takes so many milliseconds for each commit.
     SlowDisk(usize, u64),
     /// A site is lost for good, with its guests and files.
@@ -197,6 +199,7 @@ fn deed(dice: &mut Dice, plan: &Plan, rare: usize) -> Deed {
             Deed::Gone(1 + dice.below(plan.sites - 1))
         }
         35 if rare == 1 && !plan.restores() => Deed::Restore(site, dice.below(100)),
+        36 => Deed::Damage(site),
         _ => Deed::StartAll,
     }
 }

@@ -434,12 +434,13 @@ impl Federation {
         true
     }
 
-    /// There is space again everywhere.
+    /// There is space again everywhere, and nothing more is damaged.
     pub(super) fn have_space(&mut self) {
         for name in self.names() {
             let node = self.node(&name);
             node.disk.full = false;
             node.full = false;
+            node.damages = false;
             node.sync_time = Duration::ZERO;
         }
     }
@@ -971,6 +972,10 @@ impl Federation {
             self.node(&source).serves.get_mut(&id)?.talk.session = false;
             let reason = "no space".to_owned();
             return Some(TransferEvent::Failed { source: false, reason });
+        }
+        let mut content = content;
+        if std::mem::take(&mut self.node(name).damages) {
+            content.disk = self.ledger.fresh();
         }
         let node = self.node(name);
         let pull = node.pulls.get_mut(&id)?;

@@ -89,6 +89,8 @@ pub struct Node {
     pub(super) sync_time: Duration,
     /// There is no space for files.
     pub(super) full: bool,
+    /// What arrives here next is not what was sent.
+    pub(super) damages: bool,
     /// So many transactions of its journal are to be put back before the next start.
     pub(super) restore: Option<usize>,
     /// It is lost for good, with all that it had.
@@ -127,6 +129,7 @@ impl Node {
             skew: 0,
             sync_time: Duration::ZERO,
             full: false,
+            damages: false,
             restore: None,
             gone: false,
             machine: None,
