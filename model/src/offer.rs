@@ -40,6 +40,7 @@ impl FromStr for ProxyUri {
         let ok = text.len() <= limit::MAX_URI_CHARS
             && !host.is_empty()
             && host.chars().all(clean)
+            && port.bytes().all(|byte| byte.is_ascii_digit())
             && port.parse::<u16>().is_ok_and(|port| port > 0);
         ok.then(|| Self(text.to_owned())).ok_or_else(error)
     }
@@ -109,4 +110,32 @@ pub struct Offer {
     /// How many sites further on the Destination is, as far as the answering peer says: 0 for
     /// the answering site itself.
     pub distance: u8,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxys_address_is_taken_in_its_plain_form_only() {
+        for good in ["quic://192.0.2.1:7420", "quic://[2001:db8::1]:1", "quic://a.example:65535"] {
+            assert_eq!(good.parse::<ProxyUri>().unwrap().to_string(), good);
+        }
+        let long = format!("quic://{}:1", "a".repeat(limit::MAX_URI_CHARS));
+        for bad in [
+            "",
+            "quic://",
+            "quic://a",
+            "quic://:1",
+            "quic://a:0",
+            "quic://a:+1",
+            "quic://a:65536",
+            "quic://a/b:1",
+            "quic://a b:1",
+            "http://a:1",
+            &long,
+        ] {
+            assert!(bad.parse::<ProxyUri>().is_err(), "{bad:?} was taken");
+        }
+    }
 }

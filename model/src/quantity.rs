@@ -56,7 +56,9 @@ impl FromStr for Bytes {
             "T" | "TiB" => 1 << 40,
             _ => return Err(error()),
         };
-        let number: u64 = digits.parse().map_err(|_| error())?;
+        // The library's reader takes a sign, too.
+        let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+        let number: u64 = digits.parse().ok().filter(|_| plain).ok_or_else(error)?;
         number.checked_mul(factor).map(Self).ok_or_else(error)
     }
 }
@@ -103,7 +105,7 @@ mod tests {
     fn sizes_are_read_with_their_unit_and_refused_without_sense() {
         assert_eq!("512M".parse(), Ok(Bytes::mib(512)));
         assert_eq!("1".parse(), Ok(Bytes(1)));
-        for bad in ["", "M", "1.5G", "-1", "1X", "99999999999999999999", "20000000T"] {
+        for bad in ["", "M", "1.5G", "-1", "+1", "1X", "99999999999999999999", "20000000T"] {
             assert!(bad.parse::<Bytes>().is_err(), "{bad:?} was taken");
         }
     }

@@ -14,13 +14,13 @@ pub(crate) type Node<'a> = roxmltree::Node<'a, 'a>;
 /// It is scanned first, in one pass and constant memory, because the tree's cost grows with the
 /// square of an element's attributes and with namespaces times elements.
 pub(crate) fn parse(text: &str) -> Result<Document<'_>, Fault> {
-    scan(text)?;
+    let elements = scan(text)?;
     let options = ParsingOptions {
         allow_dtd: false,
         nodes_limit: 4 * u32::try_from(limit::MAX_ELEMENTS).expect("the limit is small"),
         ..Default::default()
     };
-    Document::parse_with_options(text, options).map_err(|error| {
+    let document = Document::parse_with_options(text, options).map_err(|error| {
         let pos = error.pos();
         let problem = match &error {
             roxmltree::Error::UnknownEntityReference(name, _) => Problem::Entity(cut(name)),
@@ -29,11 +29,14 @@ pub(crate) fn parse(text: &str) -> Result<Document<'_>, Fault> {
             _ => Problem::Malformed(cut(&error.to_string().replace(&format!(" at {pos}"), ""))),
         };
         Fault { place: Place { line: pos.row, column: pos.col }, problem }
-    })
+    })?;
+    // Where the two readers differ, the tree has what the scan did not see.
+    debug_assert_eq!(document.descendants().filter(Node::is_element).count(), elements);
+    Ok(document)
 }
 
-/// Refuses what must not reach the tree.
-fn scan(text: &str) -> Result<(), Fault> {
+/// Refuses what must not reach the tree, and counts the elements.
+fn scan(text: &str) -> Result<usize, Fault> {
     let mut reader = Reader::from_str(text);
     let (mut depth, mut elements, mut namespaces) = (0, 0, 0);
     loop {
@@ -45,7 +48,7 @@ fn scan(text: &str) -> Result<(), Fault> {
             fault(at, Problem::Malformed(cut(&error.to_string())))
         })?;
         let (element, levels) = match event {
-            Event::Eof => return Ok(()),
+            Event::Eof => return Ok(elements),
             Event::DocType(_) => return Err(fault(start, Problem::Doctype)),
             Event::Start(element) => (element, 1),
             Event::Empty(element) => (element, 0),

@@ -20,6 +20,11 @@ pub const EVALUATION_BUDGET: Duration = Duration::from_millis(250);
 /// Size of one policy file, in bytes.
 pub const MAX_POLICY_BYTES: usize = 64 * 1024;
 
+/// Levels of square and curly brackets within one another in a policy. The interpreter's parser reads
+/// each level twice, as a list of values and as one that is computed, and so needs twice the time
+/// for each level more. Ours have four.
+const MAX_NESTING: usize = 10;
+
 /// Steps of an evaluation between two looks at the clock.
 const STEPS_PER_CHECK: NonZeroU32 = NonZeroU32::new(64).expect("64 is not zero");
 
@@ -143,9 +148,7 @@ pub(crate) struct Rules {
 impl Rules {
     /// Checks everything about `source` that can be known without a request.
     pub(crate) fn new(decision: Decision, file: &str, source: &str) -> Result<Self, PolicyError> {
-        if source.len() > MAX_POLICY_BYTES {
-            return Err(PolicyError::TooLarge { file: file.to_owned() });
-        }
+        check_bounds(file, source)?;
         let mut engine = regorus::Engine::new();
         engine.set_strict_builtin_errors(true);
         engine.set_execution_timer_config(ExecutionTimerConfig {
@@ -218,9 +221,7 @@ impl Rules {
 
     /// Runs the tests in `source`, all of whose `test_` rules must be true, and counts them.
     pub(crate) fn test(&self, file: &str, source: &str) -> Result<usize, PolicyError> {
-        if source.len() > MAX_POLICY_BYTES {
-            return Err(PolicyError::TooLarge { file: file.to_owned() });
-        }
+        check_bounds(file, source)?;
         let mut engine = self.engine.clone();
         let package = engine
             .add_policy(file.to_owned(), source.to_owned())
@@ -239,6 +240,42 @@ impl Rules {
             count => Ok(count),
         }
     }
+}
+
+/// Refuses what would keep the interpreter's parser busy for too long.
+fn check_bounds(file: &str, source: &str) -> Result<(), PolicyError> {
+    if source.len() > MAX_POLICY_BYTES {
+        return Err(PolicyError::TooLarge { file: file.to_owned() });
+    }
+    let mut open = 0_usize;
+    let (mut line, mut column) = (1, 0);
+    let mut chars = source.chars();
+    // What ends the text or the comment that the brackets are part of, if they are.
+    let mut within = None;
+    while let Some(c) = chars.next() {
+        column += 1;
+        match (within, c) {
+            (Some(end), c) if c == end => within = None,
+            (Some('"'), '\\') => {
+                chars.next();
+                column += 1;
+            }
+            (Some(_), _) => {}
+            (None, '"' | '`') => within = Some(c),
+            (None, '#') => within = Some('\n'),
+            (None, '[' | '{') => open += 1,
+            (None, ']' | '}') => open = open.saturating_sub(1),
+            (None, _) => {}
+        }
+        if open > MAX_NESTING {
+            let problem = format!("more than {MAX_NESTING} brackets within one another");
+            return Err(PolicyError::Invalid { file: file.to_owned(), line, column, problem });
+        }
+        if c == '\n' {
+            (line, column) = (line + 1, 0);
+        }
+    }
+    Ok(())
 }
 
 /// The names of rules at the beginning of a line that start with `test_`.

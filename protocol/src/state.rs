@@ -277,10 +277,11 @@ impl State {
                 if self.vms.contains_key(vm) {
                     return Err(illegal("the VM is known"));
                 }
+                let owner = chain.owner_at(chain.epoch());
                 let stay = Stay {
                     host: library(),
                     epoch: Epoch(0),
-                    key: chain.newest().owner,
+                    key: owner.ok_or(illegal("its chain names no owner"))?,
                     power: PowerState::Defined,
                     starting: false,
                     wanted: false,
@@ -459,8 +460,8 @@ impl State {
         if !legal.contains(&source.step) {
             return Err("not in this step");
         }
-        source.step = next;
         let vm = self.vms.get_mut(&migration.vm);
+        // In each case what may be missing is looked for before anything changes.
         match row {
             Row::Initiated { active, .. } => source.active = *active,
             Row::Quiesced { .. } => {
@@ -475,9 +476,9 @@ impl State {
                 }
             }
             Row::Released { certificate, .. } => {
-                source.certificate = Some(certificate.clone());
                 let vm = vm.ok_or("no such VM")?;
                 source.copy = vm.stay.take().ok_or("the VM is not here")?;
+                source.certificate = Some(certificate.clone());
                 vm.chain = vm.chain.extended(certificate.clone());
             }
             Row::Returned { certificate, .. } => {
@@ -491,6 +492,7 @@ impl State {
             }
             _ => {}
         }
+        source.step = next;
         Ok(())
     }
 
@@ -619,12 +621,12 @@ impl State {
                     Party::Here => None,
                 });
                 let entry = self.migrations.get_mut(migration).ok_or("no such migration")?;
-                entry.owned = Some(owned.clone());
                 let (up, down) = match (&entry.pending, as_controller) {
                     (Some((up, down)), _) => (Some(up.clone()), down.clone()),
                     (None, Some(down)) => (None, down),
                     (None, None) => return Err("this site has no edge of the new path"),
                 };
+                let epoch = certificate.peek().map_err(|_| "certificate is malformed")?.epoch;
                 if let Some((descriptor, chain)) = &entry.relayed {
                     self.vms.entry(entry.vm).or_insert_with(|| Vm {
                         descriptor: descriptor.clone(),
@@ -637,7 +639,7 @@ impl State {
                     });
                 }
                 let vm = self.vms.get_mut(&entry.vm).ok_or("no such VM")?;
-                let epoch = certificate.peek().map_err(|_| "certificate is malformed")?.epoch;
+                entry.owned = Some(owned.clone());
                 if let Some((_, chain)) = &entry.relayed
                     && chain.epoch() > vm.chain.epoch()
                 {

@@ -10,7 +10,7 @@ use super::{ImageFormat, Inspection, Refusal};
 const MAX_SIZE: u64 = 1 << 46;
 /// Extensions of a qcow2 header; those known are half a dozen.
 const MAX_EXTENSIONS: usize = 32;
-/// A VMDK's sector.
+/// A sector of a VMDK and of a VHD.
 const SECTOR: u64 = 512;
 /// Sectors of a VMDK's embedded descriptor; writers reserve 20.
 const MAX_DESCRIPTOR_SECTORS: u64 = 256;
@@ -40,10 +40,10 @@ pub(super) fn inspect(head: &[u8], tail: &[u8], length: u64) -> Result<Inspectio
         (Some(one), Some(other)) => return Err(Refusal::Ambiguous(one, other)),
         (None, _) => (ImageFormat::Raw, length),
         (Some("qcow2"), _) => (ImageFormat::Qcow2, qcow2(head)?),
-        (Some("VMDK"), _) => (ImageFormat::Vmdk, vmdk(head, tail)?),
+        (Some("VMDK"), _) => (ImageFormat::Vmdk, vmdk(head, tail, length)?),
         (Some("VMDK descriptor"), _) => return Err(Refusal::External),
         (Some("VDI"), _) => (ImageFormat::Vdi, vdi(head)?),
-        (Some("VHD"), _) => (ImageFormat::Vhd, vhd(head, footer)?),
+        (Some("VHD"), _) => (ImageFormat::Vhd, vhd(head, footer, length)?),
         (Some("LUKS"), _) => return Err(Refusal::Encrypted),
         (Some(other), _) => return Err(Refusal::Unsupported(other)),
     };
@@ -63,6 +63,12 @@ fn le32(bytes: &[u8], at: usize) -> Option<u32> {
 
 fn last_sector(tail: &[u8]) -> &[u8] {
     tail.get(tail.len().saturating_sub(512)..).unwrap_or_default()
+}
+
+/// An image with something at its end must end with a sector: readers round its length up, and would
+/// find another end than was looked at here.
+fn whole_sectors(length: u64) -> Result<(), Refusal> {
+    if length.is_multiple_of(SECTOR) { Ok(()) } else { Err(Refusal::Malformed("its length")) }
 }
 
 const SHORT: Refusal = Refusal::Malformed("it ends within its header");
@@ -174,7 +180,7 @@ fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
 
 /// VMware Virtual Disk Format 5.0: `SparseExtentHeader`, its embedded descriptor, and the footer of a
 /// streamOptimized one, which replaces the header.
-fn vmdk(head: &[u8], tail: &[u8]) -> Result<u64, Refusal> {
+fn vmdk(head: &[u8], tail: &[u8], length: u64) -> Result<u64, Refusal> {
     let header = Header(head);
     let capacity = vmdk_header(&header)?;
     // A descriptor is looked for where the header says and where qemu-img reads.
@@ -192,6 +198,7 @@ fn vmdk(head: &[u8], tail: &[u8]) -> Result<u64, Refusal> {
     }
     // The grain directory is "at the end": the footer's header counts, one sector before the last.
     if header.le64(56)? == u64::MAX {
+        whole_sectors(length)?;
         let footer = Header(tail.get(..512).ok_or(SHORT)?);
         if !footer.0.starts_with(b"KDMV") {
             return Err(Refusal::Malformed("the footer"));
@@ -264,9 +271,10 @@ fn vdi(head: &[u8]) -> Result<u64, Refusal> {
 }
 
 /// Virtual Hard Disk Image Format Specification 1.0, "Hard Disk Footer Format".
-fn vhd(head: &[u8], footer: &[u8]) -> Result<u64, Refusal> {
+fn vhd(head: &[u8], footer: &[u8], length: u64) -> Result<u64, Refusal> {
     const NO_GEOMETRY: u32 = 0xffff_10ff;
 
+    whole_sectors(length)?;
     // A dynamic disk has a copy at its start, which readers prefer.
     let copy = head.get(..512).filter(|copy| copy.starts_with(b"conectix"));
     if let Some(copy) = copy
@@ -483,6 +491,23 @@ mod tests {
         for (name, bytes, refusal) in table {
             assert_eq!(look(&bytes), Err(refusal), "{name}");
         }
+    }
+
+    #[test]
+    fn an_image_whose_end_readers_would_look_for_elsewhere_is_refused() {
+        let streamed = with(vmdk_image(DESCRIPTOR), 56, &u64::MAX.to_le_bytes());
+        let footer = streamed[..512].to_vec();
+        // For qemu-img the last sector is the one that is not whole, and filled up with zeros: its
+        // footer lies 80 bytes behind ours, and has another capacity.
+        let larger = with(footer[..80].to_vec(), 12, &(1_u64 << 40).to_le_bytes());
+        let split = with(streamed, 65536 - 1024 - 80, &footer[..80]);
+        let mut split = with(split, 65536 - 1024, &larger);
+        split.truncate(65536 - 80);
+        assert_eq!(look(&split), Err(Refusal::Malformed("its length")));
+
+        let mut moved = vhd_image(2);
+        moved.splice(0..0, [0; 100]);
+        assert_eq!(look(&moved), Err(Refusal::Malformed("its length")));
     }
 
     #[test]

@@ -480,6 +480,28 @@ mod loading {
     }
 
     #[test]
+    fn brackets_that_would_take_the_parser_for_ever_are_refused_at_once() {
+        let nested = |open: &str, close: &str, levels| {
+            let rule = format!("{}1{}", open.repeat(levels), close.repeat(levels));
+            format!("refuse contains \"x\" if {{\n input.peer == {rule}\n}}")
+        };
+        for (open, close) in [("[", "]"), ("{", "}"), ("{\"a\": ", "}"), ("[x | x := ", "]")] {
+            let error = refusal(Decision::Admit, &nested(open, close, 64));
+            assert!(matches!(error, PolicyError::Invalid { line: 4, .. }), "{error}");
+            assert!(error.to_string().contains("within one another"), "{error}");
+        }
+        let sound = [
+            nested("[", "]", 9),
+            "# [[[[[[[[[[[[\nrefuse contains \"[[[[[[\\\"[[[[[[\" if input.peer == `{{{{{{{{{{{{`"
+                .to_owned(),
+        ];
+        for rule in sound {
+            let source = format!("package sojourn.admit\nimport rego.v1\n{rule}");
+            assert!(load(&[("admit.rego", &source)]).is_ok(), "{rule}");
+        }
+    }
+
+    #[test]
     fn a_policy_of_too_many_bytes_is_refused() {
         let error = refusal(Decision::Admit, &"# more\n".repeat(MAX_POLICY_BYTES / 7 + 1));
         assert!(matches!(error, PolicyError::TooLarge { .. }), "{error}");
