@@ -12,6 +12,8 @@
 //! Two sites come to know each other by a [`Ticket`], carried by people.
 
 mod credentials;
+#[doc(hidden)]
+pub mod fuzzing;
 mod identity;
 mod ticket;
 mod tls;

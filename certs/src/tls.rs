@@ -173,7 +173,7 @@ pub fn site_key_of(chain: &[CertificateDer<'_>]) -> Option<SiteKey> {
     SiteKey::from_slice(key.strip_prefix(&ED25519_SPKI)?)
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
@@ -195,9 +195,9 @@ fn shown(leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) -> Result<Shown
 }
 
 /// Checks the site that was called: it is `peer`, whatever else it may be able to prove.
-struct PeerVerifier {
-    provider: Arc<CryptoProvider>,
-    peer: SiteKey,
+pub(crate) struct PeerVerifier {
+    pub(crate) provider: Arc<CryptoProvider>,
+    pub(crate) peer: SiteKey,
 }
 
 impl fmt::Debug for PeerVerifier {
@@ -250,9 +250,9 @@ impl ServerCertVerifier for PeerVerifier {
 }
 
 /// Checks a site that calls: a known peer, or a stranger while an invitation is open.
-struct CallerVerifier {
-    provider: Arc<CryptoProvider>,
-    trust: Arc<dyn Trust>,
+pub(crate) struct CallerVerifier {
+    pub(crate) provider: Arc<CryptoProvider>,
+    pub(crate) trust: Arc<dyn Trust>,
 }
 
 impl fmt::Debug for CallerVerifier {

@@ -6,6 +6,8 @@
 //! scenarios take the steps in the order of time, the model checker in every order.
 //!
 //! [`simulator`] makes millions of them from seeds, with everything that can go wrong.
+//! [`parsers`] has what must hold of everything that reads bytes from outside, for fuzzing and for
+//! the tests alike.
 //!
 //! [`process`] runs real nodes, over real disks and sockets, driven through the command line.
 //! [`lives`] kills them at their journal rows; [`chaos`] kills, holds and cuts off nodes, proxies
@@ -15,6 +17,8 @@
 pub mod chaos;
 #[cfg(feature = "processes")]
 pub mod lives;
+#[cfg(feature = "processes")]
+pub mod parsers;
 #[cfg(feature = "processes")]
 pub mod process;
 pub mod simulator;

@@ -9,6 +9,8 @@
 
 mod error;
 mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod image;
 mod instance;
 pub mod qemu;

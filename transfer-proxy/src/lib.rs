@@ -38,6 +38,8 @@
 mod carrier;
 mod chunk;
 mod fault;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod message;
 mod order;

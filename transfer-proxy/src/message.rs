@@ -77,7 +77,7 @@ pub(crate) async fn send<T: Serialize>(sender: &mut Sender, message: &T) -> Resu
     sender.send(frame(message).into()).await
 }
 
-fn frame<T: Serialize>(message: &T) -> Vec<u8> {
+pub(crate) fn frame<T: Serialize>(message: &T) -> Vec<u8> {
     let mut bytes =
         postcard::to_extend(message, vec![0, 0, 0, 0, VERSION]).expect("messages are plain data");
     let length = u32::try_from(bytes.len() - 4).expect("messages are far below 4 GiB");
@@ -108,7 +108,7 @@ pub(crate) async fn receive<T: DeserializeOwned>(
 }
 
 /// The one parser of everything that a peer sends.
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
+pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
     match body.split_first() {
         Some((&VERSION, message)) => match postcard::take_from_bytes(message) {
             Ok((message, [])) => Ok(message),

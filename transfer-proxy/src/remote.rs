@@ -23,7 +23,7 @@
 mod control;
 mod held;
 mod node;
-mod wire;
+pub(crate) mod wire;
 
 pub(crate) use control::ControlPort;
 pub use node::{Connection, PATIENCE, RemoteConfig, RemoteProxy};

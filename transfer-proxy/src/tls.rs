@@ -257,7 +257,12 @@ impl ResolvesServerCert for NoKey {
     }
 }
 
-/// Finds the transfer key by the hint among the protocols that a dialler offers.
+/// The hint among the protocols that a dialler offers.
+pub(crate) fn hint_among<'a>(mut offered: impl Iterator<Item = &'a [u8]>) -> Option<Hint> {
+    offered.find_map(|name| HEXLOWER.decode(name).ok().and_then(|hint| hint.try_into().ok()))
+}
+
+/// Finds the transfer key by the hint.
 struct KeyByHint {
     key_of: Box<KeyOf>,
     hint: Arc<OnceLock<Hint>>,
@@ -271,9 +276,7 @@ impl fmt::Debug for KeyByHint {
 
 impl ResolvesServerCert for KeyByHint {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<TransferKey> {
-        let hint: Hint = hello
-            .alpn()?
-            .find_map(|name| HEXLOWER.decode(name).ok().and_then(|hint| hint.try_into().ok()))?;
+        let hint = hint_among(hello.alpn()?)?;
         (self.key_of)(self.hint.get_or_init(|| hint))
     }
 

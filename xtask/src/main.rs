@@ -3,6 +3,7 @@
 mod bench;
 mod chaos;
 mod demo;
+mod fuzz;
 mod guest_image;
 mod model;
 mod prepare;
@@ -40,6 +41,8 @@ enum Task {
     Model,
     /// Makes federations from seeds, in virtual time, with everything that can go wrong.
     Simulate(simulate::Args),
+    /// Runs the fuzz targets of every parser, minimises their corpora and tells what was found.
+    Fuzz(fuzz::Options),
     /// Builds the bootable test guest from Debian packages, if it is not there already.
     GuestImage {
         /// Where to write the raw disk image.
@@ -57,6 +60,7 @@ fn main() -> anyhow::Result<()> {
         Task::Chaos(args) => chaos::run(&args),
         Task::Model => model::run(),
         Task::Simulate(args) => simulate::run(&args),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::GuestImage { output } => guest_image::build(&output),
     }
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use crate::guest_image;
-use crate::shell::{read, root, run};
+use crate::shell::{cargo, read, root, run};
 
 /// Where the test guest is kept, seen from the workspace's folder.
 pub(crate) const GUEST_IMAGE: &str = "target/guest/disk.raw";
@@ -69,6 +69,15 @@ pub(crate) fn guest() -> Result<std::path::PathBuf> {
         guest_image::build(&image)?;
     }
     Ok(image)
+}
+
+/// The command that builds and lays out fuzz targets, if need be.
+pub(crate) fn cargo_fuzz() -> Result<()> {
+    if read(cargo().args(["fuzz", "--version"])).is_ok() {
+        return Ok(());
+    }
+    println!("installing cargo-fuzz");
+    run(cargo().args(["install", "--quiet", "--locked", "cargo-fuzz"]))
 }
 
 fn is_root() -> Result<bool> {

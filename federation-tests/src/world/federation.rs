@@ -497,6 +497,14 @@ impl Federation {
         }
     }
 
+    /// Puts a message on the network that arrives now and that its sender's machine never sent.
+    pub fn forge(&mut self, load: Load) {
+        let (Load::Request { from: Line { site, .. }, .. } | Load::Answer { from: site, .. }) =
+            &load;
+        let journal = self.nodes[site].disk.len();
+        self.flights.push(Flight { due: self.now, journal, load });
+    }
+
     // What can happen.
 
     fn verb_heads(node: &Node) -> Vec<usize> {

@@ -80,7 +80,7 @@ impl Qmp {
         Self::greet(stream, ANSWER_LIMIT).await
     }
 
-    async fn greet(stream: UnixStream, limit: Duration) -> Result<Self, QmpError> {
+    pub(crate) async fn greet(stream: UnixStream, limit: Duration) -> Result<Self, QmpError> {
         let mut qmp = Self { stream: BufReader::new(stream), next_id: 0, limit };
         let greeting =
             timeout(limit, qmp.read_line()).await.map_err(|_| QmpError::Late(limit))??;

@@ -337,7 +337,7 @@ pub(crate) async fn receive<T: DeserializeOwned>(
 }
 
 /// The one parser of everything that comes over the channel.
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, WireError> {
+pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, WireError> {
     match postcard::take_from_bytes(body) {
         Ok((message, [])) => Ok(message),
         _ => Err(WireError::Malformed),
