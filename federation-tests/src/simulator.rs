@@ -138,7 +138,7 @@ fn perform(
     match deed {
         Deed::Ask(at, wish) => {
             world.met("wish", name_of(&wish));
-            let ask = ask(wish, vms, operations);
+            let ask = ask(plan, wish, vms, operations);
             world.begin(NAMES[at], ask);
         }
         Deed::CrashAt(at, kind, when) => world.crash_at(NAMES[at], kind, when, 0),
@@ -217,12 +217,14 @@ fn name_of(wish: &Wish) -> &'static str {
         Wish::Evict { .. } => "evict",
         Wish::Cancel(_) => "cancel",
         Wish::Drain(..) => "drain",
+        Wish::Host(_, true) => "add a host",
+        Wish::Host(_, false) => "remove a host",
         Wish::Control(..) => "control",
         Wish::Reclaim(..) => "reclaim",
     }
 }
 
-fn ask(wish: Wish, vms: &[VmId], operations: &mut Vec<OperationId>) -> Ask {
+fn ask(plan: &Plan, wish: Wish, vms: &[VmId], operations: &mut Vec<OperationId>) -> Ask {
     let count = u8::try_from(operations.len() + 1).expect("few operations");
     let operation = OperationId([count; 16]);
     match wish {
@@ -248,6 +250,8 @@ fn ask(wish: Wish, vms: &[VmId], operations: &mut Vec<OperationId>) -> Ask {
             Ask::Cancel(last.unwrap_or(operation))
         }
         Wish::Drain(at, drain) => Ask::DrainHost(host(HOSTS[at]), drain),
+        Wish::Host(at, true) => Ask::AddHost(host(HOSTS[at]), World::room(plan.room)),
+        Wish::Host(at, false) => Ask::RemoveHost(host(HOSTS[at])),
         Wish::Control(vm, action) => Ask::Control(vms[vm], action),
         Wish::Reclaim(vm, at) => Ask::Reclaim { vm: vms[vm], at: site(NAMES[at]) },
     }
@@ -266,6 +270,7 @@ fn end(plan: &Plan, world: &mut World, vms: &[VmId]) {
     for at in &there {
         for name in HOSTS {
             world.break_host(at, name, false);
+            world.host(at, name, plan.room);
             world.begin(at, Ask::DrainHost(host(name), false));
         }
     }
@@ -282,7 +287,8 @@ fn end(plan: &Plan, world: &mut World, vms: &[VmId]) {
         return;
     }
     if plan.loses_a_site() {
-        world.run(3 * 24 * HOUR);
+        // Copies that were frozen are kept for a day.
+        world.run(12 * HOUR);
         for vm in vms {
             rescue(world, *vm);
         }

@@ -123,12 +123,15 @@ impl World {
 
     /// Gives a site a host with room for `vms` VMs.
     pub fn host(&mut self, at: &str, name: &str, vms: u32) {
-        let one = descriptor().resources;
-        let capacity =
-            Resources { cpus: one.cpus * vms, memory: Bytes(one.memory.0 * u64::from(vms)) };
         self.federation.connect_host(&site(at), host(name));
-        let wish = Ask::AddHost(host(name), capacity);
+        let wish = Ask::AddHost(host(name), Self::room(vms));
         self.ask_until(at, &wish, |world| world.state(at).hosts.contains_key(&host(name)));
+    }
+
+    /// What a host has that holds so many VMs.
+    pub fn room(vms: u32) -> Resources {
+        let one = descriptor().resources;
+        Resources { cpus: one.cpus * vms, memory: Bytes(one.memory.0 * u64::from(vms)) }
     }
 
     /// Imports a VM at its primary.

@@ -55,6 +55,8 @@ pub(super) enum Wish {
     Cancel(usize),
     /// Empty a host, or let it be used again.
     Drain(usize, bool),
+    /// Add a host, or remove it.
+    Host(usize, bool),
     /// Change or show a VM's run state.
     Control(usize, Action),
     /// Become the delegator of a peer that has a VM.
@@ -198,7 +200,8 @@ fn deed(dice: &mut Dice, plan: &Plan, rare: usize) -> Deed {
         35 if rare == 0 && !plan.loses_a_site() && !plan.restores() && plan.sites > 2 => {
             Deed::Gone(1 + dice.below(plan.sites - 1))
         }
-        35 if rare == 1 && !plan.restores() => Deed::Restore(site, dice.below(100)),
+        // Tried often, as it only counts where a peer that is there remembers more.
+        35 | 37 | 38 if (1..=2).contains(&rare) => Deed::Restore(site, dice.below(100)),
         36 => Deed::Damage(site),
         _ => Deed::StartAll,
     }
@@ -217,7 +220,8 @@ fn wish(dice: &mut Dice, plan: &Plan, rare: usize) -> Wish {
         12..=15 => Wish::Evict { vm, within: dice.one_of(&[30, 600, 7200]) },
         16 | 17 => Wish::Cancel(dice.below(4)),
         18 => Wish::Drain(dice.below(HOSTS.len()), dice.once_in(2)),
-        19 if rare == 2 => Wish::Reclaim(vm, dice.below(plan.sites)),
+        19 if rare == 3 => Wish::Reclaim(vm, dice.below(plan.sites)),
+        20 if rare > 3 => Wish::Host(dice.below(HOSTS.len()), dice.once_in(2)),
         _ => {
             let actions = [
                 Action::Start,

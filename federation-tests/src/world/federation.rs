@@ -416,12 +416,13 @@ impl Federation {
     }
 
     /// Lets a site end and start from so many hundredths of its journal. What is cut off must go
-    /// further back than some peer remembers: of what nobody was told nobody can tell either.
+    /// further back than some peer remembers: of what nobody was told nobody can tell either. For
+    /// the same reason only one site forgets.
     pub(super) fn restore_journal(&mut self, name: &PeerName, share: usize) -> bool {
         let told = self.remembered(name);
         let node = &self.nodes[name];
         let old = node.disk.transactions() * share / 100;
-        if node.gone || node.disk.len_at(old) >= told {
+        if self.ledger.forgotten || node.gone || node.disk.len_at(old) >= told {
             return false;
         }
         self.end(name, 0);
