@@ -34,7 +34,7 @@ pub enum Life {
 }
 
 /// Where each kind of row is written first by each site of a life.
-pub const ROWS: [(&str, &[(Life, &str)]); 36] = {
+pub const ROWS: [(&str, &[(Life, &str)]); 37] = {
     use Life::{Alone as L, Journey as J, Rescue as R, Troubles as T};
     [
         ("host_added", &[(J, "b"), (J, "c")]),
@@ -72,6 +72,7 @@ pub const ROWS: [(&str, &[(Life, &str)]); 36] = {
         ("superseded", &[(R, "c")]),
         ("reclaimed", &[(R, "c")]),
         ("rerouted", &[(R, "a")]),
+        ("fenced", &[(R, "a")]),
         ("unfenced", &[(R, "a")]),
     ]
 };

@@ -138,6 +138,9 @@ fn perform(
     match deed {
         Deed::Ask(at, wish) => {
             world.met("wish", name_of(&wish));
+            if let Wish::Host(number, true) = wish {
+                world.open_host(NAMES[at], HOSTS[number]);
+            }
             let ask = ask(plan, wish, vms, operations);
             world.begin(NAMES[at], ask);
         }

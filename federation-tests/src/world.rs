@@ -16,7 +16,9 @@ use model::{
     Bytes, Descriptor, Epoch, FileId, HostName, OperationId, PeerName, PowerState, Resources, Time,
     VmId,
 };
-use protocol::{Action, Answer, Ask, Config, Down, JourneyResult, Mode, Op, Output, Reply};
+use protocol::{
+    Action, Answer, Ask, Config, Down, JourneyResult, Mode, Op, Output, Reply, TargetStep,
+};
 
 pub use federation::{Federation, Flight, Line, Load, Point, Step};
 pub use node::{Content, Guest, Node, Place, Saved};
@@ -123,9 +125,14 @@ impl World {
 
     /// Gives a site a host with room for `vms` VMs.
     pub fn host(&mut self, at: &str, name: &str, vms: u32) {
-        self.federation.connect_host(&site(at), host(name));
+        self.open_host(at, name);
         let wish = Ask::AddHost(host(name), Self::room(vms));
         self.ask_until(at, &wish, |world| world.state(at).hosts.contains_key(&host(name)));
+    }
+
+    /// Opens a host's hypervisor, as has to be done before the site can have the host.
+    pub fn open_host(&mut self, at: &str, name: &str) {
+        self.federation.connect_host(&site(at), host(name));
     }
 
     /// What a host has that holds so many VMs.
@@ -565,12 +572,18 @@ impl World {
             .collect()
     }
 
-    /// Whether no other site knows of a newer epoch of any VM that this one thinks it has.
+    /// Whether no other site knows of a newer epoch of any VM that this one holds than it has, or is
+    /// to get.
     pub fn remembers_best(&self, at: &str) -> bool {
-        let mine = self.state(at).vms.iter().filter(|(_, entry)| entry.stay.is_some());
-        mine.into_iter().all(|(vm, entry)| {
+        let state = self.state(at);
+        state.held.iter().all(|vm| {
+            let to_come = state.migrations.values().filter(|migration| migration.vm == *vm);
+            let to_come = to_come.filter_map(|migration| migration.target.as_ref());
+            let to_come = to_come.filter(|target| target.step == TargetStep::Ready);
+            let here = state.vms.get(vm).map(|entry| entry.chain.epoch());
+            let best = to_come.map(|target| target.epoch()).chain(here).max();
             let known = self.federation.nodes.values().filter_map(|node| node.durable.vms.get(vm));
-            known.into_iter().all(|known| known.chain.epoch() <= entry.chain.epoch())
+            known.into_iter().all(|known| Some(known.chain.epoch()) <= best)
         })
     }
 

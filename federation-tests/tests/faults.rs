@@ -138,7 +138,7 @@ fn a_crash_at_any_row_of_any_site_is_survived() {
     let mut covered = crash_everywhere(place_evict_home);
     covered.extend(crash_everywhere(troubles));
     // Written only when an operator rescues a VM or a node, which no journey here asks for.
-    let rescues = ["adopted", "superseded", "reclaimed", "rerouted", "unfenced"];
+    let rescues = ["adopted", "superseded", "reclaimed", "rerouted", "fenced", "unfenced"];
     let all = Row::KINDS.iter().filter(|kind| !rescues.contains(kind));
     let missing: Vec<_> = all.filter(|kind| !covered.contains(*kind)).collect();
     assert!(missing.is_empty(), "no crash at {missing:?}");

@@ -105,7 +105,7 @@ fn a_site_whose_journal_was_rolled_back_runs_nothing_that_has_moved_on() {
     let rows = federation["b"].rows().len();
     federation["b"].crash();
     let again = federation["b"].rows();
-    let fenced = again[rows..].iter().any(|row| row.kind() == "unfenced");
+    let fenced = again[rows..].iter().any(|row| row.kind() == "fenced");
     assert!(!fenced, "it was fenced again");
 }
 

@@ -128,8 +128,8 @@ impl Step<'_> {
                        files are kept",
         );
         self.command(Command::Kill(stay.host, vm, stay.epoch));
-        if self.site.fenced.remove(&vm) {
-            self.lift_fence();
+        if self.site.state.held.contains(&vm) {
+            self.persist(Row::Unfenced { vm });
         }
         true
     }
@@ -226,11 +226,9 @@ impl Step<'_> {
         let stays = state.vms.iter().filter(|(_, entry)| entry.stay.is_some());
         let held: BTreeSet<VmId> =
             stays.map(|(vm, _)| *vm).chain(open.map(|migration| migration.vm)).collect();
-        self.site.fenced_until = self.site.fenced_until.max(journal);
+        // Durable, or rows written from here on would make the journal look as long as it was.
+        self.persist(Row::Fenced { journal, vms: held.clone() });
         for vm in held {
-            if !self.site.fenced.insert(vm) {
-                continue;
-            }
             self.note(
                 vm,
                 "ALARM: this site's journal is older than a peer remembers; the VM is \
@@ -242,12 +240,20 @@ impl Step<'_> {
             }
             self.confirm(vm);
         }
-        self.lift_fence();
     }
 
-    /// Asks the site above whether the VM is still here.
+    /// Asks about every VM that is held.
+    pub(crate) fn confirm_held(&mut self) {
+        for vm in self.site.state.held.clone() {
+            self.confirm(vm);
+        }
+    }
+
+    /// Asks the site above whether the VM is still here, unless it is being asked.
     pub(crate) fn confirm(&mut self, vm: VmId) {
-        if !self.site.fenced.contains(&vm) {
+        let mut waiting = self.site.waiting.values();
+        let asked = waiting.any(|what| matches!(what, Waiting::Confirm(of) if *of == vm));
+        if asked || !self.site.state.held.contains(&vm) {
             return;
         }
         let up = match self.site.state.vms.get(&vm) {
@@ -258,7 +264,13 @@ impl Step<'_> {
                 Party::Here => None,
             }),
         };
-        let Some(up) = up else { return };
+        let Some(up) = up else {
+            if !self.site.state.vms.contains_key(&vm) {
+                // What was on its way has been given up since.
+                self.persist(Row::Unfenced { vm });
+            }
+            return;
+        };
         let key = self.world.create_key();
         let origin = Origin { op: Op::Confirm { vm }, key, sealed: None };
         let hop = Hop {
@@ -303,12 +315,11 @@ impl Step<'_> {
         match answer {
             Ok(Answer::Known { chain }) => {
                 let over = self.end_overtaken(vm, &chain);
-                if self.superseded(vm, &chain) || over {
-                    self.site.fenced.remove(&vm);
-                } else {
+                if !self.superseded(vm, &chain) && !over {
                     self.unfence(vm);
+                } else if self.site.state.held.contains(&vm) {
+                    self.persist(Row::Unfenced { vm });
                 }
-                self.lift_fence();
             }
             // Not on the path any more, or not reachable: it stays held, and is asked again.
             _ => self.arm_after(Timer::Confirm(vm), CONFIRM_AGAIN),
@@ -344,17 +355,17 @@ impl Step<'_> {
 
     /// The operator vouches for what nobody above can confirm.
     pub(crate) fn ask_unfence(&mut self, ask: u64) {
-        for vm in self.site.fenced.clone() {
+        for vm in self.site.state.held.clone() {
             self.unfence(vm);
         }
-        self.lift_fence();
         self.reply(ask, Reply::Done);
     }
 
     fn unfence(&mut self, vm: VmId) {
-        if !self.site.fenced.remove(&vm) {
+        if !self.site.state.held.contains(&vm) {
             return;
         }
+        self.persist(Row::Unfenced { vm });
         self.note(vm, "confirmed: what this site knows of it holds");
         let targets: Vec<_> = self.open_targets(vm).map(|(migration, _)| migration).collect();
         for migration in targets {
@@ -372,13 +383,6 @@ impl Step<'_> {
         let runs = stay.power == PowerState::Active || stay.starting || stay.wanted;
         if runs && self.site.state.open_source(vm).is_none() {
             self.start_again(vm);
-        }
-    }
-
-    fn lift_fence(&mut self) {
-        if self.site.fenced.is_empty() && self.site.fenced_until > 0 {
-            let journal = std::mem::take(&mut self.site.fenced_until);
-            self.persist(Row::Unfenced { journal });
         }
     }
 }

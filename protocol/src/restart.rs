@@ -17,6 +17,7 @@ impl Site {
         let mut step = Step { site: self, world, out: Output::default(), inbox };
         step.end_strangers(found);
         step.adopt(found);
+        step.confirm_held();
         step.forget_destroyed();
         step.resume_sources();
         step.resume_targets();
@@ -60,7 +61,7 @@ impl Step<'_> {
             .collect();
         for (vm, stay, parked) in stays {
             let guest = found.iter().find(|guest| guest.vm == vm && self.stay_matches(guest));
-            if self.site.fenced.contains(&vm) {
+            if self.site.state.held.contains(&vm) {
                 // Whatever the journal says: it may be of before it was started, or moved.
                 if guest.is_some_and(|guest| guest.power == PowerState::Active) {
                     self.command(Command::Pause(stay.host, vm, stay.epoch));

@@ -1,5 +1,7 @@
 //! The rows of the journal. [`crate::State`] is what they amount to.
 
+use std::collections::BTreeSet;
+
 use model::{
     Certificate, Chain, Descriptor, Digest, EdgeHandle, Epoch, HostName, MigrationId, OperationId,
     PeerName, PowerState, PublicKey, Resources, RunProfile, Signed, Statement, Time, TokenHash,
@@ -432,10 +434,17 @@ pub enum Row {
         /// The edge to that peer.
         down: Edge,
     },
-    /// Every VM was confirmed after the journal was found older than a peer remembers.
-    Unfenced {
-        /// The length of the journal that was remembered; it is never told a lower one again.
+    /// The journal was found older than a peer remembers.
+    Fenced {
+        /// The length of the journal that was remembered; nobody is told a lower one again.
         journal: u64,
+        /// VMs that it says are here, on their way here, or released: they are held.
+        vms: BTreeSet<VmId>,
+    },
+    /// What the journal says of a VM that was held was confirmed, or overtaken.
+    Unfenced {
+        /// The VM.
+        vm: VmId,
     },
 }
 
@@ -444,7 +453,7 @@ impl Row {
     pub fn place_after(&self, len: u64) -> u64 {
         match self {
             // Peers that remember a longer journal are never told of a shorter one again.
-            Self::Unfenced { journal } => len.max(*journal) + 1,
+            Self::Fenced { journal, .. } => len.max(*journal) + 1,
             _ => len + 1,
         }
     }
@@ -487,12 +496,13 @@ impl Row {
             Self::Superseded { .. } => "superseded",
             Self::Reclaimed { .. } => "reclaimed",
             Self::Rerouted { .. } => "rerouted",
+            Self::Fenced { .. } => "fenced",
             Self::Unfenced { .. } => "unfenced",
         }
     }
 
     /// Every name that [`Row::kind`] can give.
-    pub const KINDS: [&'static str; 36] = [
+    pub const KINDS: [&'static str; 37] = [
         "host_added",
         "host_draining",
         "host_removed",
@@ -528,6 +538,7 @@ impl Row {
         "superseded",
         "reclaimed",
         "rerouted",
+        "fenced",
         "unfenced",
     ];
 }

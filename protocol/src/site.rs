@@ -238,9 +238,6 @@ pub struct Site {
     /// Callers that wait for a guest to change its state, and what they want.
     pub(crate) controls: BTreeMap<VmId, Vec<(Caller, crate::message::Action)>>,
     pub(crate) reports: BTreeMap<VmId, Duty>,
-    /// VMs that must not execute until they are confirmed, and what for.
-    pub(crate) fenced: BTreeSet<VmId>,
-    pub(crate) fenced_until: u64,
     pub(crate) timers: BTreeSet<(Time, Timer)>,
     pub(crate) next_call: u64,
 }
@@ -269,8 +266,6 @@ impl Site {
             unprofiled: BTreeSet::new(),
             controls: BTreeMap::new(),
             reports: BTreeMap::new(),
-            fenced: BTreeSet::new(),
-            fenced_until: 0,
             timers: BTreeSet::new(),
             next_call: 0,
         }

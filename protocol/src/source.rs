@@ -108,7 +108,7 @@ impl Step<'_> {
             let reason = "this site does not have the VM now; ask again".to_owned();
             return self.answer(caller, Answer::Conflict { reason, retry_after: CONFLICT_RETRY });
         };
-        if self.site.fenced.contains(&vm) {
+        if self.site.state.held.contains(&vm) {
             let reason = "this site is finding out what it has; ask again".to_owned();
             return self.answer(caller, Answer::Conflict { reason, retry_after: CONFLICT_RETRY });
         }
@@ -320,7 +320,7 @@ impl Step<'_> {
         source: &SourceRole,
         ready: &Signed<Statement>,
     ) -> Outcome {
-        if self.site.fenced.contains(&vm) {
+        if self.site.state.held.contains(&vm) {
             return Outcome::Open { reason: "the Source is finding out what it has".to_owned() };
         }
         let sent = source.sent.expect("SENT holds its digest");
@@ -372,7 +372,7 @@ impl Step<'_> {
         if source.step >= SourceStep::Released {
             return;
         }
-        if self.site.fenced.contains(&vm) {
+        if self.site.state.held.contains(&vm) {
             // It may have been released in what was forgotten: nothing may be said before that is clear.
             return self.arm_after(Timer::SourceDeadline(migration), FENCED_RETRY);
         }
@@ -440,7 +440,7 @@ impl Step<'_> {
             SourceStep::Released => {}
             _ => return Err("this migration is not in a state to be handed back".to_owned()),
         }
-        if self.site.fenced.contains(&vm) {
+        if self.site.state.held.contains(&vm) {
             return Err("this site's journal is older than a peer remembers".to_owned());
         }
         let (active, key) = (source.active, source.copy.key);
@@ -491,7 +491,7 @@ impl Step<'_> {
     pub(crate) fn let_run(&mut self, vm: VmId) {
         let Some(entry) = self.site.state.vms.get(&vm) else { return };
         let Some(stay) = entry.stay.clone().filter(|_| !entry.destroyed) else { return };
-        if self.site.fenced.contains(&vm) {
+        if self.site.state.held.contains(&vm) {
             return;
         }
         let owns = entry.chain.newest().owner == stay.key;
@@ -577,7 +577,7 @@ impl Step<'_> {
                 self.power_changed(vm);
             }
             // Held by the fence only: what it was is what it will be.
-            GuestEvent::Paused if self.site.fenced.contains(&vm) => {}
+            GuestEvent::Paused if self.site.state.held.contains(&vm) => {}
             GuestEvent::Paused => self.stopped(vm, epoch, PowerState::Paused),
             GuestEvent::Ended if is_quiet(&stay) => {
                 // It ended before it executed anything: its saved state is as good as before.

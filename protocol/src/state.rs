@@ -1,6 +1,6 @@
 //! What a site must not forget: the fold of its journal through one total function.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::{
     Certificate, Chain, Descriptor, Digest, EdgeHandle, Epoch, HostName, MigrationId, OperationId,
@@ -246,6 +246,9 @@ pub struct State {
     pub migrations: BTreeMap<MigrationId, Migration>,
     /// Its journeys as Controller.
     pub journeys: BTreeMap<OperationId, Journey>,
+    /// VMs that must not execute here, be taken, given, or given up, until the path above, or the
+    /// operator, has confirmed what an old journal says of them.
+    pub held: BTreeSet<VmId>,
 }
 
 /// A row that contradicts the rows before it: the journal is damaged, or the program is wrong.
@@ -361,7 +364,12 @@ impl State {
                 let entry = self.vms.get_mut(vm).ok_or(illegal("no such VM"))?;
                 entry.down = Down::Edge(down.clone());
             }
-            Row::Unfenced { .. } => {}
+            Row::Fenced { vms, .. } => self.held.extend(vms),
+            Row::Unfenced { vm } => {
+                if !self.held.remove(vm) {
+                    return Err(illegal("the VM is not held"));
+                }
+            }
             Row::StartIntent { vm, epoch } => {
                 let stay = self.stay_at(*vm, *epoch).ok_or(illegal("the VM is not here"))?;
                 stay.starting = true;

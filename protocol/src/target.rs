@@ -440,7 +440,7 @@ impl Step<'_> {
             return;
         };
         match target.step {
-            TargetStep::Ready if self.site.fenced.contains(&vm) => {
+            TargetStep::Ready if self.site.state.held.contains(&vm) => {
                 // It may have been here and gone on in what was forgotten.
                 let reason = "this site's journal is older than a peer remembers".to_owned();
                 let answer = Answer::Conflict { reason, retry_after: crate::source::FENCED_RETRY };

@@ -1,10 +1,12 @@
 //! The disk under a site's journal: what was synced stays, what was only written may be lost or
 //! torn when the site ends.
 
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 
-use protocol::{Record, Row, State};
+use model::{Epoch, VmId};
+use protocol::{Record, Row, State, TargetStep};
 
 /// Bytes before each transaction: its length and a checksum.
 const HEADER: usize = 4 + 8;
@@ -69,11 +71,15 @@ impl Disk {
         self.written.len()
     }
 
-    /// How long the journal was, in rows, when it had so many transactions.
-    pub(super) fn len_at(&self, transactions: usize) -> u64 {
-        let mut old = self.clone();
-        old.restore(transactions);
-        old.read().map_or(0, |_| old.len)
+    /// Copies of the journal, by the count of their transactions, that are shorter than `len` rows
+    /// and say otherwise than the journal does which VMs are here, or on their way here.
+    pub(super) fn outdated(&self, len: u64) -> Vec<usize> {
+        let mut all = self.clone();
+        let mut known = vec![];
+        let read = all.replay(|at, len, state| known.push((at, len, here(state))));
+        let now = read.map_or_else(|_| BTreeSet::new(), |state| here(&state));
+        let outdated = known.into_iter().filter(|(_, old, here)| *old < len && *here != now);
+        outdated.map(|(at, ..)| at).collect()
     }
 
     /// Puts back an old copy.
@@ -85,6 +91,12 @@ impl Disk {
     /// Reads the journal as a starting site does: whole transactions count, and nothing after one
     /// that is torn.
     pub(super) fn read(&mut self) -> Result<State, String> {
+        self.replay(|_, _, _| {})
+    }
+
+    /// Reads it, and shows what it says after each transaction: how many those are, how many rows,
+    /// and what of them.
+    fn replay(&mut self, mut look: impl FnMut(usize, u64, &State)) -> Result<State, String> {
         let mut state = State::default();
         self.len = 0;
         let mut whole = Vec::new();
@@ -101,6 +113,7 @@ impl Disk {
                     self.len = len;
                 }
                 whole.push(rest[..rest.len() - after.len()].into());
+                look(whole.len(), self.len, &state);
                 rest = after;
             }
         }
@@ -108,6 +121,16 @@ impl Disk {
         self.sync();
         Ok(state)
     }
+}
+
+/// The VMs that are here, or on their way, and under which epoch.
+fn here(state: &State) -> BTreeSet<(VmId, Epoch)> {
+    let stays = state.vms.iter().filter_map(|(vm, entry)| Some((*vm, entry.stay.as_ref()?.epoch)));
+    let on_their_way = state.migrations.values().filter_map(|migration| {
+        let target = migration.target.as_ref().filter(|t| t.step == TargetStep::Ready)?;
+        Some((migration.vm, target.epoch()))
+    });
+    stays.chain(on_their_way).collect()
 }
 
 fn checksum(body: &[u8]) -> [u8; 8] {

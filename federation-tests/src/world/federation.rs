@@ -415,22 +415,21 @@ impl Federation {
         self.ledger.mourn(vms);
     }
 
-    /// Lets a site end and start from so many hundredths of its journal. What is cut off must go
-    /// further back than some peer remembers: of what nobody was told nobody can tell either. For
-    /// the same reason only one site forgets.
+    /// Lets a site end and start from an old copy of its journal: the one that is so many hundredths
+    /// along those that no longer say which VMs it has. What is cut off must go further back than
+    /// some peer remembers: of what nobody was told nobody can tell either. For the same reason only
+    /// one site forgets.
     pub(super) fn restore_journal(&mut self, name: &PeerName, share: usize) -> bool {
-        let told = self.remembered(name);
         let node = &self.nodes[name];
-        let old = node.disk.transactions() * share / 100;
-        if self.ledger.forgotten || node.gone || node.disk.len_at(old) >= told {
+        if self.ledger.forgotten || node.gone {
             return false;
         }
-        self.end(name, 0);
-        let node = self.node(name);
-        node.restore = Some(old);
-        self.ledger.forgotten = true;
-        let node = &self.nodes[name];
+        let copies = node.disk.outdated(self.remembered(name));
+        let Some(old) = copies.get(copies.len() * share / 100).copied() else { return false };
         let vms: Vec<VmId> = node.durable.vms.keys().copied().collect();
+        self.end(name, 0);
+        self.node(name).restore = Some(old);
+        self.ledger.forgotten = true;
         self.ledger.mourn(vms);
         true
     }
