@@ -278,6 +278,13 @@ fn end(plan: &Plan, world: &mut World, vms: &[VmId]) {
         }
     }
     if plan.restores() {
+        // Where it could not be done before, now that everybody is there to remember.
+        for (deed, span) in &plan.deeds {
+            if matches!(deed, Deed::Restore(..)) {
+                perform(plan, world, vms, &mut vec![], *deed);
+                world.run(*span);
+            }
+        }
         // Who has forgotten something may have forgotten a VM; it must not run twice all the same.
         world.run(2 * HOUR);
         for at in &there {

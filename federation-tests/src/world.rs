@@ -13,12 +13,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use model::{
-    Bytes, Descriptor, Epoch, FileId, HostName, OperationId, PeerName, PowerState, Resources, Time,
-    VmId,
+    Bytes, Chain, Descriptor, Epoch, FileId, HostName, OperationId, PeerName, PowerState,
+    Resources, Time, VmId,
 };
-use protocol::{
-    Action, Answer, Ask, Config, Down, JourneyResult, Mode, Op, Output, Reply, TargetStep,
-};
+use protocol::{Action, Answer, Ask, Config, Down, JourneyResult, Mode, Op, Output, Reply};
 
 pub use federation::{Federation, Flight, Line, Load, Point, Step};
 pub use node::{Content, Guest, Node, Place, Saved};
@@ -572,18 +570,21 @@ impl World {
             .collect()
     }
 
-    /// Whether no other site knows of a newer epoch of any VM that this one holds than it has, or is
-    /// to get.
+    /// Whether no other site knows a newer certificate of any VM that this one holds, other than
+    /// that it is to get the VM.
     pub fn remembers_best(&self, at: &str) -> bool {
         let state = self.state(at);
+        let knows = |vm: &VmId, other: &Chain| {
+            let newer = |chain: &Chain| chain.epoch() < other.epoch();
+            let mut targets = state.migrations.values().filter(|migration| migration.vm == *vm);
+            let owner = other.newest().owner;
+            state.vms.get(vm).is_some_and(|entry| !newer(&entry.chain))
+                || targets.any(|m| m.target.as_ref().is_some_and(|t| t.vm_key == owner))
+        };
         state.held.iter().all(|vm| {
-            let to_come = state.migrations.values().filter(|migration| migration.vm == *vm);
-            let to_come = to_come.filter_map(|migration| migration.target.as_ref());
-            let to_come = to_come.filter(|target| target.step == TargetStep::Ready);
-            let here = state.vms.get(vm).map(|entry| entry.chain.epoch());
-            let best = to_come.map(|target| target.epoch()).chain(here).max();
-            let known = self.federation.nodes.values().filter_map(|node| node.durable.vms.get(vm));
-            known.into_iter().all(|known| Some(known.chain.epoch()) <= best)
+            let others = self.federation.nodes.values();
+            let known = others.filter_map(|node| node.durable.vms.get(vm));
+            known.into_iter().all(|entry| knows(vm, &entry.chain))
         })
     }
 

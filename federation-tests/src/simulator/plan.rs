@@ -201,7 +201,7 @@ fn deed(dice: &mut Dice, plan: &Plan, rare: usize) -> Deed {
             Deed::Gone(1 + dice.below(plan.sites - 1))
         }
         // Tried often, as it only counts where a peer that is there remembers more.
-        35 | 37 | 38 if (1..=2).contains(&rare) => Deed::Restore(site, dice.below(100)),
+        35 | 37 | 38 if (1..=3).contains(&rare) => Deed::Restore(site, dice.below(100)),
         36 => Deed::Damage(site),
         _ => Deed::StartAll,
     }
@@ -220,8 +220,8 @@ fn wish(dice: &mut Dice, plan: &Plan, rare: usize) -> Wish {
         12..=15 => Wish::Evict { vm, within: dice.one_of(&[30, 600, 7200]) },
         16 | 17 => Wish::Cancel(dice.below(4)),
         18 => Wish::Drain(dice.below(HOSTS.len()), dice.once_in(2)),
-        19 if rare == 3 => Wish::Reclaim(vm, dice.below(plan.sites)),
-        20 if rare > 3 => Wish::Host(dice.below(HOSTS.len()), dice.once_in(2)),
+        19 if rare == 4 => Wish::Reclaim(vm, dice.below(plan.sites)),
+        20 if rare > 4 => Wish::Host(dice.below(HOSTS.len()), dice.once_in(2)),
         _ => {
             let actions = [
                 Action::Start,

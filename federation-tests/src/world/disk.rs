@@ -72,14 +72,18 @@ impl Disk {
     }
 
     /// Copies of the journal, by the count of their transactions, that are shorter than `len` rows
-    /// and say otherwise than the journal does which VMs are here, or on their way here.
+    /// and say otherwise than the journal does which VMs are here, or on their way here: those that
+    /// name one which has left since, if there are any.
     pub(super) fn outdated(&self, len: u64) -> Vec<usize> {
         let mut all = self.clone();
         let mut known = vec![];
         let read = all.replay(|at, len, state| known.push((at, len, here(state))));
         let now = read.map_or_else(|_| BTreeSet::new(), |state| here(&state));
-        let outdated = known.into_iter().filter(|(_, old, here)| *old < len && *here != now);
-        outdated.map(|(at, ..)| at).collect()
+        known.retain(|(_, old, here)| *old < len && *here != now);
+        if known.iter().any(|(.., here)| !here.is_subset(&now)) {
+            known.retain(|(.., here)| !here.is_subset(&now));
+        }
+        known.into_iter().map(|(at, ..)| at).collect()
     }
 
     /// Puts back an old copy.

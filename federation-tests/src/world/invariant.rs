@@ -182,6 +182,13 @@ impl Federation {
 
     fn epochs_never_fall(&mut self) -> Vec<String> {
         let mut broken = vec![];
+        if self.ledger.forgotten {
+            // Who alone knew of an epoch may have forgotten it: the VM comes by again under a lower
+            // one, if its operator says so. It does not fall while a site has the VM.
+            let nodes = &self.nodes;
+            let epochs = &mut self.ledger.epochs;
+            epochs.retain(|(site, vm), _| nodes[site].durable.vms.contains_key(vm));
+        }
         for (name, node) in &self.nodes {
             for (vm, entry) in &node.durable.vms {
                 let epoch = entry.chain.epoch();
