@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use federation_tests::world::{Federation, Point, Step, World};
 use model::{PeerName, VmId};
+use protocol::{SourceStep, TargetStep};
 use stateright::{Checker, Model, Property};
 
 /// Crashes are tried before each of the first effects of an event; no event has more.
@@ -156,23 +157,50 @@ impl Model for Handoff {
         // Which ends there are shows where something can go wrong.
         if self.faults.all > 0 {
             properties.extend([
-                Property::sometimes("the VM moves", |_, now: &Now| {
-                    now.federation.has_decided("owned")
+                Property::sometimes("a Source ends in TOMBSTONE", |_, now: &Now| {
+                    rests_with_source(now, SourceStep::Tombstone)
                 }),
-                Property::sometimes("the Source aborts", |_, now: &Now| {
-                    now.federation.has_decided("aborted")
+                Property::sometimes("a Source ends in ABORTED", |_, now: &Now| {
+                    rests_with_source(now, SourceStep::Aborted)
                 }),
-                Property::sometimes(
-                    "the VM is handed back and runs on",
-                    |model: &Self, now: &Now| {
-                        now.federation.has_decided("returned")
-                            && running(&now.federation, model.vm) == 1
-                    },
-                ),
+                Property::sometimes("a Source ends in RETURNED", |_, now: &Now| {
+                    rests_with_source(now, SourceStep::Returned)
+                }),
+                Property::sometimes("a Destination ends in OWNED", |_, now: &Now| {
+                    rests_with_target(now, TargetStep::Owned)
+                }),
+                Property::sometimes("a Destination ends in HANDED_BACK", |_, now: &Now| {
+                    rests_with_target(now, TargetStep::HandedBack)
+                }),
+                Property::sometimes("a Destination ends in DROPPED", |_, now: &Now| {
+                    rests_with_target(now, TargetStep::Dropped)
+                }),
             ]);
         }
         properties
     }
+}
+
+/// Whether nothing more happens, and a Source of some migration stays in this step.
+fn rests_with_source(now: &Now, step: SourceStep) -> bool {
+    now.federation.steps().is_empty()
+        && now
+            .federation
+            .nodes
+            .values()
+            .flat_map(|node| node.durable.migrations.values())
+            .any(|migration| migration.source.as_ref().is_some_and(|source| source.step == step))
+}
+
+/// Whether nothing more happens, and a Destination of some migration stays in this step.
+fn rests_with_target(now: &Now, step: TargetStep) -> bool {
+    now.federation.steps().is_empty()
+        && now
+            .federation
+            .nodes
+            .values()
+            .flat_map(|node| node.durable.migrations.values())
+            .any(|migration| migration.target.as_ref().is_some_and(|target| target.step == step))
 }
 
 fn running(federation: &Federation, vm: VmId) -> usize {
