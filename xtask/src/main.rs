@@ -6,6 +6,7 @@ mod demo;
 mod fuzz;
 mod guest_image;
 mod model;
+mod mutants;
 mod prepare;
 mod shell;
 mod simulate;
@@ -39,6 +40,8 @@ enum Task {
     Chaos(chaos::Args),
     /// Searches every state of the handoff, with more faults than the tests take time for.
     Model,
+    /// Tries mutants of the rules: whether the tests would see each.
+    Mutants(mutants::Args),
     /// Makes federations from seeds, in virtual time, with everything that can go wrong.
     Simulate(simulate::Args),
     /// Runs the fuzz targets of every parser, minimises their corpora and tells what was found.
@@ -59,6 +62,7 @@ fn main() -> anyhow::Result<()> {
         Task::Bench { what } => bench::run(what),
         Task::Chaos(args) => chaos::run(&args),
         Task::Model => model::run(),
+        Task::Mutants(args) => mutants::run(&args),
         Task::Simulate(args) => simulate::run(&args),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::GuestImage { output } => guest_image::build(&output),

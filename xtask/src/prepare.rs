@@ -73,11 +73,20 @@ pub(crate) fn guest() -> Result<std::path::PathBuf> {
 
 /// The command that builds and lays out fuzz targets, if need be.
 pub(crate) fn cargo_fuzz() -> Result<()> {
-    if read(cargo().args(["fuzz", "--version"])).is_ok() {
+    cargo_command("fuzz")
+}
+
+/// The command that makes and judges mutants, if need be.
+pub(crate) fn cargo_mutants() -> Result<()> {
+    cargo_command("mutants")
+}
+
+fn cargo_command(name: &str) -> Result<()> {
+    if read(cargo().args([name, "--version"])).is_ok() {
         return Ok(());
     }
-    println!("installing cargo-fuzz");
-    run(cargo().args(["install", "--quiet", "--locked", "cargo-fuzz"]))
+    println!("installing cargo-{name}");
+    run(cargo().args(["install", "--quiet", "--locked", &format!("cargo-{name}")]))
 }
 
 fn is_root() -> Result<bool> {

@@ -1,0 +1,83 @@
+//! Mutation testing of the rules: whether the tests would see it if a line of them were otherwise.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::prepare;
+use crate::shell::{cargo, read, root};
+
+/// Where cargo-mutants keeps what it found, seen from the workspace's folder.
+const FOLDER: &str = "target/mutants";
+/// So many of a hundred mutants must be caught.
+const CAUGHT: usize = 95;
+
+/// Which part, and how.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Only this part of all mutants: K/N, with K from 0.
+    #[arg(long)]
+    shard: Option<String>,
+    /// How many mutants are tried at once.
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
+    /// Try those again that were caught before, too.
+    #[arg(long)]
+    afresh: bool,
+}
+
+/// `cargo xtask mutants`: tries every mutant of `protocol` that was not caught yet.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    prepare::cargo_mutants()?;
+    let folder = root().join(FOLDER);
+    fs::create_dir_all(&folder)?;
+    let mut command = cargo();
+    command.args(["mutants", "--package", "protocol", "--no-shuffle", "--colors", "never"]);
+    command.arg("--output").arg(&folder).args(["--jobs", &args.jobs.to_string()]);
+    if !args.afresh {
+        command.arg("--iterate");
+    }
+    if let Some(shard) = &args.shard {
+        command.args(["--shard", shard]);
+    }
+    // Missed mutants are no failure of its own; what they amount to is told below.
+    let status = command.status().context("cannot run cargo mutants")?;
+    ensure!(matches!(status.code(), Some(0 | 2 | 3)), "cargo mutants ended with {status}");
+
+    let all = lines(&read(cargo().args(["mutants", "--list", "--package", "protocol"]))?);
+    let found = |kinds: &[&str]| -> Result<BTreeSet<String>> {
+        let mut found = BTreeSet::new();
+        for kind in kinds {
+            let path = folder.join("mutants.out").join(format!("{kind}.txt"));
+            found.extend(lines(&fs::read_to_string(path).unwrap_or_default()));
+        }
+        Ok(found.intersection(&all).cloned().collect())
+    };
+    let unviable = found(&["unviable"])?;
+    let missed = found(&["missed"])?;
+    let caught = found(&["caught", "timeout", "previously_caught"])?;
+    let caught = &(&caught - &unviable) - &missed;
+    let tried = caught.len() + missed.len();
+    println!(
+        "{} mutants; {} do not compile; of {tried} tried {} are caught, {} missed:",
+        all.len(),
+        unviable.len(),
+        caught.len(),
+        missed.len()
+    );
+    for mutant in &missed {
+        println!("  {mutant}");
+    }
+    ensure!(tried > 0, "no mutant was tried");
+    let share = 100 * caught.len() / tried;
+    if share < CAUGHT {
+        bail!("{share} % are caught; {CAUGHT} % must be");
+    }
+    println!("{share} % are caught");
+    Ok(())
+}
+
+fn lines(text: &str) -> BTreeSet<String> {
+    text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
