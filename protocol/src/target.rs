@@ -394,26 +394,39 @@ impl Step<'_> {
 
     pub(crate) fn drop_target(&mut self, migration: MigrationId, reason: &str) {
         let Some((vm, target)) = self.target_role(migration) else { return };
-        let (host, epoch) = (target.host.clone(), target.epoch());
+        let (host, epoch, step) = (target.host.clone(), target.epoch(), target.step);
         self.persist(Row::Dropped { migration, reason: reason.to_owned() });
         self.disarm(&Timer::AdmitExpiry(migration));
         self.note(vm, format!("transfer given up: {reason}"));
         self.command(Command::Close { migration, source: false });
+        self.site.accepting.remove(&migration);
+        if step == TargetStep::Ready && self.is_free(&host, vm, epoch) {
+            // Its guest may have been made for a certificate that is not known any more: this site
+            // ended before it was durable, and the Source has forgotten it. It never executed.
+            self.command(Command::Kill(host.clone(), vm, epoch));
+        }
         self.purge_files(host, vm, epoch);
         for caller in self.site.arriving.remove(&migration).unwrap_or_default() {
             self.answer_failed(caller, reason, GIVEN_UP);
         }
     }
 
-    /// Deletes the files of a stay that ended, or never began. An epoch's number comes again when
-    /// a migration came to nothing, so the place may be in use by a later one: then they stay.
+    /// Deletes the files of a stay that ended, or never began, unless a later one has its place.
     pub(crate) fn purge_files(&mut self, host: HostName, vm: VmId, epoch: Epoch) {
-        let here = |stay: &Stay| stay.host == host && stay.epoch == epoch;
+        if self.is_free(&host, vm, epoch) {
+            self.command(Command::Purge(host, vm, epoch));
+        }
+    }
+
+    /// Whether nothing of this VM lives, arrives or is kept at this place. An epoch's number comes
+    /// again when a migration came to nothing, so that a place may be in use by a later one.
+    fn is_free(&self, host: &HostName, vm: VmId, epoch: Epoch) -> bool {
+        let here = |stay: &Stay| stay.host == *host && stay.epoch == epoch;
         let lives = self.site.state.vms.get(&vm).and_then(|vm| vm.stay.as_ref()).is_some_and(here);
         let mut others = self.site.state.migrations.values().filter(|m| m.vm == vm);
         let used = others.any(|migration| {
             let arrives = migration.target.as_ref().is_some_and(|target| {
-                target.step < TargetStep::Owned && target.host == host && target.epoch() == epoch
+                target.step < TargetStep::Owned && target.host == *host && target.epoch() == epoch
             });
             let frozen = migration.source.as_ref().is_some_and(|source| {
                 matches!(source.step, SourceStep::Released | SourceStep::Receipted)
@@ -421,9 +434,7 @@ impl Step<'_> {
             });
             arrives || frozen
         });
-        if !lives && !used {
-            self.command(Command::Purge(host, vm, epoch));
-        }
+        !lives && !used
     }
 
     /// The certificate came, over the session or by the path.

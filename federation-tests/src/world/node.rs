@@ -200,7 +200,10 @@ impl Node {
             }
             Command::Purge(..) => {
                 self.copies.remove(&place);
-                let used = self.guests.contains_key(&place);
+                // What is asked of one guest is done in its order.
+                let mut verbs = self.verbs.iter().filter(|verb| verb.place == place);
+                let ends = verbs.any(|verb| verb.what == What::Kill);
+                let used = self.guests.contains_key(&place) && !ends;
                 return used.then(|| format!("files of the guest at {place:?} are deleted"));
             }
             _ => return None,
