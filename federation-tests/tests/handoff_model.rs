@@ -356,16 +356,23 @@ fn three_roles_at_three_sites_hand_over_whatever_fails_once() {
     check("Controller, Source, Destination", Handoff { vm, starts, faults: ANY_ONE });
 }
 
-/// As [`three_sites`], with a host at b too.
+/// As [`three_sites`], with a host at b too; and the same where a's host starts no guest.
 fn two_controllers() -> (Vec<Federation>, VmId) {
-    let (mut world, vm) = three_sites();
-    world.host("b", "h1", 1);
-    world.run(std::time::Duration::from_secs(3600));
-    world.bring_home("a", vm);
-    world.bring_home("b", vm);
-    world.federation.logging = false;
-    world.federation.log.clear();
-    (vec![world.federation], vm)
+    let mut starts = vec![];
+    let mut id = None;
+    for broken in [false, true] {
+        let (mut world, vm) = three_sites();
+        world.host("b", "h1", 1);
+        world.run(std::time::Duration::from_secs(3600));
+        world.break_host("a", "h1", broken);
+        world.bring_home("a", vm);
+        world.bring_home("b", vm);
+        world.federation.logging = false;
+        world.federation.log.clear();
+        starts.push(world.federation);
+        id = Some(vm);
+    }
+    (starts, id.expect("two starts"))
 }
 
 const NONE: Faults =

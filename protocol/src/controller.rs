@@ -945,6 +945,10 @@ impl Step<'_> {
                 self.memory(operation).last_failure = Some(reason);
                 self.later(operation, retry_after);
             }
+            (Phase::Force, Answer::Gone { reason }) => {
+                self.destroyed_below(journey.vm);
+                self.end_attempt(&journey, Ended::GaveUp(reason));
+            }
             (Phase::Initiate, Answer::Arrived { ready, size, wire }) => {
                 self.tell(operation, format!("all {size} arrived, {wire} on the wire"));
                 self.memory(operation).ready = Some(ready);

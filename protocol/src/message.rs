@@ -156,8 +156,10 @@ pub enum Op {
         /// Why it is parked, if it is.
         parked: Option<String>,
     },
-    /// Up the path, from a site that has lost a part of its memory: is the VM still mine?
-    /// Answered by [`Answer::Known`].
+    /// From a site that has lost a part of its memory, to its peers: is the VM still mine? The
+    /// path above passes it on to the primary. Answered by [`Answer::Known`], by
+    /// [`Answer::Unknown`] from who has nothing to do with it, and by [`Answer::Conflict`] while
+    /// it cannot be said.
     Confirm {
         /// The VM.
         vm: VmId,
@@ -300,7 +302,8 @@ pub enum Answer {
         /// Bytes that crossed the network.
         wire: Bytes,
     },
-    /// To Initiate transfer: the capacity was given away meanwhile, or does not fit.
+    /// To Initiate transfer: the capacity was given away meanwhile, or does not fit. To Forced
+    /// migration: the VM was destroyed.
     Gone {
         /// Why.
         reason: String,

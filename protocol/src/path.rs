@@ -49,9 +49,12 @@ impl Step<'_> {
             return Some(vm.down.clone());
         }
         let left = self.site.state.migrations.values().filter(|m| m.vm == vm);
-        left.filter_map(|migration| migration.old.as_ref())
-            .find(|(old_up, _)| old_up.as_ref() == Some(up))
-            .map(|(_, down)| down.clone())
+        let left =
+            left.filter_map(|migration| Some((migration.left_at(), migration.old.as_ref()?)));
+        // An edge may have led along several paths, one after the other: the last counts.
+        left.filter(|(_, (old_up, _))| old_up.as_ref() == Some(up))
+            .max_by_key(|(epoch, _)| *epoch)
+            .map(|(_, (_, down))| down.clone())
     }
 
     fn spoke_before(&self, origin: &Origin) -> bool {
@@ -193,9 +196,8 @@ impl Step<'_> {
                 self.retired(*migration, *vm, came);
                 return self.answer(caller, Answer::Done);
             }
-            (Op::Control { vm, action: Action::Destroy }, Answer::Done) => {
-                self.destroyed_below(*vm)
-            }
+            (Op::Control { vm, action: Action::Destroy }, Answer::Done)
+            | (Op::ForcedMigration { vm, .. }, Answer::Gone { .. }) => self.destroyed_below(*vm),
             _ => {}
         }
         self.answer(caller, answer);

@@ -2,12 +2,15 @@
 //!
 //! None of this is automatic where it could make a VM run twice: adopting needs the operator's
 //! written word that the other side is fenced, and a site whose journal is older than its peers
-//! remember runs nothing until the path above has confirmed each VM.
+//! remember runs nothing until the path above has confirmed each VM, and no peer knows better.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use model::statement::Cause;
-use model::{Certificate, Chain, Digest, EdgeHandle, MigrationId, PeerName, PowerState, VmId};
+use model::{
+    Certificate, Chain, Digest, EdgeHandle, Epoch, MigrationId, PeerName, PowerState, Signed, VmId,
+};
 
 use crate::effect::{CallError, Caller, Command, Reply};
 use crate::message::{Answer, Hop, Op, Origin, Request};
@@ -17,7 +20,7 @@ use crate::site::{Step, Timer, Waiting};
 use crate::state::{SourceStep, Stay, TargetRole, TargetStep};
 
 /// How long a fenced site waits before it asks again about a VM.
-const CONFIRM_AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
+const CONFIRM_AGAIN: Duration = Duration::from_secs(5);
 
 impl Step<'_> {
     // Adopting: the primary takes its VM over from a site that is lost for good.
@@ -49,8 +52,12 @@ impl Step<'_> {
         let epoch = entry.chain.epoch().next();
         let certificate = self.seal(entry.chain.k0, &Certificate { vm, epoch, owner, cause });
         let chain = entry.chain.extended(certificate);
-        let stay = Stay { key: owner, starting: false, wanted: false, ..copy };
-        debug_assert!(stay.power != PowerState::Active, "a copy that was released does not run");
+        let power = match copy.power {
+            // Released by a site that has forgotten that it was quieted.
+            PowerState::Active | PowerState::Paused => PowerState::Defined,
+            quiet => quiet,
+        };
+        let stay = Stay { key: owner, power, starting: false, wanted: false, ..copy };
         self.persist(Row::Adopted { vm, chain, statement, stay });
         self.note(vm, format!("adopted by this site, as it was when it left; epoch {epoch}"));
         if let Down::Edge(edge) = entry.down {
@@ -96,11 +103,21 @@ impl Step<'_> {
         self.send_down(&Down::Edge(edge), origin, limit, Waiting::Nobody);
     }
 
-    /// A chain that ends in a newer epoch than this site's own stay: the VM stops here.
+    /// A chain that ends in a newer epoch than this site's own stay, or than what is on its way
+    /// here: the VM stops here. False if this site knows nothing that the chain has overtaken.
     pub(crate) fn superseded(&mut self, vm: VmId, chain: &Chain) -> bool {
         if chain.verify(vm, &Verifier(self.world)).is_err() {
             return false;
         }
+        let over = self.end_overtaken(vm, chain);
+        let over = self.end_stay(vm, chain) || over;
+        if over && self.site.state.held.contains(&vm) {
+            self.persist(Row::Unfenced { vm });
+        }
+        over
+    }
+
+    fn end_stay(&mut self, vm: VmId, chain: &Chain) -> bool {
         let Some(entry) = self.site.state.vms.get(&vm).cloned() else { return false };
         let adopted = matches!(chain.newest().cause, Cause::Adopt { .. });
         let (theirs, mine) = (chain.epoch(), entry.chain.epoch());
@@ -117,9 +134,20 @@ impl Step<'_> {
         if chain.newest().owner == stay.key {
             return false;
         }
+        if self.site.state.held.contains(&vm) {
+            self.persist(Row::Unfenced { vm });
+        }
         let open = self.site.state.open_source(vm).map(|(migration, _)| migration);
         if let Some(migration) = open {
-            self.abort(migration, "the VM belongs to another site by now");
+            match released_by(chain, mine.next(), migration) {
+                // This site has forgotten how it decided.
+                Some(certificate) => {
+                    self.persist(Row::Released { migration, certificate });
+                    self.disarm(&Timer::SourceDeadline(migration));
+                    self.tell_outcome(migration);
+                }
+                None => self.abort(migration, "the VM belongs to another site by now"),
+            }
         }
         self.persist(Row::Superseded { vm, chain: chain.clone() });
         self.note(
@@ -128,9 +156,6 @@ impl Step<'_> {
                        files are kept",
         );
         self.command(Command::Kill(stay.host, vm, stay.epoch));
-        if self.site.state.held.contains(&vm) {
-            self.persist(Row::Unfenced { vm });
-        }
         true
     }
 
@@ -228,11 +253,12 @@ impl Step<'_> {
             stays.map(|(vm, _)| *vm).chain(open.map(|migration| migration.vm)).collect();
         // Durable, or rows written from here on would make the journal look as long as it was.
         self.persist(Row::Fenced { journal, vms: held.clone() });
+        self.site.confirmed.clear();
         for vm in held {
             self.note(
                 vm,
                 "ALARM: this site's journal is older than a peer remembers; the VM is \
-                           held until its delegator confirms that it is still here",
+                           held until the path above confirms that it is still here",
             );
             let stay = self.site.state.vms.get(&vm).and_then(|entry| entry.stay.clone());
             if let Some(stay) = stay.filter(|s| s.power == PowerState::Active || s.starting) {
@@ -249,54 +275,139 @@ impl Step<'_> {
         }
     }
 
-    /// Asks the site above whether the VM is still here, unless it is being asked.
+    /// Asks every peer that has not answered yet about a VM that is held: the path above, which
+    /// knows what its sites have decided, and all others, one of which got the VM if this site has
+    /// passed it on. When all have answered, it is this site's.
     pub(crate) fn confirm(&mut self, vm: VmId) {
-        let mut waiting = self.site.waiting.values();
-        let asked = waiting.any(|what| matches!(what, Waiting::Confirm(of) if *of == vm));
-        if asked || !self.site.state.held.contains(&vm) {
+        if !self.site.state.held.contains(&vm) {
             return;
         }
         let up = match self.site.state.vms.get(&vm) {
-            // At the primary there is nobody above: the operator decides.
             Some(entry) => entry.up.clone(),
-            None => self.open_targets(vm).find_map(|(_, target)| match &target.asker {
-                Party::Peer(peer) => Some(Edge { peer: peer.clone(), handle: target.handle }),
-                Party::Here => None,
-            }),
-        };
-        let Some(up) = up else {
-            if !self.site.state.vms.contains_key(&vm) {
-                // What was on its way has been given up since.
-                self.persist(Row::Unfenced { vm });
+            None => {
+                let targets = self.open_targets(vm).next();
+                let asked = targets.map(|(_, target)| (target.asker.clone(), target.handle));
+                // What was on its way may have been given up since.
+                let Some((asker, handle)) = asked else {
+                    return self.persist(Row::Unfenced { vm });
+                };
+                match asker {
+                    Party::Peer(peer) => Some(Edge { peer, handle }),
+                    Party::Here => None,
+                }
             }
-            return;
         };
-        let key = self.world.create_key();
-        let origin = Origin { op: Op::Confirm { vm }, key, sealed: None };
-        let hop = Hop {
-            edge: Some(up.handle),
-            hops_left: 1,
-            time_left: self.site.config.request_limit,
-            ..Hop::default()
-        };
-        self.send(&Party::Peer(up.peer), Request { origin, hop }, Waiting::Confirm(vm));
+        let answered = self.site.confirmed.entry(vm).or_default();
+        let missing: Vec<PeerName> = self.site.peers.difference(answered).cloned().collect();
+        if missing.is_empty() {
+            return match up {
+                Some(up) if self.site.peers.contains(&up.peer) => self.unfence(vm),
+                Some(_) => {}
+                // There is nobody above the primary: its operator decides.
+                None => self
+                    .note(vm, "no peer knows of a newer certificate; `site unfence` lets it go on"),
+            };
+        }
+        for peer in missing {
+            let mut waiting = self.site.waiting.values();
+            let asked = Waiting::Confirm(vm, peer.clone());
+            if !waiting.any(|what| *what == asked) {
+                let edge = up.as_ref().filter(|up| up.peer == peer).map(|up| up.handle);
+                self.ask_confirm(peer, edge, vm, self.site.config.request_limit, asked);
+            }
+        }
     }
 
-    /// A site below has lost a part of its memory: it hears what this one knows.
+    fn ask_confirm(
+        &mut self,
+        peer: PeerName,
+        edge: Option<EdgeHandle>,
+        vm: VmId,
+        time_left: Duration,
+        waiting: Waiting,
+    ) {
+        let key = self.world.create_key();
+        let origin = Origin { op: Op::Confirm { vm }, key, sealed: None };
+        let hop = Hop { edge, hops_left: 1, time_left, ..Hop::default() };
+        self.send(&Party::Peer(peer), Request { origin, hop }, waiting);
+    }
+
+    /// A peer has lost a part of its memory: it hears what this site knows, if it has to do with
+    /// the VM by way of that peer.
     ///
-    /// It need not be on the path any more: that is what it must learn. It must have been once, by
-    /// an edge that nobody else knows, and hears how often the VM changed hands, not where it is.
-    pub(crate) fn confirm_below(&mut self, caller: Caller, from: &Party, vm: VmId, hop: &Hop) {
+    /// Who asks from below need not be on the path any more: that is what it must learn. It must
+    /// have been once, by an edge that nobody else knows. The path above this site has a word in
+    /// it: a site further up may have moved the VM. Whoever asks hears how often the VM changed
+    /// hands, not where it is.
+    pub(crate) fn confirm_asked(&mut self, caller: Caller, from: &Party, vm: VmId, hop: &Hop) {
+        let Party::Peer(peer) = from else { return self.answer(caller, Answer::Unknown) };
+        let below =
+            hop.edge.is_some_and(|handle| self.led_below(vm, &Edge { peer: peer.clone(), handle }));
+        if !below && !self.led_above(vm, peer) {
+            return self.answer(caller, Answer::Unknown);
+        }
+        if self.is_unsettled(vm) {
+            return self.answer(caller, not_confirmed());
+        }
+        match self.site.state.vms.get(&vm) {
+            None => self.answer(caller, Answer::Unknown),
+            Some(entry) => match &entry.up {
+                Some(up) if below => {
+                    let (up, waiting) = (up.clone(), Waiting::ConfirmFor(caller, vm));
+                    self.ask_confirm(up.peer, Some(up.handle), vm, hop.time_left, waiting);
+                }
+                _ => {
+                    let chain = entry.chain.clone();
+                    self.answer(caller, Answer::Known { chain });
+                }
+            },
+        }
+    }
+
+    /// The path above has said what it knows of a VM that a site below asks about.
+    pub(crate) fn confirmed_for(
+        &mut self,
+        caller: Caller,
+        vm: VmId,
+        answer: Result<Answer, CallError>,
+    ) {
         let entry = self.site.state.vms.get(&vm);
-        let answer = match (entry, from, hop.edge) {
-            (Some(entry), Party::Peer(peer), Some(handle))
-                if self.led_below(vm, &Edge { peer: peer.clone(), handle }) =>
-            {
-                Answer::Known { chain: entry.chain.clone() }
+        let answer = match (answer, entry) {
+            (Ok(Answer::Known { chain }), Some(entry)) if !self.is_unsettled(vm) => {
+                let newer = entry.chain.epoch() > chain.epoch();
+                Answer::Known { chain: if newer { entry.chain.clone() } else { chain } }
             }
-            _ => Answer::Unknown,
+            _ => not_confirmed(),
         };
         self.answer(caller, answer);
+    }
+
+    /// Whether a migration of the VM that this site takes part in may be decided already without
+    /// this site's knowledge.
+    fn is_unsettled(&self, vm: VmId) -> bool {
+        let state = &self.site.state;
+        let mut journeys = state.journeys.values().filter(|journey| journey.vm == vm);
+        let mut migrations = state.migrations.values().filter(|migration| migration.vm == vm);
+        state.held.contains(&vm)
+            || journeys.any(|journey| journey.result.is_none() && journey.chosen.is_some())
+            || migrations.any(|migration| {
+                let passed_on = migration.pending.is_some() && migration.owned.is_none();
+                let arrived = migration.target.as_ref().map(|target| target.step);
+                passed_on || arrived == Some(TargetStep::Ready)
+            })
+    }
+
+    /// Whether this site has, or is to have, the VM or its path from this peer.
+    fn led_above(&self, vm: VmId, peer: &PeerName) -> bool {
+        let state = &self.site.state;
+        let up = state.vms.get(&vm).and_then(|entry| entry.up.as_ref());
+        let mut migrations = state.migrations.values().filter(|migration| migration.vm == vm);
+        up.is_some_and(|up| up.peer == *peer)
+            || migrations.any(|migration| {
+                let pending = migration.pending.as_ref().map(|(up, _)| &up.peer);
+                let asker = migration.target.as_ref().map(|target| &target.asker);
+                pending == Some(peer) || asker == Some(&Party::Peer(peer.clone()))
+            })
     }
 
     /// Whether the VM's path leads, or once led, along this edge.
@@ -311,18 +422,33 @@ impl Step<'_> {
             || chosen.any(|c| c.at == Party::Peer(edge.peer.clone()) && c.handle == edge.handle)
     }
 
-    pub(crate) fn confirmed(&mut self, vm: VmId, answer: Result<Answer, CallError>) {
+    pub(crate) fn confirmed(
+        &mut self,
+        vm: VmId,
+        peer: PeerName,
+        answer: Result<Answer, CallError>,
+    ) {
+        if !self.site.state.held.contains(&vm) {
+            return;
+        }
+        let up = self.site.state.vms.get(&vm).and_then(|entry| entry.up.as_ref());
+        let above = up.is_some_and(|up| up.peer == peer)
+            || self.open_targets(vm).any(|(_, t)| t.asker == Party::Peer(peer.clone()));
         match answer {
             Ok(Answer::Known { chain }) => {
-                let over = self.end_overtaken(vm, &chain);
-                if !self.superseded(vm, &chain) && !over {
-                    self.unfence(vm);
-                } else if self.site.state.held.contains(&vm) {
-                    self.persist(Row::Unfenced { vm });
+                if self.superseded(vm, &chain) {
+                    return;
                 }
             }
-            // Not on the path any more, or not reachable: it stays held, and is asked again.
-            _ => self.arm_after(Timer::Confirm(vm), CONFIRM_AGAIN),
+            // It has nothing to do with it. The site above would.
+            Ok(Answer::Unknown) if !above => {}
+            // Not on the path any more, or not reachable, or in the middle of something.
+            _ => return self.arm_after(Timer::Confirm(vm), CONFIRM_AGAIN),
+        }
+        let answered = self.site.confirmed.entry(vm).or_default();
+        answered.insert(peer);
+        if self.site.peers.is_subset(answered) {
+            self.confirm(vm);
         }
     }
 
@@ -333,12 +459,9 @@ impl Step<'_> {
         targets.filter(|(_, target)| target.step <= TargetStep::Ready)
     }
 
-    /// Gives up what this site is still to get, if by this chain the VM has been here and gone on
-    /// meanwhile. True if there was something.
+    /// Gives up what this site is still to get, if by this verified chain the VM has been here and
+    /// gone on meanwhile. True if there was something.
     fn end_overtaken(&mut self, vm: VmId, chain: &Chain) -> bool {
-        if chain.verify(vm, &Verifier(self.world)).is_err() {
-            return false;
-        }
         let (epoch, owner) = (chain.epoch(), chain.newest().owner);
         let overtaken: Vec<MigrationId> = self
             .open_targets(vm)
@@ -366,6 +489,7 @@ impl Step<'_> {
             return;
         }
         self.persist(Row::Unfenced { vm });
+        self.site.confirmed.remove(&vm);
         self.note(vm, "confirmed: what this site knows of it holds");
         let targets: Vec<_> = self.open_targets(vm).map(|(migration, _)| migration).collect();
         for migration in targets {
@@ -385,4 +509,17 @@ impl Step<'_> {
             self.start_again(vm);
         }
     }
+}
+
+/// The certificate of this epoch, if it is this migration's release.
+fn released_by(chain: &Chain, epoch: Epoch, migration: MigrationId) -> Option<Signed<Certificate>> {
+    let signed = chain.certificates.get(usize::try_from(epoch.0).ok()?)?;
+    let cause = signed.peek().ok()?.cause;
+    matches!(cause, Cause::Release { migration: of, .. } if of == migration).then(|| signed.clone())
+}
+
+/// The answer to a site that must ask again.
+fn not_confirmed() -> Answer {
+    let reason = "this cannot be said now; ask again".to_owned();
+    Answer::Conflict { reason, retry_after: CONFIRM_AGAIN }
 }

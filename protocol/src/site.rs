@@ -156,8 +156,10 @@ pub(crate) enum Waiting {
     User(u64, Option<VmId>),
     /// A report up the path.
     Report(VmId),
-    /// Whether a VM is still this site's.
-    Confirm(VmId),
+    /// Whether this peer knows of a newer certificate of a VM that is held.
+    Confirm(VmId, PeerName),
+    /// The same, for a site below.
+    ConfirmFor(Caller, VmId),
     /// A user wants a VM back past an Intermediary that is gone.
     Reclaim(u64, VmId, Edge),
     /// Nobody waits.
@@ -238,6 +240,8 @@ pub struct Site {
     /// Callers that wait for a guest to change its state, and what they want.
     pub(crate) controls: BTreeMap<VmId, Vec<(Caller, crate::message::Action)>>,
     pub(crate) reports: BTreeMap<VmId, Duty>,
+    /// Of VMs that are held, the peers that know of nothing newer.
+    pub(crate) confirmed: BTreeMap<VmId, BTreeSet<PeerName>>,
     pub(crate) timers: BTreeSet<(Time, Timer)>,
     pub(crate) next_call: u64,
 }
@@ -266,6 +270,7 @@ impl Site {
             unprofiled: BTreeSet::new(),
             controls: BTreeMap::new(),
             reports: BTreeMap::new(),
+            confirmed: BTreeMap::new(),
             timers: BTreeSet::new(),
             next_call: 0,
         }
@@ -363,7 +368,7 @@ impl Step<'_> {
             }
             Op::Confirm { vm } => {
                 let vm = *vm;
-                self.confirm_below(caller, &from, vm, &request.hop);
+                self.confirm_asked(caller, &from, vm, &request.hop);
             }
             Op::Reclaim { .. } => self.reclaim(caller, &from, &request),
             Op::InitiateTransfer { .. } | Op::Deliver { .. } => {
@@ -391,7 +396,8 @@ impl Step<'_> {
                 self.reply(ask, user_reply(answer));
             }
             Waiting::Report(vm) => self.report_ended(vm, answer),
-            Waiting::Confirm(vm) => self.confirmed(vm, answer),
+            Waiting::Confirm(vm, peer) => self.confirmed(vm, peer, answer),
+            Waiting::ConfirmFor(caller, vm) => self.confirmed_for(caller, vm, answer),
             Waiting::Reclaim(ask, vm, edge) => self.reclaimed(ask, vm, edge, answer),
             Waiting::Nobody => {}
         }

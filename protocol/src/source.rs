@@ -104,7 +104,10 @@ impl Step<'_> {
         let Some(entry) = self.site.state.vms.get(&vm) else {
             return self.answer(caller, Answer::Unknown);
         };
-        let Some(stay) = entry.stay.clone().filter(|_| !entry.destroyed) else {
+        if entry.destroyed {
+            return self.answer(caller, Answer::Gone { reason: "the VM was destroyed".to_owned() });
+        }
+        let Some(stay) = entry.stay.clone() else {
             let reason = "this site does not have the VM now; ask again".to_owned();
             return self.answer(caller, Answer::Conflict { reason, retry_after: CONFLICT_RETRY });
         };

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use model::statement::Fact;
 use model::{
     Certificate, Chain, Descriptor, Digest, EdgeHandle, Epoch, HostName, MigrationId, OperationId,
     PowerState, PublicKey, Resources, RunProfile, Signed, Statement, Time, TokenHash, TransferEnd,
@@ -79,6 +80,11 @@ pub enum SourceStep {
     Receipted,
     /// Released, and the frozen copy is gone.
     Tombstone,
+}
+
+impl SourceStep {
+    /// The steps in which nothing is decided yet.
+    const OPEN: [Self; 4] = [Self::Offered, Self::Initiated, Self::Quiesced, Self::Sent];
 }
 
 /// A migration at its Source.
@@ -203,6 +209,16 @@ pub struct Migration {
     pub owned: Option<Signed<Statement>>,
     /// The old path is closed.
     pub retired: bool,
+}
+
+impl Migration {
+    /// The epoch that began with the path that counts since the flip, if there was one.
+    pub(crate) fn left_at(&self) -> Option<Epoch> {
+        match self.owned.as_ref()?.peek().ok()?.fact {
+            Fact::Owned { epoch } => Some(epoch),
+            _ => None,
+        }
+    }
 }
 
 /// A journey of this site as Controller.
@@ -452,10 +468,9 @@ impl State {
             Row::Initiated { migration, .. } => (migration, &[S::Offered], S::Initiated),
             Row::Quiesced { migration } => (migration, &[S::Initiated], S::Quiesced),
             Row::Sent { migration, .. } => (migration, &[S::Quiesced, S::Sent], S::Sent),
-            Row::Released { migration, .. } => (migration, &[S::Sent], S::Released),
-            Row::Aborted { migration, .. } => {
-                (migration, &[S::Offered, S::Initiated, S::Quiesced, S::Sent], S::Aborted)
-            }
+            // From an earlier step than SENT by a site that had forgotten what came between.
+            Row::Released { migration, .. } => (migration, &S::OPEN, S::Released),
+            Row::Aborted { migration, .. } => (migration, &S::OPEN, S::Aborted),
             Row::Returned { migration, .. } => (migration, &[S::Released], S::Returned),
             Row::Receipted { migration, .. } => (migration, &[S::Released], S::Receipted),
             Row::Tombstone { migration } => {
