@@ -141,6 +141,7 @@ impl Federation {
             disks: vec![Disk { file: FileId::disk(0), capacity }],
             nics: vec![],
             restrictions: Restrictions::default(),
+            monitoring: Default::default(),
         };
         let target = self.folder.path().join(format!("{name}.ova"));
         ovf::write_ova(&target, &descriptor, &[disk.to_owned()]).expect("a sound package");

@@ -693,6 +693,7 @@ pub fn descriptor() -> Descriptor {
         disks: vec![model::vm::Disk { file: FileId::disk(0), capacity: Bytes::mib(1024) }],
         nics: vec![],
         restrictions: model::vm::Restrictions::default(),
+        monitoring: Default::default(),
     }
 }
 

@@ -125,6 +125,7 @@ impl Site {
                 }],
                 nics: vec![Nic { network: "lan".to_owned(), mac: [0x52, 0x54, 0, 1, 2, 3] }],
                 restrictions: Restrictions::default(),
+                monitoring: Default::default(),
             },
             folder,
             state: None,

@@ -9,6 +9,7 @@ pub mod id;
 pub mod key;
 pub mod limit;
 pub mod manifest;
+pub mod monitoring;
 pub mod offer;
 pub mod quantity;
 pub mod statement;
@@ -22,6 +23,7 @@ pub use id::{
 };
 pub use key::{PublicKey, SecretKey, Signature, Signed, SiteKey};
 pub use manifest::{FileId, FileKind, Manifest, ManifestFile};
+pub use monitoring::Monitoring;
 pub use offer::{Offer, ProxyUri, Terms, TransferEnd};
 pub use quantity::{Bytes, Resources};
 pub use statement::{Certificate, Chain, Statement};

@@ -14,6 +14,10 @@ pub const MAX_REASON_CHARS: usize = 400;
 pub const MAX_DISKS: usize = 32;
 /// Network cards of a VM.
 pub const MAX_NICS: usize = 16;
+/// Measures that are monitored of a VM.
+pub const MAX_SPECIFIERS: usize = 256;
+/// Characters of the name of a KPI's table or column.
+pub const MAX_KPI_NAME_CHARS: usize = 63;
 /// Virtual processors of a VM.
 pub const MAX_CPUS: u32 = 1024;
 /// Files that one migration moves.

@@ -156,7 +156,7 @@ pub struct NotOne(&'static str);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MonitoringError {
     /// There are too many specifiers.
-    #[error("at most {} things are monitored, got {0}", limit::MAX_SPECIFIERS)]
+    #[error("at most {max} things are monitored, got {0}", max = limit::MAX_SPECIFIERS)]
     TooMany(usize),
     /// A KPI's table or column cannot be one.
     #[error("{0:?} is no name of a KPI: {NAMES}")]

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::limit;
+use crate::monitoring::{Monitoring, MonitoringError};
 use crate::quantity::{Bytes, Resources};
 use crate::{Digest, FileId, VmName};
 
@@ -25,6 +26,9 @@ pub struct Descriptor {
     pub nics: Vec<Nic>,
     /// What its owner rules out; each only narrows what a site may do.
     pub restrictions: Restrictions,
+    /// What is measured of it, and told to the site that placed it.
+    #[serde(default)]
+    pub monitoring: Monitoring,
 }
 
 /// A virtual disk. Kept as a raw image.
@@ -83,6 +87,9 @@ pub enum DescriptorError {
     /// A network's name is too long or not printable.
     #[error("a network's name is 1 to 63 printable characters, got {0:?}")]
     Network(String),
+    /// What is to be monitored breaks a rule.
+    #[error("its monitoring: {0}")]
+    Monitoring(#[from] MonitoringError),
 }
 
 impl Descriptor {
@@ -117,7 +124,7 @@ impl Descriptor {
                 return Err(DescriptorError::Country(country.chars().take(20).collect()));
             }
         }
-        Ok(())
+        Ok(self.monitoring.check()?)
     }
 
     /// The digest that contracts and certificates name it by.

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::vm::{Disk, Nic, Restrictions};
-use model::{Bytes, Descriptor, FileId, Resources, VmName};
+use model::{Bytes, Descriptor, FileId, Monitoring, Resources, VmName};
 
 use crate::fault::{Fault, Place, Problem, cut};
 use crate::format::DiskFormat;
 use crate::hardware::{self, Backing, DiskItem};
 use crate::limit;
+use crate::monitoring;
 use crate::restrictions;
 use crate::unit::{bytes, number};
 use crate::xml::{self, Node, Reading, text};
@@ -35,6 +36,7 @@ pub(crate) struct Envelope {
     pub(crate) resources: Resources,
     pub(crate) nics: Vec<Nic>,
     pub(crate) restrictions: Restrictions,
+    pub(crate) monitoring: Monitoring,
     pub(crate) disks: Vec<DiskPlan>,
     pub(crate) references: Vec<Reference>,
     pub(crate) warnings: Vec<String>,
@@ -71,6 +73,7 @@ impl Envelope {
             disks: capacities.into_iter().enumerate().map(disk).collect(),
             nics: self.nics.clone(),
             restrictions: self.restrictions.clone(),
+            monitoring: self.monitoring.clone(),
         }
     }
 }
@@ -110,9 +113,10 @@ pub(crate) fn read(
         None => vm_name(reading, system)?,
     };
     let restrictions = restrictions::read(reading, system)?;
+    let monitoring = monitoring::read(reading, system)?;
     let warnings = std::mem::replace(reading, Reading::new(text, namespace)).into_warnings();
     let (resources, nics) = (hardware.resources, hardware.nics);
-    Ok(Envelope { name, resources, nics, restrictions, disks, references, warnings })
+    Ok(Envelope { name, resources, nics, restrictions, monitoring, disks, references, warnings })
 }
 
 /// Finds all virtual systems, and judges the sections on the way to them.
@@ -145,7 +149,7 @@ fn systems_of<'a>(
 
 /// Judges a section that is not read.
 fn section<'a>(reading: &mut Reading<'a>, node: Node<'a>) -> Result<(), Fault> {
-    if restrictions::is_section(node) {
+    if restrictions::is_section(node) || monitoring::is_section(node) {
         return Ok(());
     }
     if INFORMATIVE.iter().any(|name| reading.is(node, name)) {

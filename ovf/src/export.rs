@@ -16,6 +16,7 @@ use crate::envelope;
 use crate::fault::Fault;
 use crate::format::DiskFormat;
 use crate::manifest::{Algorithm, Line};
+use crate::monitoring;
 use crate::restrictions;
 
 const BLOCK: u64 = 512;
@@ -217,7 +218,8 @@ fn text(descriptor: &Descriptor) -> io::Result<String> {
             writer
                 .create_element("VirtualHardwareSection")
                 .write_inner_content(|writer| hardware(writer, descriptor))?;
-            restrictions::write(writer, &descriptor.restrictions)
+            restrictions::write(writer, &descriptor.restrictions)?;
+            monitoring::write(writer, &descriptor.monitoring)
         })?;
         Ok(())
     })?;

@@ -100,6 +100,9 @@ pub enum Problem {
     /// A restriction that is not known, or not where it belongs.
     #[error("the restriction {0} is not known here; an unknown restriction is a refusal")]
     Restriction(String),
+    /// What is to be monitored is not said as it should be.
+    #[error("the monitoring section: {0}")]
+    Monitoring(String),
     /// A lawful feature that is not supported.
     #[error("{what} is not supported; {instead}")]
     Unsupported {

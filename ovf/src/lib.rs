@@ -27,7 +27,9 @@
 //!    |       5, 6, 20 controllers   passed over: the site chooses its own
 //!    |       others                 passed over with a warning
 //!    |- vmw:BootOrderSection        the disk that it names comes first
-//!    `- sj:RestrictionsSection      our own, below
+//!    |- sj:RestrictionsSection      our own, below
+//!    |- sj:MonitoringSection        our own, below
+//!    `- rsrvr:ElasticArraySection   of RESERVOIR's Claudia, as is rsrvr:KPISection anywhere; below
 //! ```
 //!
 //! DSP0243 lets any section be added, and says that one with `ovf:required="true"`, which is the
@@ -52,6 +54,46 @@
 //! the namespace, or a section in another place is an error, since an unknown restriction is a
 //! refusal.
 
+//!
+//! # Monitoring
+//!
+//! What is to be measured of the VM (papers/003, IV; no document of the DMTF has it) travels in
+//! another one:
+//!
+//! ```xml
+//! <sj:MonitoringSection ovf:required="false" xmlns:sj="https://sojourn.example/ovf/1">
+//!   <Info>What is measured of this virtual machine</Info>
+//!   <sj:SealingKey>zl2OWcF0bDXKLjNJr7gnBWnvLEuMf8wYfXqWjYoOtRM=</sj:SealingKey>
+//!   <sj:Monitor measure="cpu_share" intervalMs="1000" deliveryMs="10000" format="mean"/>
+//!   <sj:Monitor measure="web.current_users" when="&gt; 1000 ~ 50 for 30 s" sealed="true"/>
+//! </sj:MonitoringSection>
+//! ```
+//!
+//! | attribute | what | without it |
+//! | --- | --- | --- |
+//! | `measure` | [`VmMeasure`](model::monitoring::VmMeasure) by name, or a KPI as `table.column` | an error |
+//! | `intervalMs` | milliseconds between two measurements; 0 is as often as possible | 0 |
+//! | `deliveryMs` | milliseconds between two deliveries; 0 is as soon as there is a value | 0 |
+//! | `when` | instead: deliver when a [`Condition`](model::monitoring::Condition) becomes true | |
+//! | `format` | `raw`, or `min`, `max`, `mean`, `median` of a delivery's values | `raw` |
+//! | `sealed` | whether only the holder of the sealing key may read the values | `false` |
+//!
+//! `SealingKey` is an X25519 public key (RFC 7748) in base64; nothing can be sealed without one.
+//! What is not known in the section is an error, with its line.
+//!
+//! RESERVOIR's Claudia (`http://schemas.telefonica.com/claudia/ovf`) has two sections that mean the
+//! same, and are read, never written:
+//!
+//! | Claudia | here |
+//! | --- | --- |
+//! | `KPISection/KPI@KPIname` | `kpi.NAME`, each value as soon as it is there; of a dotted name the last part |
+//! | `@KPItype="VEEHW"` | `cpu`, `memory`, `disk`, `network` as `cpu_share`, `memory_resident`, `disk_written`, `network_sent` |
+//! | `ElasticArraySection/Rule` | a specifier with a condition: mean of `KPIName` above `Quota` |
+//! | `Window@unit` | for how long (`second`, `minute`, `hour`; minutes without a unit) |
+//! | `Frequency` | the interval, in seconds |
+//! | `Tolerance` | the hysteresis, in hundredths of the quota |
+//! | `min`, `max`, `initial` of a system | passed over: one VM is described |
+
 mod archive;
 mod copy;
 mod envelope;
@@ -62,6 +104,7 @@ mod format;
 mod hardware;
 pub mod limit;
 mod manifest;
+mod monitoring;
 mod package;
 mod restrictions;
 mod unit;

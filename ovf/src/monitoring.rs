@@ -93,15 +93,15 @@ fn ours<'a>(
     Ok(())
 }
 
-fn unknown<T>(reading: &Reading<'_>, node: Node<'_>) -> Result<T, Fault> {
+fn unknown<'a, T>(reading: &Reading<'a>, node: Node<'a>) -> Result<T, Fault> {
     // Whoever wrote it expects values that nobody would tell.
-    Err(reading.fault_at(node, Problem::Monitoring(format!("{} is not known here", label(node)))))
+    Err(reading.fault(node, Problem::Monitoring(format!("{} is not known here", label(node)))))
 }
 
-fn room(reading: &Reading<'_>, node: Node<'_>, monitoring: &Monitoring) -> Result<(), Fault> {
+fn room<'a>(reading: &Reading<'a>, node: Node<'a>, monitoring: &Monitoring) -> Result<(), Fault> {
     let many = Problem::TooMany { what: "things to monitor", max: MAX_SPECIFIERS };
     let full = monitoring.specifiers.len() >= MAX_SPECIFIERS;
-    if full { Err(reading.fault_at(node, many)) } else { Ok(()) }
+    if full { Err(reading.fault(node, many)) } else { Ok(()) }
 }
 
 fn specifier<'a>(reading: &Reading<'a>, node: Node<'a>) -> Result<Specifier, Fault> {

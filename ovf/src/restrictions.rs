@@ -7,16 +7,17 @@ use quick_xml::Writer;
 use quick_xml::events::BytesText;
 
 use crate::fault::{Fault, Problem, cut};
+use crate::monitoring;
 use crate::unit::thousandths;
 use crate::xml::{Node, Reading, label, text};
 
 /// The namespace of the section that is read and written.
-const NAMESPACE: &str = "https://sojourn.example/ovf/1";
+pub(crate) const NAMESPACE: &str = "https://sojourn.example/ovf/1";
 /// What the namespaces of all its versions start with.
 const FAMILY: &str = "https://sojourn.example/ovf/";
 const SECTION: &str = "RestrictionsSection";
 
-/// Whether it is our section.
+/// Whether it is our section on restrictions.
 pub(crate) fn is_section(node: Node<'_>) -> bool {
     node.has_tag_name((NAMESPACE, SECTION))
 }
@@ -30,7 +31,11 @@ pub(crate) fn read<'a>(reading: &Reading<'a>, system: Node<'a>) -> Result<Restri
         let ours = |node: Node<'a>| {
             node.tag_name().namespace().is_some_and(|namespace| namespace.starts_with(FAMILY))
         };
-        if !ours(node) || node.parent().is_some_and(is_section) {
+        let within = |parent| is_section(parent) || monitoring::is_ours(parent);
+        if !ours(node) || node.parent().is_some_and(within) {
+            continue;
+        }
+        if node.parent() == Some(system) && monitoring::is_ours(node) {
             continue;
         }
         if !is_section(node) || node.parent() != Some(system) {

@@ -3,6 +3,7 @@
 //! Each decision has a full one, with everything there and restricted, and an empty one.
 
 use model::decision::{Admit, Candidate, Delegate, Expose, Rank, Transfer};
+use model::monitoring::{Delivery, Format, Monitoring, SealingKey, Specifier};
 use model::vm::{Disk, Nic, Restrictions};
 use model::{Bytes, Descriptor, FileId, PeerName, Resources, Time, limit};
 
@@ -21,6 +22,26 @@ fn full_descriptor() -> Descriptor {
             countries: vec!["DE".to_owned(), "FR".to_owned()],
             max_price_milli: Some(10),
         },
+        monitoring: monitoring(),
+    }
+}
+
+/// One measure of either kind, with either delivery.
+fn monitoring() -> Monitoring {
+    let specifier = |measure: &str, delivery| Specifier {
+        measure: measure.parse().expect("a measure"),
+        interval_ms: 1000,
+        delivery,
+        format: Format::Mean,
+        sealed: true,
+    };
+    let condition = "> 1000 ~ 50 for 30 s".parse().expect("a condition");
+    Monitoring {
+        specifiers: vec![
+            specifier("cpu_share", Delivery::Every(10_000)),
+            specifier("web.current_users", Delivery::When(condition)),
+        ],
+        sealing_key: Some(SealingKey([7; 32])),
     }
 }
 
@@ -30,6 +51,7 @@ fn empty_descriptor() -> Descriptor {
         disks: vec![],
         nics: vec![],
         restrictions: Restrictions::default(),
+        monitoring: Default::default(),
         ..full_descriptor()
     }
 }

@@ -237,6 +237,7 @@ impl Asker {
             disks: vec![],
             nics: vec![],
             restrictions: model::vm::Restrictions::default(),
+            monitoring: Default::default(),
         };
         Ok(Self { identity, site, client, descriptor })
     }

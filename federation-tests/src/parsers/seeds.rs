@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use certs::{Identity, Ticket, TicketSecret};
 use model::decision::{Admit, Candidate, Delegate, Expose, Rank, Transfer};
+use model::monitoring::{Delivery, Format, Monitoring, SealingKey, Specifier};
 use model::vm::{Disk, Nic, Restrictions};
 use model::{
     Bytes, Chain, Descriptor, Digest, FileId, Manifest, ManifestFile, MigrationId, Resources,
@@ -412,6 +413,26 @@ fn full_descriptor() -> Descriptor {
             countries: vec!["DE".to_owned(), "FR".to_owned()],
             max_price_milli: Some(10),
         },
+        monitoring: monitoring(),
+    }
+}
+
+/// One measure of either kind, with either delivery.
+fn monitoring() -> Monitoring {
+    let specifier = |measure: &str, delivery| Specifier {
+        measure: measure.parse().expect("a measure"),
+        interval_ms: 1000,
+        delivery,
+        format: Format::Mean,
+        sealed: true,
+    };
+    let condition = "> 1000 ~ 50 for 30 s".parse().expect("a condition");
+    Monitoring {
+        specifiers: vec![
+            specifier("cpu_share", Delivery::Every(10_000)),
+            specifier("web.current_users", Delivery::When(condition)),
+        ],
+        sealing_key: Some(SealingKey([7; 32])),
     }
 }
 
@@ -422,6 +443,7 @@ fn questions() -> Vec<Question> {
             disks: vec![],
             nics: vec![],
             restrictions: Restrictions::default(),
+            monitoring: Default::default(),
             ..full_descriptor()
         };
         [full_descriptor(), bare]

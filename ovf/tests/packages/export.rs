@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use model::monitoring::{Delivery, Format, Monitoring, SealingKey, Specifier};
 use model::vm::{Disk, Nic, Restrictions};
 use model::{Bytes, Descriptor, FileId, Resources};
 use ovf::{DiskFormat, ExportError, write_ova};
@@ -26,7 +27,23 @@ fn vm(disks: &[u64]) -> Descriptor {
             countries: vec!["CH".into(), "DE".into()],
             max_price_milli: Some(12_005),
         },
+        monitoring: Monitoring {
+            specifiers: vec![
+                monitor("cpu_share", Delivery::Every(10_000), Format::Mean, false),
+                monitor("web.current_users", when("> 1000 ~ 50 for 30 s"), Format::Raw, true),
+                monitor("web.current_users", when("< -0.5"), Format::Median, false),
+            ],
+            sealing_key: Some(SealingKey([0xfb; 32])),
+        },
     }
+}
+
+fn monitor(measure: &str, delivery: Delivery, format: Format, sealed: bool) -> Specifier {
+    Specifier { measure: measure.parse().unwrap(), interval_ms: 250, delivery, format, sealed }
+}
+
+fn when(condition: &str) -> Delivery {
+    Delivery::When(condition.parse().unwrap())
 }
 
 fn images(folder: &TempDir, sizes: &[u64]) -> Vec<PathBuf> {
@@ -61,11 +78,12 @@ fn what_is_exported_is_imported_as_the_same() {
 }
 
 #[test]
-fn a_vm_with_odd_memory_and_without_restrictions_survives_too() {
+fn a_vm_with_odd_memory_and_without_our_sections_survives_too() {
     let folder = tempfile::tempdir().unwrap();
     let mut vm = vm(&[]);
     vm.resources.memory = Bytes((256 << 20) + 1);
     vm.restrictions = Restrictions::default();
+    vm.monitoring = Monitoring::default();
     vm.nics.clear();
     let target = folder.path().join("vm.ova");
     write_ova(&target, &vm, &[]).unwrap();

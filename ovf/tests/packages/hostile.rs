@@ -90,6 +90,41 @@ const DESCRIPTORS: &[(&str, &str, &str)] = &[
     ("<!--more-->", "<x:S xmlns:x=\"urn:x\" ovf:required=\"maybe\"/>", "true or false"),
     ("<!--more-->", "<EncryptionSection/>", "EncryptionSection is not known"),
     ("</References>", "</References><SharedDiskSection/>", "SharedDiskSection is not known"),
+    // Monitoring
+    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
+        <sj:Monitor/></sj:MonitoringSection>", "line 45, column 1: sj:Monitor has no measure"),
+    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
+        <sj:Monitor measure=\"cpu\"/></sj:MonitoringSection>", "measure is \"cpu\"; a measure is cpu_time"),
+    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
+        <sj:Monitor measure=\"we'b.users\"/></sj:MonitoringSection>", "a KPI is TABLE.COLUMN"),
+    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
+        <sj:Monitor measure=\"a.b\" intervalMs=\"-1\"/></sj:MonitoringSection>", "milliseconds are expected"),
+    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
+        <sj:Monitor measure=\"a.b\" intervalMs=\"4294967296\"/></sj:MonitoringSection>", "milliseconds are expected"),
+    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
+        <sj:Monitor measure=\"a.b\" deliveryMs=\"0\" when=\"&gt; 1\"/></sj:MonitoringSection>", "exclude each other"),
+    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
+        <sj:Monitor measure=\"a.b\" when=\"1\"/></sj:MonitoringSection>", "a condition is a comparison"),
+    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
+        <sj:Monitor measure=\"a.b\" format=\"mode\"/></sj:MonitoringSection>", "a format is raw, min, max"),
+    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
+        <sj:Monitor measure=\"a.b\" sealed=\"maybe\"/></sj:MonitoringSection>", "true or false is expected"),
+    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
+        <sj:Monitor measure=\"a.b\" every=\"5\"/></sj:MonitoringSection>", "the attribute every is not known"),
+    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
+        <sj:Monitor measure=\"a.b\" sealed=\"true\"/></sj:MonitoringSection>", "a.b is to be sealed, and there is no"),
+    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
+        <sj:SealingKey>AAAA</sj:SealingKey></sj:MonitoringSection>", "line 45, column 1: SealingKey is \"AAAA\""),
+    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
+        <sj:Alarm/></sj:MonitoringSection>", "sj:Alarm is not known here"),
+    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\"/>\
+        <sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\"/>", "a second sj:MonitoringSection"),
+    ("<!--more-->", "<c:KPISection ovf:required=\"false\" xmlns:c=\"http://schemas.telefonica.com/claudia/ovf\">\
+        <c:KPI c:KPIname=\"a b\"/></c:KPISection>", "the KPI's name is \"a b\""),
+    ("<!--more-->", "<c:ElasticArraySection xmlns:c=\"http://schemas.telefonica.com/claudia/ovf\">\
+        <c:Rule><c:KPIName>q</c:KPIName><c:Quota>lots</c:Quota></c:Rule></c:ElasticArraySection>", "Quota is \"lots\""),
+    ("<!--more-->", "<c:ElasticArraySection xmlns:c=\"http://schemas.telefonica.com/claudia/ovf\">\
+        <c:Rule><c:KPIName>q</c:KPIName></c:Rule></c:ElasticArraySection>", "has no Quota"),
     // Restrictions
     ("<!--more-->", "<sj:RestrictionsSection xmlns:sj=\"https://sojourn.example/ovf/1\">\
         <sj:OnlyOnSundays/></sj:RestrictionsSection>", "restriction sj:OnlyOnSundays"),

@@ -2,12 +2,13 @@
 
 use std::fs;
 
+use model::monitoring::{Delivery, Specifier};
 use model::vm::Nic;
 use model::{Bytes, VmName};
 use ovf::{DiskFormat, Limits, Package};
 use sha1::{Digest, Sha1};
 
-use crate::make::{manifest, open, write};
+use crate::make::{good_but, manifest, open, open_text, write};
 
 fn has_warning(package: &Package, part: &str) -> bool {
     package.warnings.iter().any(|warning| warning.contains(part))
@@ -117,4 +118,48 @@ fn a_hand_made_package_with_images_of_qemu_is_taken() {
     ];
     assert_eq!(formats, wanted);
     assert_eq!(package.disks[1].file.as_deref(), Some("vm 100 data.raw"));
+}
+
+#[test]
+fn kpis_and_rules_of_reservoirs_claudia_are_taken_over() {
+    const SECTIONS: &str = r#"
+      <c:ElasticArraySection xmlns:c="http://schemas.telefonica.com/claudia/ovf">
+        <Info>When there are more</Info>
+        <c:Rule>
+          <c:KPIName>jobs</c:KPIName>
+          <c:Window unit="minute">5</c:Window>
+          <c:Frequency>30</c:Frequency>
+          <c:Quota>40.5</c:Quota>
+          <c:Tolerance>10</c:Tolerance>
+        </c:Rule>
+        <c:Rule><c:KPIType>VEEHW</c:KPIType><c:KPIName>cpu</c:KPIName><c:Quota>2</c:Quota></c:Rule>
+        <c:Rule><c:KPIType>VEEHW</c:KPIType><c:KPIName>luck</c:KPIName><c:Quota>2</c:Quota></c:Rule>
+      </c:ElasticArraySection>
+      <c:KPISection ovf:required="true" xmlns:c="http://schemas.telefonica.com/claudia/ovf">
+        <c:KPI c:KPIname="customers.shop.kpis.jobs"/>
+        <c:KPI KPIname="memory" KPItype="VEEHW"/>
+      </c:KPISection>"#;
+    let package = open_text(&good_but("<!--more-->", SECTIONS)).unwrap();
+    let told: Vec<String> = package
+        .descriptor
+        .monitoring
+        .specifiers
+        .iter()
+        .map(|specifier| match &specifier.delivery {
+            Delivery::Every(ms) => format!("{} every {ms}", specifier.measure),
+            Delivery::When(condition) => {
+                let Specifier { measure, interval_ms, format, .. } = specifier;
+                format!("{format} of {measure} {condition}, each {interval_ms}")
+            }
+        })
+        .collect();
+    let wanted = [
+        "kpi.jobs every 0",
+        "memory_resident every 0",
+        "mean of kpi.jobs > 40.5 ~ 4.05 for 300 s, each 30000",
+        "mean of cpu_share > 2, each 0",
+    ];
+    assert_eq!(told, wanted);
+    let warned = package.warnings.iter().any(|warning| warning.contains("\"luck\""));
+    assert!(warned, "{:?}", package.warnings);
 }

@@ -45,6 +45,7 @@ fn descriptor() -> Descriptor {
         disks: vec![],
         nics: vec![],
         restrictions: Restrictions::default(),
+        monitoring: Default::default(),
     }
 }
 
