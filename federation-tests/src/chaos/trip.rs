@@ -172,6 +172,11 @@ impl<'a> Trip<'a> {
             if vms.all(|vm| vm.destroyed) { Ok(()) } else { Err("it is there".to_owned()) }
         });
         self.settle(|vm| federation.left_of(vm).or_else(|| self.left_on_hosts()));
+        // What was cut off may not have been needed any more.
+        self.until("the fault has ended", || match *lock(&self.stage) {
+            Stage::Lasting => Err("it lasts".to_owned()),
+            _ => Ok(()),
+        });
         let Stage::Ended(ended) = *lock(&self.stage) else {
             panic!("{} never came to {}", self.moment.site, self.moment.at)
         };
