@@ -117,6 +117,9 @@ pub(super) fn run(
     let (mut figures, quiet, last_words) = watched?;
     figures.time = begun.elapsed();
     figures.findings = move_findings(target, &artifacts)?;
+    if figures.findings > 0 {
+        println!("{target}: a finding:\n{}", last_words.join("\n"));
+    }
     figures.ended = match (figures.findings, quiet) {
         (0, true) => format!("{} min without a new edge", bounds.quiet.as_secs() / 60),
         (0, false) if status.success() => "time over".to_owned(),
@@ -133,7 +136,7 @@ fn watch(
     begun: Instant,
     bounds: &Bounds,
 ) -> Result<(Figures, bool, Vec<String>)> {
-    const LAST_WORDS: usize = 20;
+    const LAST_WORDS: usize = 60;
     let stderr = child.stderr.take().expect("it was asked for");
     let (sender, lines) = channel();
     std::thread::spawn(move || {
