@@ -688,7 +688,9 @@ impl Step<'_> {
             (Action::Destroy, Defined | Suspended) if starting => {
                 Some(Command::Kill(host, vm, epoch))
             }
-            (Action::Pause | Action::Hibernate, Defined | Suspended) if starting => {
+            // Also where it ran before and its process has to be made anew: it would be told to go
+            // on after it was paused.
+            (Action::Pause | Action::Hibernate, _) if starting => {
                 let reason = "it is being started".to_owned();
                 return self
                     .answer(caller, Answer::Conflict { reason, retry_after: CONFLICT_RETRY });
