@@ -141,6 +141,7 @@ impl Plan {
             let span = Duration::from_millis(dice.throw() % (span + 1));
             plan.deeds.push((deed, span));
         }
+        plan.deeds.extend(at_once(&mut dice, plan.vms));
         plan
     }
 
@@ -158,6 +159,26 @@ impl Plan {
     pub(super) fn restores(&self) -> bool {
         self.deeds.iter().any(|(deed, _)| matches!(deed, Deed::Restore(..)))
     }
+}
+
+/// VMs are moved while they are being started, which by chance alone they seldom are.
+fn at_once(dice: &mut Dice, vms: usize) -> Vec<(Deed, Duration)> {
+    const STOPPED: Duration = Duration::from_secs(30);
+    let mut deeds = vec![];
+    for vm in 0..vms {
+        let a_moment = Duration::from_millis(dice.throw() % 120);
+        let wish = Wish::Move {
+            vm,
+            local: dice.once_in(2),
+            boot: dice.once_in(2),
+            mode: dice.one_of(&[Mode::Hibernate, Mode::Restart]),
+            dry_run: false,
+        };
+        deeds.push((Deed::Ask(0, Wish::Control(vm, Action::Stop)), STOPPED));
+        deeds.push((Deed::Ask(0, Wish::Control(vm, Action::Start)), a_moment));
+        deeds.push((Deed::Ask(0, wish), STOPPED));
+    }
+    deeds
 }
 
 /// A chain, a ring, a star, or all with all.
