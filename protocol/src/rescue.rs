@@ -502,11 +502,17 @@ impl Step<'_> {
         for migration in released.map(|(migration, _)| *migration).collect::<Vec<_>>() {
             self.tell_outcome(migration);
         }
+        if let Some((migration, _)) = self.site.state.open_source(vm) {
+            // Its guest may have run since its files were read.
+            self.abort(migration, "this site has forgotten what came of it");
+        }
         let Some(entry) = self.site.state.vms.get(&vm) else { return };
         let Some(stay) = entry.stay.clone().filter(|_| entry.parked.is_none()) else { return };
-        let runs = stay.power == PowerState::Active || stay.starting || stay.wanted;
-        if runs && self.site.state.open_source(vm).is_none() {
+        if stay.power == PowerState::Active || stay.starting || stay.wanted {
             self.start_again(vm);
+        } else {
+            // What was forgotten may have started it.
+            self.command(Command::Kill(stay.host, vm, stay.epoch));
         }
     }
 }

@@ -164,6 +164,10 @@ impl Step<'_> {
                 | SourceStep::Sent => {
                     self.arm(Timer::SourceDeadline(migration), source.deadline);
                     self.serve(migration);
+                    if self.site.state.held.contains(&vm) {
+                        // Whether its guest is quiet is among what was forgotten.
+                        continue;
+                    }
                     match source.step {
                         SourceStep::Initiated => self.quiesce(migration),
                         SourceStep::Quiesced | SourceStep::Sent => self.provide(migration),
