@@ -332,6 +332,12 @@ impl Federation {
         remember.copied().max().unwrap_or_default()
     }
 
+    /// The longest journal of a site that any peer remembers.
+    pub(super) fn remembered_by_any(&self, name: &PeerName) -> u64 {
+        let peers = self.nodes[name].peers.iter().filter_map(|peer| self.nodes.get(peer));
+        peers.filter_map(|peer| peer.remembers.get(name)).copied().max().unwrap_or_default()
+    }
+
     /// Callers of a site hear that their connection broke.
     fn hang_up(&mut self, site: &PeerName, which: impl Fn(&Line) -> bool) {
         let node = self.node(site);
@@ -429,6 +435,7 @@ impl Federation {
         let vms: Vec<VmId> = node.durable.vms.keys().copied().collect();
         self.end(name, 0);
         self.node(name).restore = Some(old);
+        self.node(name).put_back = true;
         self.ledger.forgotten = true;
         self.ledger.mourn(vms);
         true

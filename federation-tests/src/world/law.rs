@@ -109,7 +109,11 @@ impl Federation {
     /// Starts a site that is down, from what is on its disk.
     pub(super) fn restart(&mut self, name: &PeerName, crash: &mut Crash<'_>) {
         let now = self.now;
-        let journal_seen = self.remembered(name);
+        let journal_seen = match self.nodes[name].put_back {
+            // Whoever puts an old copy back starts the node when its peers can be asked.
+            true => self.remembered_by_any(name),
+            false => self.remembered(name),
+        };
         let node = self.node(name);
         node.life += 1;
         node.busy_until = now;

@@ -93,6 +93,8 @@ pub struct Node {
     pub(super) damages: bool,
     /// So many transactions of its journal are to be put back before the next start.
     pub(super) restore: Option<usize>,
+    /// Its journal was put back from an old copy.
+    pub(super) put_back: bool,
     /// It is lost for good, with all that it had.
     pub gone: bool,
 
@@ -131,6 +133,7 @@ impl Node {
             full: false,
             damages: false,
             restore: None,
+            put_back: false,
             gone: false,
             machine: None,
             working: false,
