@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use federation_tests::world::{Federation, Point, Step, World};
 use model::{PeerName, VmId};
-use protocol::{SourceStep, TargetStep};
+use protocol::{Migration, SourceStep, TargetStep};
 use stateright::{Checker, Model, Property};
 
 /// Crashes are tried before each of the first effects of an event; no event has more.
@@ -188,24 +188,17 @@ impl Model for Handoff {
 
 /// Whether nothing more happens, and a Source of some migration stays in this step.
 fn rests_with_source(now: &Now, step: SourceStep) -> bool {
-    now.federation.steps().is_empty()
-        && now
-            .federation
-            .nodes
-            .values()
-            .flat_map(|node| node.durable.migrations.values())
-            .any(|migration| migration.source.as_ref().is_some_and(|source| source.step == step))
+    rests_with(now, |migration| migration.source.as_ref().is_some_and(|role| role.step == step))
 }
 
 /// Whether nothing more happens, and a Destination of some migration stays in this step.
 fn rests_with_target(now: &Now, step: TargetStep) -> bool {
-    now.federation.steps().is_empty()
-        && now
-            .federation
-            .nodes
-            .values()
-            .flat_map(|node| node.durable.migrations.values())
-            .any(|migration| migration.target.as_ref().is_some_and(|target| target.step == step))
+    rests_with(now, |migration| migration.target.as_ref().is_some_and(|role| role.step == step))
+}
+
+fn rests_with(now: &Now, so: impl Fn(&Migration) -> bool) -> bool {
+    let mut nodes = now.federation.nodes.values();
+    now.federation.steps().is_empty() && nodes.any(|node| node.durable.migrations.values().any(&so))
 }
 
 fn running(federation: &Federation, vm: VmId) -> usize {

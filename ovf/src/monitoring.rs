@@ -168,12 +168,10 @@ fn claudia<'a>(
     system: Node<'a>,
     monitoring: &mut Monitoring,
 ) -> Result<(), Fault> {
+    // Of the whole service, or of the system: there is one system, so that they mean the same.
     let envelope = system.document().root_element();
-    let sections = |name| {
-        let nodes = envelope.descendants().filter(move |node| node.has_tag_name((CLAUDIA, name)));
-        // A rule counts for the system that it stands in; KPIs are of the whole service.
-        nodes.filter(move |node| name == "KPISection" || node.parent() == Some(system))
-    };
+    let sections =
+        |name| envelope.descendants().filter(move |node| node.has_tag_name((CLAUDIA, name)));
     let mut named = vec![];
     for node in sections("KPISection").flat_map(|section| section.children()) {
         if !node.has_tag_name((CLAUDIA, "KPI")) {

@@ -19,7 +19,8 @@ mod decision;
 mod engine;
 mod outcome;
 mod rules;
-mod samples;
+#[doc(hidden)]
+pub mod samples;
 
 pub use decision::Decision;
 pub use engine::Engine;

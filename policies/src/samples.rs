@@ -69,7 +69,7 @@ fn offers() -> Vec<Candidate> {
     (0..limit::MAX_OFFERS).map(offer).collect()
 }
 
-pub(crate) fn admit() -> [Admit; 2] {
+pub fn admit() -> [Admit; 2] {
     [
         Admit {
             peer: Some(peer()),
@@ -94,7 +94,7 @@ pub(crate) fn admit() -> [Admit; 2] {
     ]
 }
 
-pub(crate) fn delegate() -> [Delegate; 2] {
+pub fn delegate() -> [Delegate; 2] {
     [
         Delegate { peer: Some(peer()), to: peer(), descriptor: full_descriptor(), hops_left: 0 },
         Delegate {
@@ -106,18 +106,18 @@ pub(crate) fn delegate() -> [Delegate; 2] {
     ]
 }
 
-pub(crate) fn expose() -> [Expose; 2] {
+pub fn expose() -> [Expose; 2] {
     [Expose { peer: peer(), offers: offers() }, Expose { peer: peer(), offers: vec![] }]
 }
 
-pub(crate) fn rank() -> [Rank; 2] {
+pub fn rank() -> [Rank; 2] {
     [
         Rank { descriptor: full_descriptor(), offers: offers() },
         Rank { descriptor: empty_descriptor(), offers: vec![] },
     ]
 }
 
-pub(crate) fn transfer() -> [Transfer; 2] {
+pub fn transfer() -> [Transfer; 2] {
     [
         Transfer { peer: peer(), descriptor: full_descriptor(), size: Bytes::mib(10_240) },
         Transfer { peer: peer(), descriptor: empty_descriptor(), size: Bytes(0) },

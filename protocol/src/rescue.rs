@@ -111,8 +111,8 @@ impl Step<'_> {
         }
         let over = self.end_overtaken(vm, chain);
         let over = self.end_stay(vm, chain) || over;
-        if over && self.site.state.held.contains(&vm) {
-            self.persist(Row::Unfenced { vm });
+        if over {
+            self.release(vm);
         }
         over
     }
@@ -134,9 +134,7 @@ impl Step<'_> {
         if chain.newest().owner == stay.key {
             return false;
         }
-        if self.site.state.held.contains(&vm) {
-            self.persist(Row::Unfenced { vm });
-        }
+        self.release(vm);
         let open = self.site.state.open_source(vm).map(|(migration, _)| migration);
         if let Some(migration) = open {
             match released_by(chain, mine.next(), migration) {
@@ -282,21 +280,12 @@ impl Step<'_> {
         if !self.site.state.held.contains(&vm) {
             return;
         }
-        let up = match self.site.state.vms.get(&vm) {
-            Some(entry) => entry.up.clone(),
-            None => {
-                let targets = self.open_targets(vm).next();
-                let asked = targets.map(|(_, target)| (target.asker.clone(), target.handle));
-                // What was on its way may have been given up since.
-                let Some((asker, handle)) = asked else {
-                    return self.persist(Row::Unfenced { vm });
-                };
-                match asker {
-                    Party::Peer(peer) => Some(Edge { peer, handle }),
-                    Party::Here => None,
-                }
-            }
-        };
+        let known = self.site.state.vms.contains_key(&vm);
+        let up = self.delegator_of(vm);
+        if up.is_none() && !known && self.open_targets(vm).next().is_none() {
+            // What was on its way has been given up since.
+            return self.release(vm);
+        }
         let answered = self.site.confirmed.entry(vm).or_default();
         let missing: Vec<PeerName> = self.site.peers.difference(answered).cloned().collect();
         if missing.is_empty() {
@@ -315,6 +304,26 @@ impl Step<'_> {
                 let edge = up.as_ref().filter(|up| up.peer == peer).map(|up| up.handle);
                 self.ask_confirm(peer, edge, vm, self.site.config.request_limit, asked);
             }
+        }
+    }
+
+    /// Who answers above for a VM that this site has, or is to get; nobody does for its primary.
+    fn delegator_of(&self, vm: VmId) -> Option<Edge> {
+        if let Some(entry) = self.site.state.vms.get(&vm) {
+            return entry.up.clone();
+        }
+        let (_, target) = self.open_targets(vm).next()?;
+        match &target.asker {
+            Party::Peer(peer) => Some(Edge { peer: peer.clone(), handle: target.handle }),
+            Party::Here => None,
+        }
+    }
+
+    /// Holds the VM no longer, if it is held.
+    fn release(&mut self, vm: VmId) {
+        if self.site.state.held.contains(&vm) {
+            self.persist(Row::Unfenced { vm });
+            self.site.confirmed.remove(&vm);
         }
     }
 
@@ -431,8 +440,7 @@ impl Step<'_> {
         if !self.site.state.held.contains(&vm) {
             return;
         }
-        let up = self.site.state.vms.get(&vm).and_then(|entry| entry.up.as_ref());
-        let above = up.is_some_and(|up| up.peer == peer)
+        let above = self.delegator_of(vm).is_some_and(|up| up.peer == peer)
             || self.open_targets(vm).any(|(_, t)| t.asker == Party::Peer(peer.clone()));
         match answer {
             Ok(Answer::Known { chain }) => {
@@ -488,8 +496,7 @@ impl Step<'_> {
         if !self.site.state.held.contains(&vm) {
             return;
         }
-        self.persist(Row::Unfenced { vm });
-        self.site.confirmed.remove(&vm);
+        self.release(vm);
         self.note(vm, "confirmed: what this site knows of it holds");
         let targets: Vec<_> = self.open_targets(vm).map(|(migration, _)| migration).collect();
         for migration in targets {

@@ -7,13 +7,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use certs::{Identity, Ticket, TicketSecret};
-use model::decision::{Admit, Candidate, Delegate, Expose, Rank, Transfer};
-use model::monitoring::{Delivery, Format, Monitoring, SealingKey, Specifier};
-use model::vm::{Disk, Nic, Restrictions};
+use model::vm::Disk;
 use model::{
-    Bytes, Chain, Descriptor, Digest, FileId, Manifest, ManifestFile, MigrationId, Resources,
-    SiteKey, Time, VmId, limit,
+    Bytes, Chain, Descriptor, Digest, FileId, Manifest, ManifestFile, MigrationId, SiteKey, Time,
+    VmId,
 };
+use policies::samples;
 use protocol::{Action, Answer, Config, Op, Outcome, Told};
 use rustls::SignatureScheme;
 use serde::Serialize;
@@ -402,85 +401,20 @@ fn journals() -> Result<Vec<Vec<u8>>, Failure> {
     Ok(inputs)
 }
 
+/// With everything that there can be, and a disk of a sector.
 fn full_descriptor() -> Descriptor {
-    Descriptor {
-        name: "web".parse().expect("a legal name"),
-        resources: Resources { cpus: 4, memory: Bytes::mib(4096) },
-        disks: vec![Disk { file: FileId::disk(0), capacity: Bytes(512) }],
-        nics: vec![Nic { network: "lan".to_owned(), mac: [2, 0, 0, 0, 0, 1] }],
-        restrictions: Restrictions {
-            no_delegation: true,
-            countries: vec!["DE".to_owned(), "FR".to_owned()],
-            max_price_milli: Some(10),
-        },
-        monitoring: monitoring(),
-    }
-}
-
-/// One measure of either kind, with either delivery.
-fn monitoring() -> Monitoring {
-    let specifier = |measure: &str, delivery| Specifier {
-        measure: measure.parse().expect("a measure"),
-        interval_ms: 1000,
-        delivery,
-        format: Format::Mean,
-        sealed: true,
-    };
-    let condition = "> 1000 ~ 50 for 30 s".parse().expect("a condition");
-    Monitoring {
-        specifiers: vec![
-            specifier("cpu_share", Delivery::Every(10_000)),
-            specifier("web.current_users", Delivery::When(condition)),
-        ],
-        sealing_key: Some(SealingKey([7; 32])),
-    }
+    let [full, _] = samples::admit();
+    let disks = vec![Disk { file: FileId::disk(0), capacity: Bytes(512) }];
+    Descriptor { disks, ..full.descriptor }
 }
 
 fn questions() -> Vec<Question> {
-    let peer = || "beta".parse().expect("a legal name");
-    let descriptors = || {
-        let bare = Descriptor {
-            disks: vec![],
-            nics: vec![],
-            restrictions: Restrictions::default(),
-            monitoring: Default::default(),
-            ..full_descriptor()
-        };
-        [full_descriptor(), bare]
-    };
-    let offer = |at: usize| Candidate {
-        via: (at > 1).then(peer),
-        price_milli: 7 * (at as u64 % 5),
-        class: "standard".to_owned(),
-        country: ["DE", "US", ""][at % 3].to_owned(),
-        distance: u8::try_from(at % 5).expect("a small number"),
-        runs: !at.is_multiple_of(4),
-    };
     let mut questions = vec![];
-    for (descriptor, offers) in descriptors().into_iter().zip([6, limit::MAX_OFFERS]) {
-        let offers: Vec<Candidate> = (0..offers).map(offer).collect();
-        questions.extend([
-            Question::Admit(Admit {
-                peer: descriptor.disks.first().map(|_| peer()),
-                descriptor: descriptor.clone(),
-                free: Resources { cpus: 2, memory: Bytes::mib(2048) },
-                vms_of_peer: 3,
-                contract: true,
-                price_milli: 12,
-                country: "NL".to_owned(),
-                now: Time(1_800_000_000_000),
-            }),
-            Question::Delegate(Delegate {
-                peer: Some(peer()),
-                to: peer(),
-                descriptor: descriptor.clone(),
-                hops_left: 2,
-            }),
-            Question::Expose(Expose { peer: peer(), offers: offers.clone() }),
-            Question::Rank(Rank { descriptor: descriptor.clone(), offers }),
-            Question::Transfer(Transfer { peer: peer(), descriptor, size: Bytes::mib(10) }),
-        ]);
-    }
+    questions.extend(samples::admit().map(Question::Admit));
+    questions.extend(samples::delegate().map(Question::Delegate));
+    questions.extend(samples::expose().map(Question::Expose));
+    questions.extend(samples::rank().map(Question::Rank));
+    questions.extend(samples::transfer().map(Question::Transfer));
     questions
 }
 

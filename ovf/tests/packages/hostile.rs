@@ -90,33 +90,7 @@ const DESCRIPTORS: &[(&str, &str, &str)] = &[
     ("<!--more-->", "<x:S xmlns:x=\"urn:x\" ovf:required=\"maybe\"/>", "true or false"),
     ("<!--more-->", "<EncryptionSection/>", "EncryptionSection is not known"),
     ("</References>", "</References><SharedDiskSection/>", "SharedDiskSection is not known"),
-    // Monitoring
-    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
-        <sj:Monitor/></sj:MonitoringSection>", "line 45, column 1: sj:Monitor has no measure"),
-    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
-        <sj:Monitor measure=\"cpu\"/></sj:MonitoringSection>", "measure is \"cpu\"; a measure is cpu_time"),
-    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
-        <sj:Monitor measure=\"we'b.users\"/></sj:MonitoringSection>", "a KPI is TABLE.COLUMN"),
-    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
-        <sj:Monitor measure=\"a.b\" intervalMs=\"-1\"/></sj:MonitoringSection>", "milliseconds are expected"),
-    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
-        <sj:Monitor measure=\"a.b\" intervalMs=\"4294967296\"/></sj:MonitoringSection>", "milliseconds are expected"),
-    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
-        <sj:Monitor measure=\"a.b\" deliveryMs=\"0\" when=\"&gt; 1\"/></sj:MonitoringSection>", "exclude each other"),
-    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
-        <sj:Monitor measure=\"a.b\" when=\"1\"/></sj:MonitoringSection>", "a condition is a comparison"),
-    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
-        <sj:Monitor measure=\"a.b\" format=\"mode\"/></sj:MonitoringSection>", "a format is raw, min, max"),
-    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
-        <sj:Monitor measure=\"a.b\" sealed=\"maybe\"/></sj:MonitoringSection>", "true or false is expected"),
-    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
-        <sj:Monitor measure=\"a.b\" every=\"5\"/></sj:MonitoringSection>", "the attribute every is not known"),
-    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
-        <sj:Monitor measure=\"a.b\" sealed=\"true\"/></sj:MonitoringSection>", "a.b is to be sealed, and there is no"),
-    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
-        <sj:SealingKey>AAAA</sj:SealingKey></sj:MonitoringSection>", "line 45, column 1: SealingKey is \"AAAA\""),
-    ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
-        <sj:Alarm/></sj:MonitoringSection>", "sj:Alarm is not known here"),
+    // Monitoring, beside the table below
     ("<!--more-->", "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\"/>\
         <sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\"/>", "a second sj:MonitoringSection"),
     ("<!--more-->", "<c:KPISection ovf:required=\"false\" xmlns:c=\"http://schemas.telefonica.com/claudia/ovf\">\
@@ -144,15 +118,48 @@ const DESCRIPTORS: &[(&str, &str, &str)] = &[
         xmlns:sj=\"https://sojourn.example/ovf/1\"/>", "an unknown restriction is a refusal"),
 ];
 
+/// What stands in a monitoring section, on a line of its own, and what the error must say.
+#[rustfmt::skip]
+const MONITORING: &[(&str, &str)] = &[
+    ("<sj:Monitor/>", "line 45, column 1: sj:Monitor has no measure"),
+    ("<sj:Monitor measure=\"cpu\"/>", "measure is \"cpu\"; a measure is cpu_time"),
+    ("<sj:Monitor measure=\"we'b.users\"/>", "a KPI is TABLE.COLUMN"),
+    ("<sj:Monitor measure=\"a.b\" intervalMs=\"-1\"/>", "milliseconds are expected"),
+    ("<sj:Monitor measure=\"a.b\" intervalMs=\"4294967296\"/>", "milliseconds are expected"),
+    ("<sj:Monitor measure=\"a.b\" deliveryMs=\"0\" when=\"&gt; 1\"/>", "exclude each other"),
+    ("<sj:Monitor measure=\"a.b\" when=\"1\"/>", "a condition is a comparison"),
+    ("<sj:Monitor measure=\"a.b\" format=\"mode\"/>", "a format is raw, min, max"),
+    ("<sj:Monitor measure=\"a.b\" sealed=\"maybe\"/>", "true or false is expected"),
+    ("<sj:Monitor measure=\"a.b\" every=\"5\"/>", "the attribute every is not known"),
+    ("<sj:Monitor measure=\"a.b\" sealed=\"true\"/>", "a.b is to be sealed, and there is no"),
+    ("<sj:SealingKey>AAAA</sj:SealingKey>", "line 45, column 1: SealingKey is \"AAAA\""),
+    ("<sj:Alarm/>", "sj:Alarm is not known here"),
+];
+
 #[test]
 fn a_hostile_descriptor_is_refused_with_the_reason() {
     for (from, to, wanted) in DESCRIPTORS {
-        let story = match open_text(&good_but(from, to)) {
-            Ok(_) => panic!("{to:?} was taken"),
-            Err(error) => story(&error),
-        };
-        assert!(story.contains(wanted), "{to:?} gave {story:?}, without {wanted:?}");
+        refused(from, to, wanted);
     }
+}
+
+#[test]
+fn a_monitoring_section_that_makes_no_sense_is_refused_with_line_and_reason() {
+    for (inner, wanted) in MONITORING {
+        let section = format!(
+            "<sj:MonitoringSection xmlns:sj=\"https://sojourn.example/ovf/1\">\n\
+             {inner}</sj:MonitoringSection>"
+        );
+        refused("<!--more-->", &section, wanted);
+    }
+}
+
+fn refused(from: &str, to: &str, wanted: &str) {
+    let story = match open_text(&good_but(from, to)) {
+        Ok(_) => panic!("{to:?} was taken"),
+        Err(error) => story(&error),
+    };
+    assert!(story.contains(wanted), "{to:?} gave {story:?}, without {wanted:?}");
 }
 
 #[test]
