@@ -13,7 +13,7 @@ use crate::shell::{cargo, read, root};
 const MAX_LINES: usize = 1_200;
 
 /// The table of ARCHITECTURE.md: a crate, and the crates of the workspace that it may use.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("model", &[]),
     ("policies", &["model"]),
     ("protocol", &["model"]),
@@ -22,6 +22,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("ovf", &["model"]),
     ("hypervisor", &["model"]),
     ("transfer-proxy", &["model", "certs"]),
+    ("kpi-fs", &[]),
     (
         "node",
         &["model", "policies", "protocol", "proto", "certs", "ovf", "hypervisor", "transfer-proxy"],
