@@ -337,6 +337,40 @@ fn a_source_that_is_on_the_way_to_the_destination_stays_on_the_path() {
 }
 
 #[test]
+fn a_forced_migration_that_comes_late_does_not_open_its_migration_again_at_the_new_owner() {
+    // b has had the VM before, has passed it on, and is on the way to it by the edge of then.
+    let mut world = World::chain(&["a", "b", "c"]);
+    world.host("b", "b1", 1);
+    let vm = world.import("a");
+    let operation = world.place("a", vm);
+    assert_eq!(world.result("a", operation), JourneyResult::Done);
+    world.host("c", "c1", 1);
+    let operation = world.move_to("b", vm, &["c"]);
+    assert_eq!(world.result("b", operation), JourneyResult::Done);
+    world.until_runs(vm, "c");
+    let mut is_first = true;
+    world.network(move |flight| {
+        let to_b = matches!(&flight.load, Load::Request { to, .. } if *to == site("b"));
+        if to_b && asks(flight, "forced migration") && std::mem::take(&mut is_first) {
+            return Fate::Late(MINUTE);
+        }
+        Fate::Arrives
+    });
+    let operation = world.move_to("a", vm, &["b"]);
+    assert_eq!(world.result("a", operation), JourneyResult::Done);
+    world.until_runs(vm, "b");
+    let opened = |world: &World| {
+        let migrations = world.state("b").migrations.values();
+        migrations.filter(|migration| migration.source.is_some()).count()
+    };
+    let before = opened(&world);
+    world.run(2 * MINUTE);
+    assert_eq!(opened(&world), before, "{}", world.story());
+    world.settle();
+    assert!(world.runs(vm, "b"));
+}
+
+#[test]
 fn a_dry_run_shows_the_ranking_and_leaves_nothing_behind() {
     let (mut world, vm) = placed_at_c();
     world.host("a", "a1", 1);

@@ -40,9 +40,15 @@ impl Step<'_> {
     /// Where a request goes on that came along `up`: by the path that its own migration is leaving
     /// behind, else by the path as it is, else by any that is still to be closed.
     fn down_of(&self, vm: VmId, id: Option<MigrationId>, up: &Edge) -> Option<Down> {
-        let own = id.and_then(|id| self.site.state.migrations.get(&id)?.old.as_ref());
-        if let Some((_, down)) = own.filter(|(old_up, _)| old_up.as_ref() == Some(up)) {
+        let own = id.and_then(|id| self.site.state.migrations.get(&id));
+        let left = own.and_then(|migration| migration.old.as_ref());
+        if let Some((_, down)) = left.filter(|(old_up, _)| old_up.as_ref() == Some(up)) {
             return Some(down.clone());
+        }
+        // Its own path is closed; any other leads to who owns the VM since, who would take a late
+        // request for a new one.
+        if own.is_some_and(|migration| migration.retired) {
+            return None;
         }
         let current = self.site.state.vms.get(&vm).filter(|vm| vm.up.as_ref() == Some(up));
         if let Some(vm) = current {
