@@ -16,8 +16,8 @@ pub const MAX_DISKS: usize = 32;
 pub const MAX_NICS: usize = 16;
 /// Measures that are monitored of a VM.
 pub const MAX_SPECIFIERS: usize = 256;
-/// Characters of the name of a KPI's table or column.
-pub const MAX_KPI_NAME_CHARS: usize = 63;
+/// Characters of the name of a KPI's file or column.
+pub const MAX_KPI_NAME_CHARS: usize = 64;
 /// Virtual processors of a VM.
 pub const MAX_CPUS: u32 = 1024;
 /// Files that one migration moves.

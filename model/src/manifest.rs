@@ -16,6 +16,8 @@ pub enum FileKind {
     Disk,
     /// The saved run state of a hibernated guest.
     State,
+    /// What was measured of it and is not delivered yet, and where measuring is.
+    History,
 }
 
 /// A file of a VM, by kind and number. It holds no path and no host: where the file lies is the
@@ -32,6 +34,9 @@ impl FileId {
     /// The saved run state; a VM has one at most.
     pub const STATE: Self = Self { kind: FileKind::State, index: 0 };
 
+    /// The history of its monitoring; a VM has one.
+    pub const HISTORY: Self = Self { kind: FileKind::History, index: 0 };
+
     /// The disk with the given number.
     pub fn disk(index: usize) -> Self {
         let index = u16::try_from(index).expect("disks are bounded by limit::MAX_DISKS");
@@ -43,6 +48,7 @@ impl FileId {
         match self.kind {
             FileKind::Disk => format!("disk{}.raw", self.index),
             FileKind::State => format!("state{}.bin", self.index),
+            FileKind::History => format!("history{}.bin", self.index),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::limit;
+use crate::{Digest, limit};
 
 /// All that is to be measured of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -54,7 +54,15 @@ pub enum Measure {
         /// The column's name, as the file's first line has it.
         column: String,
     },
+    /// By the application in the guest, which writes it to a file that nobody else can read.
+    Encrypted {
+        /// The file's name.
+        file: String,
+    },
 }
+
+/// What the name of a measure begins with that is a whole file.
+const ENCRYPTED: &str = "encrypted/";
 
 /// A measure of the VM as a whole.
 ///
@@ -167,20 +175,42 @@ pub enum MonitoringError {
     /// A condition that could not become true again.
     #[error("the hysteresis of {0} is negative")]
     Hysteresis(Measure),
+    /// A file is no number.
+    #[error("{0} is a whole file: it has no condition, and no format but raw")]
+    File(Measure),
 }
 
 /// What the names of KPIs are made of.
-const NAMES: &str = "letters, digits, - and _, at most 63, beginning with a letter or _";
+const NAMES: &str = "letters, digits, - and _, at most 64, beginning with a letter or _; a file's \
+                     name may have points too";
 
-/// Whether the text can be the name of a KPI's table or column: letters, digits, `-` and `_` of
-/// ASCII, beginning with a letter or `_`, at most 63 of them.
-pub fn is_kpi_name(text: &str) -> bool {
+/// Whether the text can be the name of a KPI's file, which a table is named after: letters,
+/// digits, `-`, `_` and `.` of ASCII, beginning with a letter or `_`, at most 64 of them.
+pub fn is_kpi_file(text: &str) -> bool {
     let first = |c: char| c.is_ascii_alphabetic() || c == '_';
-    let rest = |c: char| first(c) || c.is_ascii_digit() || c == '-';
+    let rest = |c: char| first(c) || c.is_ascii_digit() || c == '-' || c == '.';
     text.starts_with(first) && text.len() <= limit::MAX_KPI_NAME_CHARS && text.chars().all(rest)
 }
 
+/// Whether the text can be the name of a KPI's column: as of a file, without points, so that
+/// `web.log.errors` can only be the column `errors` of `web.log`.
+pub fn is_kpi_column(text: &str) -> bool {
+    is_kpi_file(text) && !text.contains('.')
+}
+
+/// Names a monitoring section by its content.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+pub struct SectionId(pub [u8; 8]);
+
 impl Monitoring {
+    /// Its name: the beginning of the digest of its content.
+    pub fn id(&self) -> SectionId {
+        let bytes = postcard::to_stdvec(self).expect("descriptors are plain data");
+        SectionId(*Digest::of(&bytes).0.first_chunk().expect("a digest has 32 bytes"))
+    }
+
     /// Checks every rule.
     ///
     /// # Errors
@@ -192,12 +222,19 @@ impl Monitoring {
         }
         for specifier in &self.specifiers {
             let measure = || specifier.measure.clone();
-            if let Measure::Kpi { table, column } = &specifier.measure {
-                for name in [table, column] {
-                    if !is_kpi_name(name) {
-                        return Err(MonitoringError::Name(name.chars().take(63).collect()));
-                    }
-                }
+            let wrong = match &specifier.measure {
+                Measure::Vm(_) => None,
+                Measure::Kpi { table, .. } if !is_kpi_file(table) => Some(table),
+                Measure::Kpi { column, .. } => Some(column).filter(|name| !is_kpi_column(name)),
+                Measure::Encrypted { file } => Some(file).filter(|name| !is_kpi_file(name)),
+            };
+            if let Some(name) = wrong {
+                return Err(MonitoringError::Name(name.chars().take(64).collect()));
+            }
+            let is_plain = matches!(specifier.delivery, Delivery::Every(_))
+                && specifier.format == Format::Raw;
+            if matches!(specifier.measure, Measure::Encrypted { .. }) && !is_plain {
+                return Err(MonitoringError::File(measure()));
             }
             if specifier.sealed && self.sealing_key.is_none() {
                 return Err(MonitoringError::NoKey(measure()));
@@ -238,12 +275,13 @@ impl VmMeasure {
     }
 }
 
-/// `cpu_share`, or `web.current_users` for a KPI.
+/// `cpu_share`, `web.current_users` for a KPI, or `encrypted/balance` for a file.
 impl fmt::Display for Measure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Vm(measure) => f.write_str(measure.name()),
             Self::Kpi { table, column } => write!(f, "{table}.{column}"),
+            Self::Encrypted { file } => write!(f, "{ENCRYPTED}{file}"),
         }
     }
 }
@@ -252,10 +290,18 @@ impl FromStr for Measure {
     type Err = NotOne;
 
     fn from_str(text: &str) -> Result<Self, NotOne> {
-        if let Some((table, column)) = text.split_once('.') {
-            let named = is_kpi_name(table) && is_kpi_name(column);
+        if let Some(file) = text.strip_prefix(ENCRYPTED) {
+            let error = NotOne("an encrypted KPI is encrypted/FILE, of letters, digits, -, _ and .");
+            return if is_kpi_file(file) {
+                Ok(Self::Encrypted { file: file.to_owned() })
+            } else {
+                Err(error)
+            };
+        }
+        if let Some((table, column)) = text.rsplit_once('.') {
+            let named = is_kpi_file(table) && is_kpi_column(column);
             let (table, column) = (table.to_owned(), column.to_owned());
-            let error = NotOne("a KPI is TABLE.COLUMN, both of letters, digits, - and _");
+            let error = NotOne("a KPI is FILE.COLUMN, both of letters, digits, - and _");
             return if named { Ok(Self::Kpi { table, column }) } else { Err(error) };
         }
         let found = VmMeasure::ALL.iter().find(|(_, name)| *name == text);
@@ -263,7 +309,7 @@ impl FromStr for Measure {
             "a measure is cpu_time, cpu_share, memory_resident, memory_balloon, disk_read, \
              disk_written, disk_reads, disk_writes, disk_read_latency, disk_write_latency, \
              network_received, network_sent, network_packets_received, network_packets_sent, or a \
-             KPI as TABLE.COLUMN",
+             KPI as FILE.COLUMN or encrypted/FILE",
         ))
     }
 }
@@ -407,7 +453,12 @@ mod tests {
         let kpi = Measure::Kpi { table: "web".into(), column: "current_users".into() };
         assert_eq!("web.current_users".parse(), Ok(kpi.clone()));
         assert_eq!(kpi.to_string(), "web.current_users");
-        for bad in ["", "cpu", "web.", ".users", "we b.users", "web.users.today", "1.2"] {
+        let kpi = Measure::Kpi { table: "web.log".into(), column: "errors".into() };
+        assert_eq!("web.log.errors".parse(), Ok(kpi));
+        let file = Measure::Encrypted { file: "balance".into() };
+        assert_eq!("encrypted/balance".parse(), Ok(file.clone()));
+        assert_eq!(file.to_string(), "encrypted/balance");
+        for bad in ["", "cpu", "web.", ".users", "we b.users", "encrypted/", "a/b", "1.2"] {
             assert!(bad.parse::<Measure>().is_err(), "{bad:?} was taken");
         }
     }
@@ -474,6 +525,12 @@ mod tests {
         let condition = Condition { hysteresis: Thousandths(-1), .."> 1".parse().unwrap() };
         let negative = Specifier { delivery: Delivery::When(condition), ..users() };
         assert!(check(negative).is_err());
+        let file: Measure = "encrypted/balance".parse().unwrap();
+        let plain = Specifier { measure: file, ..users() };
+        assert_eq!(check(plain.clone()), Ok(()));
+        assert!(check(Specifier { format: Format::Mean, ..plain.clone() }).is_err());
+        let condition = Delivery::When("> 1".parse().unwrap());
+        assert!(check(Specifier { delivery: condition, ..plain }).is_err());
         let many = vec![users(); limit::MAX_SPECIFIERS + 1];
         assert!(Monitoring { specifiers: many, sealing_key: None }.check().is_err());
     }

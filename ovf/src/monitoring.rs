@@ -7,7 +7,7 @@ use data_encoding::BASE64;
 use model::limit::MAX_SPECIFIERS;
 use model::monitoring::{
     Comparison, Condition, Delivery, Format, Measure, Monitoring, SealingKey, Specifier,
-    Thousandths, VmMeasure, is_kpi_name,
+    Thousandths, VmMeasure, is_kpi_column,
 };
 use quick_xml::Writer;
 use quick_xml::events::BytesText;
@@ -286,7 +286,7 @@ fn measure_of<'a>(
     }
     // Names of Claudia's tree: the last part is the KPI's own.
     let column = name.rsplit('.').next().unwrap_or(name);
-    if !is_kpi_name(column) {
+    if !is_kpi_column(column) {
         let wanted = "letters, digits, - and _ are expected, beginning with a letter or _";
         let problem = Problem::Value { what: "the KPI's name", got: cut(name), wanted };
         return Err(reading.fault(node, problem));

@@ -1,0 +1,87 @@
+//! The book's database.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+/// The version of what stands below.
+const VERSION: i64 = 1;
+/// How long another process that looks at the database is waited for.
+const BUSY: Duration = Duration::from_secs(10);
+
+const TABLES: &str = "
+-- Blocks of values, in the order in which they came.
+CREATE TABLE blocks (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    vm BLOB NOT NULL,
+    epoch INTEGER NOT NULL,
+    first INTEGER NOT NULL,
+    count INTEGER NOT NULL,
+    received_ms INTEGER NOT NULL,
+    -- The peer that is to have it next.
+    owed TEXT,
+    body BLOB NOT NULL,
+    signature BLOB NOT NULL,
+    UNIQUE (vm, epoch, first)
+) STRICT;
+CREATE INDEX owed ON blocks (owed, id) WHERE owed IS NOT NULL;
+CREATE INDEX free ON blocks (vm, id) WHERE owed IS NULL;
+
+-- Which numbers came, of each epoch, and up to which they went from here since.
+CREATE TABLE runs (
+    vm BLOB NOT NULL, epoch INTEGER NOT NULL,
+    first INTEGER NOT NULL, last INTEGER NOT NULL, taken INTEGER NOT NULL,
+    gone INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (vm, epoch)
+) STRICT, WITHOUT ROWID;
+
+-- Values that had to go before the next site had them.
+CREATE TABLE dropped (vm BLOB PRIMARY KEY, count INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+
+CREATE TABLE producers (
+    vm BLOB PRIMARY KEY, epoch INTEGER NOT NULL, state BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE owners (
+    vm BLOB NOT NULL, epoch INTEGER NOT NULL, key BLOB NOT NULL, PRIMARY KEY (vm, epoch)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE sections (
+    vm BLOB NOT NULL, id BLOB NOT NULL, body BLOB NOT NULL, PRIMARY KEY (vm, id)
+) STRICT, WITHOUT ROWID;
+";
+
+/// Why the book does not work.
+#[derive(Debug, thiserror::Error)]
+pub enum BookError {
+    /// SQLite says no.
+    #[error("the monitoring database failed; look after its disk")]
+    Sqlite(#[from] rusqlite::Error),
+    /// It was made by another version of this program.
+    #[error("{path} has version {found}, this program knows {VERSION}; use the program that made it")]
+    Version {
+        /// The database.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+    },
+}
+
+/// Opens the database, making it if there is none.
+pub(super) fn open(path: &Path) -> Result<Connection, BookError> {
+    let db = Connection::open(path)?;
+    db.busy_timeout(BUSY)?;
+    db.pragma_update(None, "journal_mode", "WAL")?;
+    // A commit that has returned is on the disk.
+    db.pragma_update(None, "synchronous", "FULL")?;
+    let found: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    match found {
+        0 => db.execute_batch(&format!(
+            "BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"
+        ))?,
+        VERSION => {}
+        found => return Err(BookError::Version { path: path.to_owned(), found }),
+    }
+    Ok(db)
+}
