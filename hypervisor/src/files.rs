@@ -53,6 +53,15 @@ pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> Result<(), Error>
     complete(&temporary, path)
 }
 
+/// What `parse` makes of a file of the kernel's.
+pub(crate) fn read<T>(path: &Path, parse: impl FnOnce(&str) -> Option<T>) -> Result<T, Error> {
+    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    parse(&text).ok_or_else(|| {
+        let why = "the kernel writes it in another way than proc(5) says";
+        Error::io("read", path)(io::Error::new(io::ErrorKind::InvalidData, why))
+    })
+}
+
 /// Removes a file; one that is not there is removed.
 pub(crate) fn remove(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {

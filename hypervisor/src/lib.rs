@@ -13,8 +13,10 @@ mod files;
 pub mod fuzzing;
 pub mod image;
 mod instance;
+mod measured;
 pub mod qemu;
 pub mod simulated;
+mod socket;
 mod user;
 
 use std::path::{Path, PathBuf};
@@ -22,12 +24,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use model::{Descriptor, PowerState, RunProfile};
+use tokio::net::UnixStream;
 
 pub use error::{Error, LeftAs};
 pub use image::{ConvertLimits, ImageError, ImageFormat, Inspection, Refusal};
 pub use instance::{Instance, InstanceError};
+pub use measured::{DiskCounters, IoCounters, Measured, NetworkCounters, PacketCounters};
 pub use qemu::{Accelerator, Qemu, QemuConfig};
 pub use simulated::{Simulated, SimulatedFault, SimulatedFaults};
+
+/// The name of the virtio-serial port that a guest's KPIs leave through.
+/// In a Linux guest it is `/dev/virtio-ports/sojourn.kpi`.
+pub const KPI_PORT: &str = "sojourn.kpi";
 
 /// What a guest is launched from.
 #[derive(Debug, Clone)]
@@ -98,6 +106,21 @@ pub trait Hypervisor: Send + Sync {
 
     /// The guest's state, or none when it does not exist.
     async fn state(&self, instance: Instance) -> Result<Option<PowerState>, Error>;
+
+    /// What the guest has used since its process began, or none when it does not exist.
+    ///
+    /// It is a look of some milliseconds that changes nothing, at a running or a paused guest.
+    async fn measure(&self, instance: Instance) -> Result<Option<Measured>, Error>;
+
+    /// Connects to the host's end of the guest's port [`KPI_PORT`].
+    ///
+    /// None when the guest does not exist or has no such port, as one that an earlier release
+    /// launched. It may be asked again at any time, also after a restart of the node.
+    /// One connection is served at a time: a second one is there, and nothing comes or goes before
+    /// the first is closed. It ends with the guest's process.
+    /// Nothing is read for a guest that nobody is connected to, so that what it writes then waits
+    /// in the guest; what is written to a guest that has not opened its port waits here.
+    async fn kpi_port(&self, instance: Instance) -> Result<Option<UnixStream>, Error>;
 
     /// Removes what an ended guest left in the runtime folder: its console and its records.
     ///

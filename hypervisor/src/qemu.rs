@@ -4,8 +4,10 @@
 //!
 //! ```text
 //! <runtime>/<vm>-<epoch>/  control.sock  one client at a time: what changes the guest
-//!                          status.sock   what only asks, so that it never waits for a save
+//!                          status.sock   what only asks, so that it never waits for a save; each
+//!                                        connection is for one question, milliseconds long
 //!                          pid           locked by QEMU for as long as it lives
+//!                          kpi           the other end of the guest's port `sojourn.kpi`
 //!                          console.log   the guest's serial console
 //!                          qemu.log      what QEMU itself complained of
 //!                          hibernated    there when the guest was saved completely, and not resumed since
@@ -27,6 +29,7 @@
 
 mod host;
 mod launch;
+mod measure;
 mod process;
 pub mod qmp;
 
@@ -40,18 +43,25 @@ use async_trait::async_trait;
 use model::{PowerState, RunProfile};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio::net::UnixStream;
 use tokio::sync::OnceCell;
 use tokio::time::sleep;
 
+use crate::socket::{self, KPI};
 use crate::user::{self, User};
-use crate::{Error, Guest, Hypervisor, Instance, Launch, LeftAs, files};
+use crate::{Error, Guest, Hypervisor, Instance, Launch, LeftAs, Measured, files};
 use host::Facts;
 pub(crate) use host::last_words;
+use measure::Told;
 use process::Process;
 use qmp::{ANSWER_LIMIT, Qmp, QmpError};
 
 /// The machine type of every guest, with its version, so that a newer QEMU makes the same machine.
 const MACHINE: &str = "pc-q35-7.2";
+/// The layout of the devices around the machine, as far as a saved state needs it; one more with
+/// each change, so that an older state is refused in words before QEMU fails to load it.
+/// 1 (written as nothing): disks and cards; 2: the KPI port and the balloon as well.
+const LAYOUT: u32 = 2;
 /// The CPU model of every guest: the oldest that has x86-64-v2, complete under TCG and under KVM.
 const CPU: &str = "Nehalem-v1";
 
@@ -231,6 +241,16 @@ impl Qemu {
         }
     }
 
+    /// Looks at a process that lived a moment ago.
+    async fn look(&self, instance: Instance, process: &Process) -> Result<Measured, Error> {
+        let mut qmp = self.connect(instance, STATUS).await?;
+        let told = Told::ask(&mut qmp).await;
+        // Others wait for the socket, and need not wait for the kernel's files.
+        drop(qmp);
+        let told = told.map_err(|source| Error::Control { instance, source })?;
+        told.measured(&process.proc_folder())
+    }
+
     /// Ends a process by force and waits until it is gone.
     async fn force(&self, instance: Instance) -> Result<(), Error> {
         if let Some(process) = self.process(instance)? {
@@ -251,7 +271,7 @@ impl Qemu {
     /// Removes what an ended process leaves besides its console, its log and its records.
     fn tidy(&self, instance: Instance) -> Result<(), Error> {
         let folder = self.folder(instance);
-        [CONTROL, STATUS, PID].iter().try_for_each(|name| files::remove(&folder.join(name)))
+        [CONTROL, STATUS, KPI, PID].iter().try_for_each(|name| files::remove(&folder.join(name)))
     }
 
     /// The story of a process that ended by itself.
@@ -553,6 +573,27 @@ impl Hypervisor for Qemu {
 
     async fn state(&self, instance: Instance) -> Result<Option<PowerState>, Error> {
         Ok(self.status(instance).await?.map(|status| status.power()))
+    }
+
+    async fn measure(&self, instance: Instance) -> Result<Option<Measured>, Error> {
+        let Some(process) = self.process(instance)? else { return Ok(None) };
+        let measured = self.look(instance, &process).await;
+        // A process that ends gives up its lock, its sockets and its threads before it is gone.
+        let may_be_ending = match &measured {
+            Ok(_) => false,
+            Err(Error::NoGuest(_) | Error::Io { .. }) => true,
+            Err(error) => matches!(error, Error::Control { source: QmpError::Closed, .. }),
+        };
+        let patience = if may_be_ending { ANSWER_LIMIT } else { Duration::ZERO };
+        if process.ended_within(patience).await? { Ok(None) } else { measured.map(Some) }
+    }
+
+    async fn kpi_port(&self, instance: Instance) -> Result<Option<UnixStream>, Error> {
+        // A process that is starting opens its sockets one by one; one that answers has them all.
+        if self.status(instance).await?.is_none() {
+            return Ok(None);
+        }
+        socket::connect_kpi(&self.folder(instance)).await
     }
 
     async fn forget(&self, instance: Instance) -> Result<(), Error> {

@@ -5,6 +5,9 @@
 //! is hibernated. So it outlives the node, as a process does, and a state that is lost or loaded
 //! twice can be seen. Its disks must exist and are never written.
 //!
+//! What it is measured to have used follows from its uptime and its size alone, at fixed rates.
+//! Its KPI port is the Unix socket `kpi` in its folder, if something listens there.
+//!
 //! Its console gets the lines that the project's test guest prints, one at most each time someone
 //! looks at the guest. Power-off by ACPI always works, and at once.
 
@@ -15,10 +18,12 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use model::{Digest, PowerState, RunProfile, VmId};
+use model::{Bytes, Digest, PowerState, Resources, RunProfile, VmId};
 use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
 
-use crate::{Error, Guest, Hypervisor, Instance, Launch, LeftAs, files};
+use crate::measured::{DiskCounters, IoCounters, NetworkCounters, PacketCounters};
+use crate::{Error, Guest, Hypervisor, Instance, Launch, LeftAs, Measured, files, socket};
 
 /// Name of the file that is the guest.
 const GUEST: &str = "guest.json";
@@ -26,7 +31,7 @@ const GUEST: &str = "guest.json";
 const HIBERNATED: &str = "hibernated";
 /// Name of the file with the serial console's output.
 const CONSOLE: &str = "console.log";
-/// Bytes of a state file at most; a real one is below 300.
+/// Bytes of a state file at most; a real one is below 500.
 const MAX_STATE_BYTES: u64 = 4096;
 
 /// A simulated host.
@@ -75,11 +80,47 @@ struct Record {
     memory: Memory,
     /// Wall-clock time in milliseconds up to which an active guest's uptime is counted.
     active_since_ms: Option<u64>,
+    /// What is measured is made from it. A record of an earlier release has none of it.
+    #[serde(default)]
+    size: Size,
+}
+
+/// What a guest was launched with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Size {
+    resources: Resources,
+    nics: u64,
+    /// Its uptime then: its counters are counted from here.
+    uptime_ms: u64,
 }
 
 impl Record {
     fn power(&self) -> PowerState {
         if self.active_since_ms.is_some() { PowerState::Active } else { PowerState::Paused }
+    }
+
+    /// A guest that is a quarter busy, keeps half of its memory in use, and every 100 ms reads 2 KiB
+    /// in 1 ms, writes 4 KiB in 2 ms, and gets and sends a packet through each card.
+    fn measured(&self) -> Measured {
+        let Size { resources, nics, uptime_ms } = self.size;
+        let ran_ms = self.memory.uptime_ms.saturating_sub(uptime_ms);
+        let rounds = ran_ms / 100;
+        let io = |bytes: u64, ms: u64| IoCounters {
+            bytes: Bytes(rounds.saturating_mul(bytes)),
+            operations: rounds,
+            time: Duration::from_millis(rounds.saturating_mul(ms)),
+        };
+        let packets = rounds.saturating_mul(nics);
+        let traffic =
+            |bytes: u64| PacketCounters { bytes: Bytes(packets.saturating_mul(bytes)), packets };
+        Measured {
+            cpu_time: Duration::from_millis(ran_ms) * resources.cpus / 4,
+            memory_resident: Bytes(resources.memory.0 / 2),
+            memory_balloon: Some(resources.memory),
+            disks: DiskCounters { read: io(2048, 1), written: io(4096, 2) },
+            network: Some(NetworkCounters { received: traffic(1500), sent: traffic(100) }),
+        }
     }
 }
 
@@ -103,8 +144,8 @@ impl Simulated {
         self.runtime.join(instance.to_string())
     }
 
-    /// The guest as it is now: time that passed while it was active is counted and printed.
-    fn load(&self, instance: Instance) -> Result<Option<Record>, Error> {
+    /// The guest as it is now: time that passed while it was active is counted.
+    fn look(&self, instance: Instance) -> Result<Option<Record>, Error> {
         let path = self.folder(instance).join(GUEST);
         let Some(text) = read_limited(&path)? else { return Ok(None) };
         let mut record: Record = serde_json::from_slice(&text)
@@ -113,6 +154,14 @@ impl Simulated {
             let now = now_ms();
             record.memory.uptime_ms += now.saturating_sub(since);
             record.active_since_ms = Some(now);
+        }
+        Ok(Some(record))
+    }
+
+    /// The guest as it is now, its console and its file as well.
+    fn load(&self, instance: Instance) -> Result<Option<Record>, Error> {
+        let Some(mut record) = self.look(instance)? else { return Ok(None) };
+        if record.active_since_ms.is_some() {
             self.print(instance, &mut record.memory)?;
             self.store(instance, &record)?;
         }
@@ -245,7 +294,12 @@ impl Hypervisor for Simulated {
         files::remove_folder(&folder)?;
         fs::create_dir_all(&folder).map_err(Error::io("make folder", &folder))?;
         fs::write(folder.join(CONSOLE), "").map_err(Error::io("write", &folder.join(CONSOLE)))?;
-        self.store(instance, &Record { memory, active_since_ms: None })
+        let size = Size {
+            resources: launch.descriptor.resources,
+            nics: launch.descriptor.nics.len() as u64,
+            uptime_ms: memory.uptime_ms,
+        };
+        self.store(instance, &Record { memory, active_since_ms: None, size })
     }
 
     async fn resume(&self, instance: Instance) -> Result<(), Error> {
@@ -312,6 +366,19 @@ impl Hypervisor for Simulated {
     async fn state(&self, instance: Instance) -> Result<Option<PowerState>, Error> {
         let _turn = self.turn();
         Ok(self.load(instance)?.map(|record| record.power()))
+    }
+
+    async fn measure(&self, instance: Instance) -> Result<Option<Measured>, Error> {
+        let _turn = self.turn();
+        // Nothing is written for it: it may be asked for as often as possible.
+        Ok(self.look(instance)?.map(|record| record.measured()))
+    }
+
+    async fn kpi_port(&self, instance: Instance) -> Result<Option<UnixStream>, Error> {
+        if self.state(instance).await?.is_none() {
+            return Ok(None);
+        }
+        socket::connect_kpi(&self.folder(instance)).await
     }
 
     async fn forget(&self, instance: Instance) -> Result<(), Error> {

@@ -7,21 +7,26 @@
 // The helpers of a test are tests too.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+use std::cell::Cell;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hypervisor::{
-    Accelerator, Error, Guest, Hypervisor, Instance, Launch, Qemu, QemuConfig, Simulated,
-    SimulatedFault,
+    Accelerator, DiskCounters, Error, Guest, Hypervisor, Instance, IoCounters, Launch, Measured,
+    NetworkCounters, Qemu, QemuConfig, Simulated, SimulatedFault,
 };
 use model::vm::{Disk, Nic, Restrictions};
 use model::{Bytes, Descriptor, Epoch, FileId, PowerState, Resources, VmId};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// For anything that a guest is waited for, on a machine that emulates it and does more besides.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -391,6 +396,177 @@ async fn a_launch_that_cannot_work_says_why_and_leaves_no_guest(kind: Kind) {
     assert_eq!(host.list().await.unwrap(), []);
 }
 
+/// Measures until `wanted` takes what was measured.
+async fn measured(
+    host: &dyn Hypervisor,
+    i: Instance,
+    mut wanted: impl FnMut(&Measured) -> bool,
+) -> Measured {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let measured = host.measure(i).await.unwrap().expect("the guest exists");
+        if wanted(&measured) {
+            return measured;
+        }
+        assert!(Instant::now() < deadline, "the guest did not come so far: {measured:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// What must stand still while a guest does.
+fn counters(measured: &Measured) -> (Duration, DiskCounters, Option<NetworkCounters>) {
+    (measured.cpu_time, measured.disks, measured.network)
+}
+
+async fn counters_grow_while_a_guest_runs_and_stand_still_while_it_is_paused(kind: Kind) {
+    let Some(site) = Site::new(kind) else { return };
+    let host = site.host("a");
+    let vm = site.vm("vm", &*host).await;
+    let i = vm.instance;
+    assert_eq!(host.measure(i).await.unwrap(), None);
+    let launched = Instant::now();
+    host.launch(&vm).await.unwrap();
+    let unborn = measured(&*host, i, |_| true).await;
+    assert_eq!(unborn.disks, DiskCounters::default());
+    assert_eq!(unborn.memory_balloon, Some(Bytes::mib(128)));
+    assert!(unborn.memory_resident > Bytes(0));
+
+    host.resume(i).await.unwrap();
+    beat(&*host, i, |_| true).await;
+    let grown = |from: &Measured, to: &Measured| {
+        let more = |from: IoCounters, to: IoCounters| {
+            to.bytes > from.bytes && to.operations > from.operations && to.time > from.time
+        };
+        let disks =
+            more(from.disks.read, to.disks.read) && more(from.disks.written, to.disks.written);
+        disks && to.cpu_time > from.cpu_time
+    };
+    let first = measured(&*host, i, |now| grown(&unborn, now)).await;
+    let later = measured(&*host, i, |now| grown(&first, now)).await;
+    assert!(later.cpu_time <= launched.elapsed(), "it has one processor: {later:?}");
+    match (kind, first.network, later.network) {
+        (Kind::Simulated, Some(first), Some(later)) => {
+            assert!(later.received.bytes > first.received.bytes);
+            assert!(later.sent.packets > first.sent.packets);
+        }
+        (Kind::Qemu, None, None) => {}
+        (_, first, later) => panic!("{first:?} {later:?}"),
+    }
+
+    host.pause(i).await.unwrap();
+    // Its processors have stopped, and the threads that were them are about to sleep.
+    let mut before = measured(&*host, i, |_| true).await;
+    let still = |now: &Measured| {
+        let earlier = std::mem::replace(&mut before, *now);
+        counters(&earlier) == counters(now)
+    };
+    let paused = measured(&*host, i, still).await;
+    let watched = Instant::now();
+    while watched.elapsed() < Duration::from_millis(500) {
+        let now = measured(&*host, i, |_| true).await;
+        assert_eq!(counters(&now), counters(&paused), "it was paused");
+    }
+    host.resume(i).await.unwrap();
+    measured(&*host, i, |now| grown(&paused, now)).await;
+    host.kill(i).await.unwrap();
+    assert_eq!(host.measure(i).await.unwrap(), None);
+}
+
+async fn a_guest_that_ends_while_it_is_measured_is_none_and_no_error(kind: Kind) {
+    let Some(site) = Site::new(kind) else { return };
+    let host = site.host("a");
+    let vm = site.vm("vm", &*host).await;
+    let i = vm.instance;
+    for round in 0..10 {
+        host.launch(&vm).await.unwrap();
+        let looks = Cell::new(0);
+        let measuring = async {
+            while host.measure(i).await.unwrap().is_some() {
+                looks.set(looks.get() + 1);
+                tokio::task::yield_now().await;
+            }
+        };
+        let ending = async {
+            while looks.get() < round / 3 {
+                tokio::task::yield_now().await;
+            }
+            // At another moment of a measurement each time.
+            tokio::time::sleep(Duration::from_micros(700 * (round % 3))).await;
+            host.kill(i).await.unwrap();
+        };
+        tokio::join!(measuring, ending);
+        assert_eq!(host.measure(i).await.unwrap(), None);
+    }
+}
+
+async fn counters_begin_again_with_the_process_that_goes_on(kind: Kind) {
+    let Some(site) = Site::new(kind) else { return };
+    let host = site.host("a");
+    let vm = site.vm("vm", &*host).await;
+    let i = vm.instance;
+    let state = vm.folder.join(FileId::STATE.file_name());
+    host.launch(&vm).await.unwrap();
+    host.resume(i).await.unwrap();
+    let cpu = Duration::from_millis(500);
+    let before =
+        measured(&*host, i, |now| now.disks.read.operations > 0 && now.cpu_time > cpu).await;
+    host.hibernate(i, &state).await.unwrap();
+    assert_eq!(host.measure(i).await.unwrap(), None);
+    let host = site.host("b");
+    host.launch(&Launch { state: Some(state), ..vm.clone() }).await.unwrap();
+    let after = measured(&*host, i, |_| true).await;
+    assert_eq!(after.disks, DiskCounters::default());
+    assert!(after.cpu_time < before.cpu_time, "{before:?} {after:?}");
+    host.resume(i).await.unwrap();
+    measured(&*host, i, |now| now.cpu_time > after.cpu_time).await;
+    // The node that comes after this one goes on counting where it did.
+    let host = site.host("b");
+    measured(&*host, i, |now| now.cpu_time > after.cpu_time).await;
+    host.kill(i).await.unwrap();
+}
+
+/// Whoever listens in the place of a simulated guest's own port; QEMU listens itself.
+fn listen(kind: Kind, host: &dyn Hypervisor, i: Instance) -> Option<UnixListener> {
+    let folder = fs::File::open(host.console(i).parent().unwrap()).unwrap();
+    // Its folder may lie deeper than a socket's path.
+    let path = format!("/proc/self/fd/{}/kpi", folder.as_raw_fd());
+    matches!(kind, Kind::Simulated).then(|| {
+        let _ = fs::remove_file(&path);
+        UnixListener::bind(path).unwrap()
+    })
+}
+
+async fn a_kpi_port_is_there_for_each_node_that_comes_and_after_a_hibernation(kind: Kind) {
+    let Some(site) = Site::new(kind) else { return };
+    let host = site.host(&"deep".repeat(40));
+    let vm = site.vm("vm", &*host).await;
+    let i = vm.instance;
+    let state = vm.folder.join(FileId::STATE.file_name());
+    assert!(host.kpi_port(i).await.unwrap().is_none());
+    host.launch(&vm).await.unwrap();
+    let listener = listen(kind, &*host, i);
+    let first = host.kpi_port(i).await.unwrap().expect("a paused guest has its port");
+    drop((first, host));
+    let host = site.host(&"deep".repeat(40));
+    host.resume(i).await.unwrap();
+    let mut port = host.kpi_port(i).await.unwrap().expect("also for the next node");
+    port.write_all(b"{\"after\":0}\n").await.unwrap();
+
+    host.hibernate(i, &state).await.unwrap();
+    drop(listener);
+    let mut rest = Vec::new();
+    let end = tokio::time::timeout(PATIENCE, port.read_to_end(&mut rest)).await.unwrap();
+    assert!(end.is_err() || rest.is_empty(), "{rest:?}");
+    assert!(host.kpi_port(i).await.unwrap().is_none());
+    host.launch(&Launch { state: Some(state), ..vm.clone() }).await.unwrap();
+    let listener = listen(kind, &*host, i);
+    host.resume(i).await.unwrap();
+    assert!(host.kpi_port(i).await.unwrap().is_some());
+    host.kill(i).await.unwrap();
+    drop(listener);
+    assert!(host.kpi_port(i).await.unwrap().is_none());
+}
+
 macro_rules! contract {
     ($($claim:ident),* $(,)?) => {
         mod simulated {
@@ -417,6 +593,10 @@ contract!(
     a_guest_that_is_asked_to_stop_powers_itself_off,
     a_restarted_node_finds_its_guests_again,
     a_launch_that_cannot_work_says_why_and_leaves_no_guest,
+    counters_grow_while_a_guest_runs_and_stand_still_while_it_is_paused,
+    a_guest_that_ends_while_it_is_measured_is_none_and_no_error,
+    counters_begin_again_with_the_process_that_goes_on,
+    a_kpi_port_is_there_for_each_node_that_comes_and_after_a_hibernation,
 );
 
 #[tokio::test]
@@ -442,6 +622,178 @@ async fn a_guest_runs_without_roots_rights_in_a_session_of_its_own() {
     let session = rustix::process::getsid(rustix::process::Pid::from_raw(pid.get())).unwrap();
     assert_eq!(session.as_raw_nonzero(), pid, "it leads no session of its own");
     host.kill(vm.instance).await.unwrap();
+}
+
+/// What QEMU answers to a command on a guest's control socket.
+fn control(runtime: &Path, command: &str) -> serde_json::Value {
+    let socket = UnixStream::connect(runtime.join("control.sock")).unwrap();
+    let lines = format!("{{\"execute\": \"qmp_capabilities\"}}\n{{\"execute\": \"{command}\"}}\n");
+    (&socket).write_all(lines.as_bytes()).unwrap();
+    let answers = BufReader::new(&socket).lines().map(|line| line.unwrap());
+    let values = answers.map(|line| serde_json::from_str::<serde_json::Value>(&line).unwrap());
+    values.filter_map(|mut value| Some(value.get_mut("return")?.take())).nth(1).unwrap()
+}
+
+#[tokio::test]
+async fn a_kpi_ports_connection_reaches_the_guests_device() {
+    let Some(site) = Site::new(Kind::Qemu) else { return };
+    let host = site.host("a");
+    let vm = site.vm("vm", &*host).await;
+    let i = vm.instance;
+    host.launch(&vm).await.unwrap();
+    let runtime = host.console(i).parent().unwrap().to_owned();
+    let kpi = || {
+        let devices = control(&runtime, "query-chardev");
+        let kpi = devices.as_array().unwrap().iter().find(|device| device["label"] == "kpi");
+        let kpi = kpi.unwrap();
+        (kpi["filename"].as_str().unwrap().to_owned(), kpi["frontend-open"].as_bool().unwrap())
+    };
+    let connected = |wanted: bool| {
+        let deadline = Instant::now() + PATIENCE;
+        while kpi()
+            != (format!("{}unix:kpi,server=on", if wanted { "" } else { "disconnected:" }), false)
+        {
+            assert!(Instant::now() < deadline, "{:?}", kpi());
+        }
+    };
+    connected(false);
+    let port = host.kpi_port(i).await.unwrap().unwrap();
+    connected(true);
+    drop(port);
+    connected(false);
+    let _port = host.kpi_port(i).await.unwrap().unwrap();
+    connected(true);
+    host.kill(i).await.unwrap();
+    let left: Vec<_> = fs::read_dir(&runtime).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| name != "kpi"), "{left:?}");
+}
+
+#[tokio::test]
+async fn a_simulated_guests_port_is_whatever_listens_in_its_folder() {
+    let site = Site::new(Kind::Simulated).unwrap();
+    let host = site.host("a");
+    let vm = site.vm("vm", &*host).await;
+    let i = vm.instance;
+    host.launch(&vm).await.unwrap();
+    assert!(host.kpi_port(i).await.unwrap().is_none(), "nothing listens");
+    let listener = listen(Kind::Simulated, &*host, i).unwrap();
+    let mut port = host.kpi_port(i).await.unwrap().unwrap();
+    let (mut guest, _) = listener.accept().unwrap();
+    port.write_all(b"{\"after\":0}\n").await.unwrap();
+    let mut line = String::new();
+    BufReader::new(&guest).read_line(&mut line).unwrap();
+    assert_eq!(line, "{\"after\":0}\n");
+    guest.write_all(b"{\"seq\":1}\n").unwrap();
+    drop(guest);
+    let mut rows = String::new();
+    port.read_to_string(&mut rows).await.unwrap();
+    assert_eq!(rows, "{\"seq\":1}\n");
+}
+
+/// The middle and the longest of them.
+fn spread(mut times: Vec<Duration>) -> (Duration, Duration) {
+    times.sort_unstable();
+    (times[times.len() / 2], *times.last().unwrap())
+}
+
+#[tokio::test]
+async fn measuring_without_a_pause_leaves_room_for_who_asks_for_the_state() {
+    let Some(site) = Site::new(Kind::Qemu) else { return };
+    let host: Arc<dyn Hypervisor> = site.host("a").into();
+    let vm = site.vm("vm", &*host).await;
+    let i = vm.instance;
+    host.launch(&vm).await.unwrap();
+    host.resume(i).await.unwrap();
+    let done = Arc::new(AtomicBool::new(false));
+    let measuring: Vec<_> = (0..3)
+        .map(|_| {
+            let (host, done) = (host.clone(), done.clone());
+            tokio::spawn(async move {
+                let mut times = Vec::new();
+                while !done.load(Ordering::Relaxed) {
+                    let begun = Instant::now();
+                    host.measure(i).await.unwrap().expect("it runs");
+                    times.push(begun.elapsed());
+                }
+                times
+            })
+        })
+        .collect();
+    let mut asked = Vec::new();
+    for _ in 0..50 {
+        let begun = Instant::now();
+        assert_eq!(host.state(i).await.unwrap(), Some(PowerState::Active));
+        host.resume(i).await.expect("its control socket is another");
+        asked.push(begun.elapsed());
+    }
+    done.store(true, Ordering::Relaxed);
+    for measured in measuring {
+        let times = measured.await.unwrap();
+        println!("{} measurements, middle and longest {:?}", times.len(), spread(times));
+    }
+    let (middle, longest) = spread(asked);
+    println!("the state meanwhile, middle and longest {:?}", (middle, longest));
+    assert!(middle < Duration::from_secs(1), "the state was waited for");
+    host.kill(i).await.unwrap();
+}
+
+/// QEMU without the devices that the first release did not give its guests.
+const EARLIER: &str = r#"#!/bin/sh
+left=$#
+while [ $left -gt 0 ]; do
+  word=$1; shift; left=$((left - 1))
+  case "$word" in
+    -device | -chardev)
+      value=$1; shift; left=$((left - 1))
+      case "$value" in
+        virtio-serial-pci,* | virtserialport,* | virtio-balloon-pci,* | socket,id=kpi,*) ;;
+        *) set -- "$@" "$word" "$value" ;;
+      esac ;;
+    *) set -- "$@" "$word" ;;
+  esac
+done
+exec qemu-system-x86_64 "$@"
+"#;
+
+#[tokio::test]
+async fn a_guest_of_the_first_release_is_measured_has_no_port_and_leaves_a_state_that_is_refused() {
+    let Some(site) = Site::new(Kind::Qemu) else { return };
+    let mut config = QemuConfig::new(site.folder.path().join("a"));
+    config.binary = site.folder.path().join("earlier");
+    fs::write(&config.binary, EARLIER).unwrap();
+    fs::set_permissions(&config.binary, fs::Permissions::from_mode(0o755)).unwrap();
+    let earlier = Qemu::new(config).unwrap();
+    let mut vm = site.vm("vm", &earlier).await;
+    earlier.launch(&vm).await.unwrap();
+
+    let (host, i) = (site.host("a"), vm.instance);
+    let measured = host.measure(i).await.unwrap().unwrap();
+    assert_eq!(measured.memory_balloon, None);
+    assert!(host.kpi_port(i).await.unwrap().is_none());
+    let state = vm.folder.join(FileId::STATE.file_name());
+    host.hibernate(i, &state).await.unwrap();
+    vm.state = Some(state);
+    vm.profile.machine = "pc-q35-7.2".to_owned();
+    let error = host.launch(&vm).await.unwrap_err();
+    assert!(matches!(error, Error::Profile(_)), "{error:?}");
+    let words = "machine type is pc-q35-7.2+2, the saved state needs pc-q35-7.2";
+    assert!(error.to_string().ends_with(words), "{error}");
+    assert_eq!(host.list().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_simulated_guest_of_an_earlier_release_is_found_and_has_used_nothing_yet() {
+    let site = Site::new(Kind::Simulated).unwrap();
+    let host = site.host("a");
+    let vm = site.vm("vm", &*host).await;
+    host.launch(&vm).await.unwrap();
+    let path = host.console(vm.instance).with_file_name("guest.json");
+    let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    record.as_object_mut().unwrap().remove("size").expect("its size is recorded");
+    fs::write(&path, record.to_string()).unwrap();
+    host.resume(vm.instance).await.unwrap();
+    let measured = host.measure(vm.instance).await.unwrap().unwrap();
+    assert_eq!((measured.cpu_time, measured.memory_resident), (Duration::ZERO, Bytes(0)));
 }
 
 #[tokio::test]

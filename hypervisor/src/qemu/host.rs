@@ -13,7 +13,7 @@ use tokio::process::Command;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use super::{Accelerator, CPU, MACHINE, QemuConfig};
+use super::{Accelerator, CPU, LAYOUT, MACHINE, QemuConfig};
 use crate::Error;
 use crate::user::User;
 
@@ -60,7 +60,7 @@ impl Facts {
         RunProfile {
             hypervisor: "qemu".to_owned(),
             version: self.version.clone(),
-            machine: MACHINE.to_owned(),
+            machine: format!("{MACHINE}+{LAYOUT}"),
             cpu: CPU.to_owned(),
             accelerator: self.accelerator.to_owned(),
             firmware: self.firmware_digest,
@@ -176,6 +176,19 @@ pub(crate) fn last_words(said: &[u8]) -> String {
     let skip = text.chars().count().saturating_sub(MAX_WORDS);
     let text: String = text.chars().skip(skip).collect();
     if text.is_empty() { "it said nothing".to_owned() } else { text }
+}
+
+#[cfg(test)]
+impl Facts {
+    /// Of a host with the emulator and without firmware.
+    pub(crate) fn sample() -> Self {
+        Self {
+            version: "7.2".to_owned(),
+            accelerator: "tcg",
+            firmware: Path::new("/bios"),
+            firmware_digest: Digest([0; 32]),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -17,14 +17,18 @@ use tokio::time::sleep;
 use super::host::{Facts, SANDBOX};
 use super::qmp::{Qmp, QmpError};
 use super::{CONNECT_LOOK, CONSOLE, CONTROL, CPU, LOG, MACHINE, PID, STATUS};
+use crate::socket::KPI;
 use crate::user::User;
-use crate::{Error, Instance, Launch, files};
+use crate::{Error, Instance, KPI_PORT, Launch, files};
 
 /// For a process to open its sockets.
 const START_LIMIT: Duration = Duration::from_secs(60);
-/// Slots on the guest's PCI bus, eight functions each. They are part of what a saved state needs.
+/// Slots on the guest's PCI bus, eight functions each. A saved state needs every device that it knows
+/// where it was: whoever changes one here counts [`super::LAYOUT`] up.
 const DISK_SLOT: usize = 0x08;
 const NIC_SLOT: usize = 0x10;
+const PORTS_SLOT: usize = 0x18;
+const BALLOON_SLOT: usize = 0x19;
 
 /// Checks the VM's files, gives the guest's user its rights on them, makes a fresh runtime folder,
 /// and returns QEMU's arguments.
@@ -112,6 +116,13 @@ fn arguments(launch: &Launch, facts: &Facts, disks: &[PathBuf]) -> Result<Vec<Os
         let card = format!("id=nic{at},netdev=net{at},mac={mac},romfile=,{address}");
         add(&["-device", &format!("virtio-net-pci,{card}")]);
     }
+    let ports = address(PORTS_SLOT, 0);
+    add(&["-device", &format!("virtio-serial-pci,id=ports,max_ports=2,{ports}")]);
+    // Port 0 would be a console of the guest's, so the first is number 1.
+    add(&["-chardev", &format!("socket,id=kpi,path={KPI},server=on,wait=off")]);
+    add(&["-device", &format!("virtserialport,bus=ports.0,nr=1,chardev=kpi,name={KPI_PORT}")]);
+    let balloon = address(BALLOON_SLOT, 0);
+    add(&["-device", &format!("virtio-balloon-pci,id=balloon,{balloon}")]);
     if launch.state.is_some() {
         add(&["-incoming", "defer"]);
     }
@@ -207,5 +218,59 @@ impl Started {
             _ = self.alive.read(&mut byte) => Ok(None),
             ready = ready => ready.map(Some),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::vm::{Disk, Nic, Restrictions};
+    use model::{Bytes, Descriptor, Epoch, FileId, Resources, VmId};
+
+    use super::*;
+    use crate::qemu::LAYOUT;
+
+    /// When this fails because a device came, went or moved, count [`LAYOUT`] up as well.
+    #[test]
+    fn the_devices_of_a_guest_are_those_of_their_layouts_number() {
+        let disk = tempfile::NamedTempFile::new().unwrap();
+        let launch = Launch {
+            instance: Instance { vm: VmId([1; 16]), epoch: Epoch(1) },
+            descriptor: Descriptor {
+                name: "web".parse().unwrap(),
+                resources: Resources { cpus: 2, memory: Bytes::mib(128) },
+                disks: vec![Disk { file: FileId::disk(0), capacity: Bytes::mib(1) }; 9],
+                nics: vec![Nic { network: "lan".to_owned(), mac: [0x52, 0x54, 0, 1, 2, 3] }],
+                restrictions: Restrictions::default(),
+                monitoring: Default::default(),
+            },
+            folder: PathBuf::new(),
+            state: None,
+            profile: Facts::sample().profile(),
+        };
+        let disks = vec![disk.path().to_owned(); 9];
+        let words = arguments(&launch, &Facts::sample(), &disks).unwrap();
+        let devices: Vec<_> = words
+            .windows(2)
+            .filter(|pair| pair[0] == "-device")
+            .map(|pair| pair[1].to_str().unwrap())
+            .filter(|device| !(1..8).any(|at| device.contains(&format!("id=disk{at},"))))
+            .collect();
+        let [first, ninth] = [(0, "8.0x0"), (8, "9.0x0")].map(|(at, addr)| {
+            format!(
+                "virtio-blk-pci,id=disk{at},serial=disk{at},drive=disk{at}-raw,bootindex={at},\
+                 bus=pcie.0,addr=0x{addr},multifunction=on"
+            )
+        });
+        let layout_2 = [
+            &first,
+            &ninth,
+            "virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:01:02:03,romfile=,\
+             bus=pcie.0,addr=0x10.0x0,multifunction=on",
+            "virtio-serial-pci,id=ports,max_ports=2,bus=pcie.0,addr=0x18.0x0,multifunction=on",
+            "virtserialport,bus=ports.0,nr=1,chardev=kpi,name=sojourn.kpi",
+            "virtio-balloon-pci,id=balloon,bus=pcie.0,addr=0x19.0x0,multifunction=on",
+        ];
+        assert_eq!((LAYOUT, devices.as_slice()), (2, layout_2.as_slice()));
+        assert_eq!(Facts::sample().profile().machine, "pc-q35-7.2+2");
     }
 }

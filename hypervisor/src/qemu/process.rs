@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -73,9 +73,13 @@ impl Process {
         }
     }
 
+    /// Its folder in `/proc`. What was read there is its own only if it has not ended since.
+    pub(crate) fn proc_folder(&self) -> PathBuf {
+        format!("/proc/{}", self.pid.as_raw_nonzero()).into()
+    }
+
     fn error(&self, doing: &'static str, source: io::Error) -> Error {
-        let path = format!("/proc/{}", self.pid.as_raw_nonzero()).into();
-        Error::Io { doing, path, source }
+        Error::Io { doing, path: self.proc_folder(), source }
     }
 }
 

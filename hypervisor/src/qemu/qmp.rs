@@ -4,17 +4,18 @@
 //! Events are read past, known or not; the callers ask for the status that they wait for.
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
+
+use crate::socket::connect_in;
 
 /// Bytes of one line at most; QEMU's largest answer to what is asked here is below 10 KiB.
 const MAX_LINE_BYTES: u64 = 1 << 20;
@@ -66,15 +67,8 @@ pub(crate) struct Qmp {
 
 impl Qmp {
     /// Connects to a socket in a folder, reads the greeting and leaves the negotiation mode.
-    ///
-    /// The folder's path may be longer than a socket's path may: the kernel is given our own
-    /// descriptor of the folder instead.
     pub(crate) async fn connect_in(folder: &Path, socket: &str) -> Result<Self, QmpError> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = rustix::fs::open(folder, flags, Mode::empty())
-            .map_err(|errno| QmpError::Socket(errno.into()))?;
-        let path = format!("/proc/self/fd/{}/{socket}", folder.as_raw_fd());
-        let connecting = timeout(ANSWER_LIMIT, UnixStream::connect(path)).await;
+        let connecting = timeout(ANSWER_LIMIT, connect_in(folder, socket)).await;
         let stream =
             connecting.map_err(|_| QmpError::Late(ANSWER_LIMIT))?.map_err(QmpError::Socket)?;
         Self::greet(stream, ANSWER_LIMIT).await
