@@ -410,6 +410,30 @@ fn a_vm_moved_by_restart_boots_at_the_destination() {
 }
 
 #[test]
+fn a_move_that_is_cancelled_while_its_source_is_away_does_not_keep_the_vm_from_moving() {
+    let (mut world, vm) = placed_at_c();
+    world.host("a", "a1", 1);
+    world.host("b", "b1", 1);
+    world.network(|flight| match asks(flight, "initiate transfer") {
+        true => Fate::Late(HOUR),
+        false => Fate::Arrives,
+    });
+    let moving = world.move_to("a", vm, &["b"]);
+    world.run(Duration::from_millis(300));
+    assert!(world.state("c").open_source(vm).is_some(), "{}", world.story());
+    world.crash("c");
+    assert_eq!(world.ask("a", Ask::Cancel(moving)), Reply::Done);
+    world.run(MINUTE);
+    world.start("c");
+    assert_eq!(world.result("a", moving), JourneyResult::Cancelled);
+    world.calm();
+    let operation = world.bring_home("b", vm);
+    assert_eq!(world.result("b", operation), JourneyResult::Done);
+    assert!(world.elapsed() < HOUR, "it had to wait\n{}", world.story());
+    world.until_runs(vm, "b");
+}
+
+#[test]
 fn a_power_failure_ends_the_guest_and_the_site_boots_it_again() {
     let (mut world, vm) = placed_at_c();
     world.power_failure("c");

@@ -231,8 +231,8 @@ impl Monitoring {
             if let Some(name) = wrong {
                 return Err(MonitoringError::Name(name.chars().take(64).collect()));
             }
-            let is_plain = matches!(specifier.delivery, Delivery::Every(_))
-                && specifier.format == Format::Raw;
+            let is_plain =
+                matches!(specifier.delivery, Delivery::Every(_)) && specifier.format == Format::Raw;
             if matches!(specifier.measure, Measure::Encrypted { .. }) && !is_plain {
                 return Err(MonitoringError::File(measure()));
             }
@@ -291,7 +291,8 @@ impl FromStr for Measure {
 
     fn from_str(text: &str) -> Result<Self, NotOne> {
         if let Some(file) = text.strip_prefix(ENCRYPTED) {
-            let error = NotOne("an encrypted KPI is encrypted/FILE, of letters, digits, -, _ and .");
+            let error =
+                NotOne("an encrypted KPI is encrypted/FILE, of letters, digits, -, _ and .");
             return if is_kpi_file(file) {
                 Ok(Self::Encrypted { file: file.to_owned() })
             } else {

@@ -214,9 +214,7 @@ impl Book {
             found.expect("a limit that is exceeded has something in it");
         self.db.prepare_cached("DELETE FROM blocks WHERE id = ?1")?.execute([id])?;
         self.db
-            .prepare_cached(
-                "UPDATE runs SET gone = max(gone, ?3) WHERE vm = ?1 AND epoch = ?2",
-            )?
+            .prepare_cached("UPDATE runs SET gone = max(gone, ?3) WHERE vm = ?1 AND epoch = ?2")?
             .execute(params![of.0, epoch, last])?;
         if is_owed {
             self.db
@@ -255,9 +253,8 @@ impl Book {
 
     /// Sites that are to have something.
     pub fn creditors(&self) -> Result<Vec<PeerName>, BookError> {
-        let mut query = self
-            .db
-            .prepare_cached("SELECT DISTINCT owed FROM blocks WHERE owed IS NOT NULL")?;
+        let mut query =
+            self.db.prepare_cached("SELECT DISTINCT owed FROM blocks WHERE owed IS NOT NULL")?;
         let names = query.query_map([], |row| row.get::<_, String>(0))?;
         let names = names.collect::<rusqlite::Result<Vec<_>>>()?;
         Ok(names.into_iter().filter_map(|name| name.parse().ok()).collect())
@@ -363,7 +360,9 @@ impl Book {
     /// Keeps where measuring a VM stands.
     pub fn keep_state(&mut self, vm: VmId, kept: &KeptState) -> Result<(), BookError> {
         self.db
-            .prepare_cached("INSERT OR REPLACE INTO producers (vm, epoch, state) VALUES (?1, ?2, ?3)")?
+            .prepare_cached(
+                "INSERT OR REPLACE INTO producers (vm, epoch, state) VALUES (?1, ?2, ?3)",
+            )?
             .execute(params![vm.0, signed(kept.epoch.0), kept.state])?;
         Ok(())
     }

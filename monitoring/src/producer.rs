@@ -248,7 +248,8 @@ impl Producer {
             return;
         }
         for (place, series) in self.state.series.iter_mut().enumerate() {
-            let is_it = |measure: &Measure| matches!(measure, Measure::Encrypted { file: f } if f == file);
+            let is_it =
+                |measure: &Measure| matches!(measure, Measure::Encrypted { file: f } if f == file);
             if is_it(&series.specifier.measure) {
                 let reading = Reading::Content(content.clone());
                 series.written(place, now, reading, &mut self.state.due);

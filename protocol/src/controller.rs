@@ -406,30 +406,19 @@ impl Step<'_> {
         self.reply(ask, Reply::Done);
     }
 
-    /// Ends a journey, having the Source abort what is under way.
+    /// Ends a journey, once the Source has aborted what is under way: left alone it would wait for
+    /// as long as a transfer may take, and nobody could move the VM meanwhile. If it has released
+    /// the VM instead, the journey goes on to its end.
     fn end_attempt(&mut self, journey: &Journey, result: Ended) {
         let operation = journey.operation;
         let memory = self.memory(operation);
-        let chosen = journey.chosen.as_ref().filter(|_| memory.phase > Phase::Collect);
-        let forgotten = memory.request.is_none();
-        match chosen {
-            // Before the restart it may have been verified, and so released: the VM's path would
-            // lead to the wrong site. The Source knows.
-            Some(_) if forgotten => {
-                memory.ending = Some(result);
-                if memory.phase != Phase::Abort {
-                    memory.busy = false;
-                    self.go(operation, Phase::Abort);
-                }
-            }
-            Some(chosen) => {
-                // This call needs no follower, since the Source aborts by itself.
-                if let Some(down) = self.way_to_source(journey, chosen) {
-                    self.ask_outcome(&down, journey.vm, chosen, None, Waiting::Nobody);
-                }
-                self.finish(journey, result);
-            }
-            None => self.finish(journey, result),
+        if journey.chosen.is_none() || memory.phase == Phase::Collect {
+            return self.finish(journey, result);
+        }
+        memory.ending = Some(result);
+        if memory.phase != Phase::Abort {
+            memory.busy = false;
+            self.go(operation, Phase::Abort);
         }
     }
 
@@ -794,15 +783,11 @@ impl Step<'_> {
 
     /// The way to the Source of the chosen migration: the VM's path as it was before this very
     /// migration changed it here. This site may be the Destination, and own the VM already.
-    fn way_to_source(&self, journey: &Journey, chosen: &Chosen) -> Option<Down> {
+    fn down(&mut self, journey: &Journey, chosen: &Chosen) -> Option<Down> {
         let migration = self.site.state.migrations.get(&chosen.migration);
         let old = migration.and_then(|migration| migration.old.clone());
         let current = || self.site.state.vms.get(&journey.vm).map(|vm| vm.down.clone());
-        old.map(|(_, down)| down).or_else(current)
-    }
-
-    fn down(&mut self, journey: &Journey, chosen: &Chosen) -> Option<Down> {
-        let down = self.way_to_source(journey, chosen);
+        let down = old.map(|(_, down)| down).or_else(current);
         if down.is_none() {
             self.conclude(journey.operation, Ended::GaveUp("the VM is not here any more".into()));
         }
@@ -947,7 +932,7 @@ impl Step<'_> {
             }
             (Phase::Force, Answer::Gone { reason }) => {
                 self.destroyed_below(journey.vm);
-                self.end_attempt(&journey, Ended::GaveUp(reason));
+                self.finish(&journey, Ended::GaveUp(reason));
             }
             (Phase::Initiate, Answer::Arrived { ready, size, wire }) => {
                 self.tell(operation, format!("all {size} arrived, {wire} on the wire"));
@@ -958,7 +943,9 @@ impl Step<'_> {
             (Phase::Force | Phase::Verify | Phase::Abort, Answer::Verified(outcome)) => {
                 self.outcome(operation, phase, outcome);
             }
-            (Phase::Abort, Answer::Unknown) => self.next_offer(operation, &[]),
+            (Phase::Abort, Answer::Unknown | Answer::Gone { .. }) => {
+                self.next_offer(operation, &[]);
+            }
             (Phase::Deliver, Answer::Owned { statement }) => {
                 self.delivered(&journey, &statement);
             }

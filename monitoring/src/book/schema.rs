@@ -59,7 +59,9 @@ pub enum BookError {
     #[error("the monitoring database failed; look after its disk")]
     Sqlite(#[from] rusqlite::Error),
     /// It was made by another version of this program.
-    #[error("{path} has version {found}, this program knows {VERSION}; use the program that made it")]
+    #[error(
+        "{path} has version {found}, this program knows {VERSION}; use the program that made it"
+    )]
     Version {
         /// The database.
         path: PathBuf,

@@ -207,7 +207,8 @@ fn measuring_goes_on_at_the_next_site_where_it_was() {
     write(&mut target, 700, 3, "60");
     let [block] = &target.blocks(VM, Epoch(1), at(1100))[..] else { panic!() };
     assert_eq!((block.first, block.epoch), (1, Epoch(1)));
-    let values: Vec<_> = block.open.iter().map(|v| (v.specifier, v.of, v.reading.clone())).collect();
+    let values: Vec<_> =
+        block.open.iter().map(|v| (v.specifier, v.of, v.reading.clone())).collect();
     assert_eq!(values, [(0, 3, Reading::Integer(30)), (1, 1, Reading::Integer(60))]);
     assert_eq!(target.state().next, 3);
 }
