@@ -278,6 +278,9 @@ pub(crate) enum Vm {
         #[arg(long)]
         at: String,
     },
+    /// Show what is measured of it, as far as it has come to this site.
+    #[command(after_help = KPI_EXAMPLES)]
+    Kpi(Kpi),
     /// Print its console, where it runs.
     Console {
         /// Name or id.
@@ -307,6 +310,37 @@ pub(crate) struct Move {
     /// Do not wait for the end.
     #[arg(long)]
     pub(crate) detach: bool,
+}
+
+const KPI_EXAMPLES: &str = "\
+Examples:
+  sojourn vm kpi web                                    the newest value of each measure
+  sojourn vm kpi web --follow                           and each that comes
+  sojourn vm kpi web --plot web.current_users --follow
+  sojourn vm kpi web --sql 'SELECT max(current_users) FROM web'
+
+A query sees the table measures (seq, at_ms, received_ms, measure, format, of, value), and one for \
+each file that the application writes, with its raw values, such as web (at_ms, current_users).";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Kpi {
+    /// Name or id.
+    pub(crate) vm: String,
+    /// Go on with what comes.
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only this measure, such as cpu_share or web.current_users; may be given several times.
+    #[arg(long = "measure", value_name = "MEASURE")]
+    pub(crate) measures: Vec<String>,
+    /// So many values of each measure at first.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    pub(crate) last: u32,
+    /// Draw a measure's values over time.
+    #[arg(long, value_name = "MEASURE", conflicts_with_all = ["sql", "measures", "last"])]
+    pub(crate) plot: Option<String>,
+    /// Ask in SQL.
+    #[arg(long, value_name = "QUERY", conflicts_with_all = ["follow", "measures", "last"])]
+    pub(crate) sql: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -321,6 +321,7 @@ async fn vm(verb: Vm, node: &mut Client, output: &Output) -> Result<(), Failure>
             let vm = node.reclaim_vm(api::ReclaimRequest { vm, peer: at }).await?.into_inner();
             output.one(&vm_value(&vm), || format!("{} answers for {} now", vm.delegate, vm.name));
         }
+        Vm::Kpi(ask) => crate::kpi::run(ask, node, output).await?,
         Vm::Console { vm, follow } => {
             let mut chunks = node.console(api::ConsoleRequest { vm, follow }).await?.into_inner();
             while let Some(chunk) = chunks.message().await? {

@@ -48,6 +48,11 @@ impl Output {
         put(&value.to_string());
     }
 
+    /// Text for people.
+    pub(crate) fn words(&self, text: &str) {
+        put(text);
+    }
+
     /// Raw bytes.
     pub(crate) fn raw(&self, bytes: &[u8]) -> std::io::Result<()> {
         let mut out = std::io::stdout().lock();

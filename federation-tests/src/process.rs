@@ -7,6 +7,7 @@
 //! line, as a user would, and looked at through their files: the journal is folded with the very
 //! [`protocol::State`] that the node uses.
 
+pub mod application;
 mod guest;
 mod network;
 mod program;
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use model::vm::{Disk, Restrictions};
-use model::{Bytes, Descriptor, FileId, Resources};
+use model::{Bytes, Descriptor, FileId, Monitoring, Resources};
 use protocol::{Down, SourceStep, TargetStep};
 use tempfile::TempDir;
 
@@ -128,6 +129,11 @@ impl Federation {
 
     /// An OVA with one processor, 128 MiB and this disk; a small one is made where none is given.
     pub fn package(&self, name: &str, disk: Option<&Path>) -> PathBuf {
+        self.monitored(name, disk, &Monitoring::default())
+    }
+
+    /// A package of a VM of which this is measured.
+    pub fn monitored(&self, name: &str, disk: Option<&Path>, monitoring: &Monitoring) -> PathBuf {
         let small = self.folder.path().join("disk.raw");
         let disk = disk.unwrap_or_else(|| {
             let content: Vec<u8> = (0..1 << 20).map(|at: u32| (at % 251) as u8).collect();
@@ -141,7 +147,7 @@ impl Federation {
             disks: vec![Disk { file: FileId::disk(0), capacity }],
             nics: vec![],
             restrictions: Restrictions::default(),
-            monitoring: Default::default(),
+            monitoring: monitoring.clone(),
         };
         let target = self.folder.path().join(format!("{name}.ova"));
         ovf::write_ova(&target, &descriptor, &[disk.to_owned()]).expect("a sound package");

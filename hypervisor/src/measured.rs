@@ -12,6 +12,8 @@ use model::Bytes;
 /// milliseconds, not at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Measured {
+    /// Tells one process of the guest from the next: another number, and all counters are new.
+    pub process: u64,
     /// Time that the guest's processors have run, all added up; what QEMU does besides, such as
     /// its disks, is not in it. Of a processor that runs right now, up to a timer tick (some
     /// milliseconds) may not be counted yet.

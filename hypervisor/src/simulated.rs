@@ -115,6 +115,8 @@ impl Record {
         let traffic =
             |bytes: u64| PacketCounters { bytes: Bytes(packets.saturating_mul(bytes)), packets };
         Measured {
+            // A guest that was booted anew has the same; its counters say the rest.
+            process: uptime_ms,
             cpu_time: Duration::from_millis(ran_ms) * resources.cpus / 4,
             memory_resident: Bytes(resources.memory.0 / 2),
             memory_balloon: Some(resources.memory),

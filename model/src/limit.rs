@@ -30,3 +30,5 @@ pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 pub const MAX_URI_CHARS: usize = 200;
 /// By how much a peer's clock may differ before its commands are refused.
 pub const MAX_CLOCK_SKEW: std::time::Duration = std::time::Duration::from_secs(120);
+/// Bytes of the history of a VM's monitoring, as it moves with the VM.
+pub const MAX_HISTORY_BYTES: u64 = 32 << 20;

@@ -8,7 +8,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, limit};
+use crate::key::{Payload, Verify};
+use crate::{Digest, PublicKey, Signature, limit};
 
 /// All that is to be measured of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -19,6 +20,8 @@ pub struct Monitoring {
     /// Whom sealed values are for: the VM's own X25519 key, whose other half the primary keeps. It
     /// names no site.
     pub sealing_key: Option<SealingKey>,
+    /// The word of the VM's own key K0 for the sealing key, without which nothing is sealed to it.
+    pub voucher: Option<Signature>,
 }
 
 /// The public half of a VM's sealing key (X25519, RFC 7748), in its wire form.
@@ -169,9 +172,6 @@ pub enum MonitoringError {
     /// A KPI's table or column cannot be one.
     #[error("{0:?} is no name of a KPI: {NAMES}")]
     Name(String),
-    /// Sealed values that nobody could open.
-    #[error("{0} is to be sealed, and there is no sealing key")]
-    NoKey(Measure),
     /// A condition that could not become true again.
     #[error("the hysteresis of {0} is negative")]
     Hysteresis(Measure),
@@ -204,7 +204,19 @@ pub fn is_kpi_column(text: &str) -> bool {
 )]
 pub struct SectionId(pub [u8; 8]);
 
+impl Payload for SealingKey {
+    const TYPE: &'static str = "application/vnd.sojourn.sealing-key.v1";
+}
+
 impl Monitoring {
+    /// The sealing key, if the VM's own key vouches for it: whoever passed the descriptor on may
+    /// have put another one in.
+    pub fn vouched(&self, k0: &PublicKey, verify: &dyn Verify) -> Option<SealingKey> {
+        let (key, voucher) = (self.sealing_key?, self.voucher?);
+        let body = postcard::to_stdvec(&key).expect("a key is plain data");
+        verify.verify(k0, SealingKey::TYPE, &body, &voucher).then_some(key)
+    }
+
     /// Its name: the beginning of the digest of its content.
     pub fn id(&self) -> SectionId {
         let bytes = postcard::to_stdvec(self).expect("descriptors are plain data");
@@ -235,9 +247,6 @@ impl Monitoring {
                 matches!(specifier.delivery, Delivery::Every(_)) && specifier.format == Format::Raw;
             if matches!(specifier.measure, Measure::Encrypted { .. }) && !is_plain {
                 return Err(MonitoringError::File(measure()));
-            }
-            if specifier.sealed && self.sealing_key.is_none() {
-                return Err(MonitoringError::NoKey(measure()));
             }
             if let Delivery::When(condition) = &specifier.delivery
                 && condition.hysteresis.0 < 0
@@ -495,6 +504,22 @@ mod tests {
     }
 
     #[test]
+    fn only_a_sealing_key_that_the_vms_own_key_vouches_for_counts() {
+        use crate::SecretKey;
+        use crate::key::Strict;
+        let (k0, other) = (SecretKey::from_seed(&[1; 32]), SecretKey::from_seed(&[2; 32]));
+        let key = SealingKey([7; 32]);
+        let voucher = k0.sign(SealingKey::TYPE, &postcard::to_stdvec(&key).unwrap());
+        let whole =
+            Monitoring { sealing_key: Some(key), voucher: Some(voucher), ..Monitoring::default() };
+        assert_eq!(whole.vouched(&k0.public(), &Strict), Some(key));
+        assert_eq!(whole.vouched(&other.public(), &Strict), None);
+        let exchanged = Monitoring { sealing_key: Some(SealingKey([8; 32])), ..whole.clone() };
+        assert_eq!(exchanged.vouched(&k0.public(), &Strict), None);
+        assert_eq!(Monitoring { voucher: None, ..whole }.vouched(&k0.public(), &Strict), None);
+    }
+
+    #[test]
     fn numbers_are_exact_in_thousandths() {
         for (text, thousandths) in [("0", 0), ("-0.001", -1), ("12.5", 12_500), ("1000", 1_000_000)]
         {
@@ -514,12 +539,12 @@ mod tests {
             sealed: false,
         };
         let check = |specifier: Specifier| {
-            let checked = Monitoring { specifiers: vec![specifier], sealing_key: None }.check();
+            let checked =
+                Monitoring { specifiers: vec![specifier], ..Monitoring::default() }.check();
             checked.map_err(|error| error.to_string())
         };
         assert_eq!(check(users()), Ok(()));
-        let sealed = check(Specifier { sealed: true, ..users() }).unwrap_err();
-        assert_eq!(sealed, "web.users is to be sealed, and there is no sealing key");
+        assert_eq!(check(Specifier { sealed: true, ..users() }), Ok(()), "the primary adds a key");
         let column = "x; drop".to_owned();
         let hostile = Measure::Kpi { table: "web".into(), column };
         assert!(check(Specifier { measure: hostile, ..users() }).is_err());
@@ -533,6 +558,6 @@ mod tests {
         let condition = Delivery::When("> 1".parse().unwrap());
         assert!(check(Specifier { delivery: condition, ..plain }).is_err());
         let many = vec![users(); limit::MAX_SPECIFIERS + 1];
-        assert!(Monitoring { specifiers: many, sealing_key: None }.check().is_err());
+        assert!(Monitoring { specifiers: many, ..Monitoring::default() }.check().is_err());
     }
 }

@@ -377,13 +377,14 @@ impl Book {
         Ok(query.query_row([vm.0], row).optional()?)
     }
 
-    /// Remembers who owned a VM in which epoch, and what is measured of it: blocks may come when
-    /// the site has left the VM's path.
+    /// Remembers who owned a VM in which epoch, what is measured of it, and which site is above:
+    /// blocks may come when this one has left the VM's path.
     pub fn remember(
         &mut self,
         vm: VmId,
         owners: &[(Epoch, PublicKey)],
         section: &Monitoring,
+        up: Option<&PeerName>,
     ) -> Result<(), BookError> {
         let mut insert = self
             .db
@@ -395,7 +396,17 @@ impl Book {
         self.db
             .prepare_cached("INSERT OR REPLACE INTO sections (vm, id, body) VALUES (?1, ?2, ?3)")?
             .execute(params![vm.0, section.id().0, body])?;
+        self.db
+            .prepare_cached("INSERT OR REPLACE INTO paths (vm, up) VALUES (?1, ?2)")?
+            .execute(params![vm.0, up.map(PeerName::as_str)])?;
         Ok(())
+    }
+
+    /// The site that was above when this one was on the VM's path last; none at the primary.
+    pub fn up(&self, vm: VmId) -> Result<Option<PeerName>, BookError> {
+        let mut query = self.db.prepare_cached("SELECT up FROM paths WHERE vm = ?1")?;
+        let up: Option<Option<String>> = query.query_row([vm.0], |row| row.get(0)).optional()?;
+        Ok(up.flatten().and_then(|name| name.parse().ok()))
     }
 
     /// Who owned a VM in an epoch, as far as it was remembered.

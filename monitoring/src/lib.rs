@@ -9,13 +9,17 @@
 //! ```
 //!
 //! - [`producer`]: which measurements are taken, and when they are told, and as what.
+//! - [`port`]: what the guest and its site say to each other, a line each.
 //! - [`sample`]: what a hypervisor counts, added up over all processes of a guest.
 //! - [`block`]: values on the wire; [`seal`]: those that only the primary reads.
 //! - [`book`]: what a site keeps, owes to the next site, has lost sight of, and shows.
+//! - [`history`]: what moves with the VM.
 //! - [`query`]: SQL over one VM's values, which can neither write nor take for ever.
 
 pub mod block;
 pub mod book;
+pub mod history;
+pub mod port;
 pub mod producer;
 pub mod query;
 pub mod sample;

@@ -12,7 +12,9 @@
 
 use std::time::Duration;
 
-use model::monitoring::{Comparison, Condition, Delivery, Format, Measure, Monitoring, Specifier};
+use model::monitoring::{
+    Comparison, Condition, Delivery, Format, Measure, Monitoring, SealingKey, Specifier,
+};
 use model::{Epoch, Time, VmId};
 use serde::{Deserialize, Serialize};
 
@@ -112,15 +114,20 @@ struct Due {
 #[derive(Debug, Clone)]
 pub struct Producer {
     section: Monitoring,
+    /// Whom sealed values are for; without one they are not told at all.
+    key: Option<SealingKey>,
     state: State,
 }
 
 impl Producer {
     /// Goes on from `state`, which another site may have left, or from nothing.
-    pub fn new(section: &Monitoring, state: State, now: Time) -> Self {
-        let mut producer = Self { section: Monitoring::default(), state };
+    ///
+    /// `key` is the section's sealing key if the VM's own key vouches for it
+    /// ([`Monitoring::vouched`]).
+    pub fn new(section: &Monitoring, key: Option<SealingKey>, state: State, now: Time) -> Self {
+        let mut producer = Self { section: Monitoring::default(), key: None, state };
         producer.shift(now);
-        producer.adopt(section, now);
+        producer.adopt(section, key, now);
         producer
     }
 
@@ -141,8 +148,8 @@ impl Producer {
     pub fn set_section(
         &mut self,
         section: &Monitoring,
-        vm: VmId,
-        epoch: Epoch,
+        key: Option<SealingKey>,
+        (vm, epoch): (VmId, Epoch),
         now: Time,
     ) -> Vec<Block> {
         if *section == self.section {
@@ -155,11 +162,11 @@ impl Producer {
             }
         }
         let blocks = self.blocks(vm, epoch, now);
-        self.adopt(section, now);
+        self.adopt(section, key, now);
         blocks
     }
 
-    fn adopt(&mut self, section: &Monitoring, now: Time) {
+    fn adopt(&mut self, section: &Monitoring, key: Option<SealingKey>, now: Time) {
         let mut old = std::mem::take(&mut self.state.series);
         let series = section.specifiers.iter().map(|specifier| {
             match old.iter().position(|series| series.specifier == *specifier) {
@@ -169,6 +176,7 @@ impl Producer {
         });
         self.state.series = series.collect();
         self.section = section.clone();
+        self.key = key;
     }
 
     /// When something is to be done: a sample taken, or blocks made.
@@ -287,17 +295,18 @@ impl Producer {
                 if is_sealed { hidden.push(value) } else { open.push(value) }
             }
             let first = self.state.next;
-            self.state.next += (open.len() + hidden.len()) as u64;
-            let place = (vm, epoch, first);
-            let sealed = match (&self.section.sealing_key, hidden.is_empty()) {
-                (Some(key), false) => seal::values(key, place, &hidden),
+            let sealed = match (&self.key, hidden.is_empty()) {
+                (Some(key), false) => seal::values(key, (vm, epoch, first), &hidden),
                 _ => None,
             };
             let section = self.section.id();
-            blocks.push(Block { vm, epoch, first, section, at: now, open, sealed });
+            let block = Block { vm, epoch, first, section, at: now, open, sealed };
+            // Without a key nothing is sealed, and never told in the open.
+            if block.count() > 0 {
+                self.state.next = block.last() + 1;
+                blocks.push(block);
+            }
         }
-        // Only a key that is no key seals nothing; its values are never told in the open.
-        blocks.retain(|block| block.count() > 0);
         blocks
     }
 

@@ -15,7 +15,8 @@ use model::monitoring::{Format, Measure, SectionId};
 use model::{Epoch, Monitoring, Time};
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::limits::Limit;
-use rusqlite::types::{Value as Cell, ValueRef};
+pub use rusqlite::types::Value as Cell;
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params_from_iter};
 
 use crate::block::{Reading, Value};

@@ -118,7 +118,11 @@ pub struct Meter {
 impl Meter {
     /// Takes a measurement.
     pub fn take(&mut self, sample: Sample) {
-        if sample.process != self.newest.process {
+        let before = self.newest.counted;
+        let fell = sample.counted.cpu_ns < before.cpu_ns
+            || sample.counted.disk.reads < before.disk.reads
+            || sample.counted.disk.writes < before.disk.writes;
+        if sample.process != self.newest.process || fell {
             self.ended = self.counted();
         }
         self.newest = sample;
@@ -183,7 +187,9 @@ mod tests {
     #[test]
     fn counters_go_on_when_the_guest_gets_a_new_process_however_much_that_has_counted() {
         let mut meter = Meter::default();
-        for (process, cpu, total) in [(7, 5, 5), (7, 9, 9), (8, 2, 11), (8, 4, 13), (9, 20, 33)] {
+        for (process, cpu, total) in
+            [(7, 5, 5), (7, 9, 9), (8, 2, 11), (8, 4, 13), (9, 20, 33), (9, 1, 34)]
+        {
             meter.take(sample(process, cpu));
             assert_eq!(meter.counted().cpu_ns, total);
         }

@@ -8,7 +8,12 @@ use std::time::Duration;
 
 use certs::{Identity, Ticket, TicketSecret};
 use hypervisor::Instance;
-use model::{Bytes, HostName, OperationId, PeerName, PowerState, Resources, VmId, VmName};
+use model::{
+    Bytes, HostName, Monitoring, OperationId, PeerName, PowerState, Resources, VmId, VmName,
+};
+use monitoring::block::Reading;
+use monitoring::query::Cell;
+use monitoring::seal::OpeningKey;
 use proto::admin as api;
 use proto::admin::admin_server::{Admin as AdminApi, AdminServer};
 use proto::federation::JoinRequest;
@@ -29,6 +34,7 @@ use crate::hands::{Hands, report};
 use crate::journal::{EventLine, StoredPeer, operation_subject, vm_subject};
 use crate::library;
 use crate::link::{LinkError, Links};
+use crate::monitor::{Asked, Monitor, Shown, condition, opening_key};
 use crate::peers::{Peer, Peers};
 
 /// How long a ticket is good if its maker says nothing.
@@ -39,6 +45,8 @@ const MAX_TICKET_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
 const EVICT_LIFE: Duration = Duration::from_secs(600);
 /// How often a watched operation is looked at for its transfer's progress.
 const WATCH: Duration = Duration::from_millis(250);
+/// How many values of each measure are shown at first, at most.
+const MAX_KPI_VALUES: u32 = 10_000;
 /// How often a followed console is looked at.
 const CONSOLE_LOOK: Duration = Duration::from_millis(100);
 
@@ -51,6 +59,7 @@ pub(crate) struct Admin {
     pub(crate) driver: Driver,
     pub(crate) hands: Hands,
     pub(crate) links: Links,
+    pub(crate) monitor: Monitor,
     pub(crate) control: String,
     pub(crate) proxy: String,
 }
@@ -640,6 +649,78 @@ impl AdminApi for Admin {
         ok(Box::pin(ReceiverStream::new(receiver)))
     }
 
+    type FollowKpiStream =
+        Pin<Box<dyn Stream<Item = std::result::Result<api::KpiUpdate, Status>> + Send>>;
+
+    async fn follow_kpi(&self, r: Request<api::KpiRequest>) -> Result<Self::FollowKpiStream> {
+        let ask = r.into_inner();
+        let vm = self.find(&ask.vm).await?;
+        let watched = self.watched(vm).await?;
+        let parse = |name: &String| name.parse().map_err(bad);
+        let measures = ask.measures.iter().map(parse).collect::<std::result::Result<_, _>>()?;
+        let last = usize::try_from(ask.last.clamp(1, MAX_KPI_VALUES)).expect("it is small");
+        let asked = Asked { vm, measures, last, is_primary: watched.is_primary };
+        let mut news = self.monitor.news();
+        let unavailable =
+            |error: crate::monitor::LedgerError| Status::unavailable(error.to_string());
+        let first = self.monitor.newest(&asked, watched.key.as_ref()).await.map_err(unavailable)?;
+        let monitor = self.monitor.clone();
+        let (sender, receiver) = mpsc::channel(16);
+        tokio::spawn(async move {
+            let mut block = first.last;
+            let mut is_first = true;
+            let mut next = Ok(first);
+            loop {
+                let is_new = |shown: &Shown| is_first || !shown.values.is_empty();
+                let message = match next {
+                    Ok(shown) if is_new(&shown) => Some(Ok(kpi_message(&shown, &watched.section))),
+                    Ok(_) => None,
+                    Err(error) => Some(Err(unavailable(error))),
+                };
+                is_first = false;
+                if let Some(message) = message
+                    && sender.send(message).await.is_err()
+                {
+                    return;
+                }
+                if !ask.follow {
+                    return;
+                }
+                next = loop {
+                    let after = monitor.after(&asked, block, watched.key.as_ref()).await;
+                    match after {
+                        Ok(shown) if shown.last == block => {}
+                        other => break other,
+                    }
+                    tokio::select! {
+                        () = sender.closed() => return,
+                        // Whoever is behind with the news looks as well.
+                        _ = news.recv() => {}
+                    }
+                };
+                if let Ok(shown) = &next {
+                    block = shown.last;
+                }
+            }
+        });
+        ok(Box::pin(ReceiverStream::new(receiver)))
+    }
+
+    async fn query_kpi(&self, r: Request<api::KpiQuery>) -> Result<api::KpiTable> {
+        let ask = r.into_inner();
+        let vm = self.find(&ask.vm).await?;
+        let watched = self.watched(vm).await?;
+        let table = self.monitor.query(vm, ask.sql, watched.key).await;
+        let table = table.map_err(|error| Status::unavailable(error.to_string()))?.map_err(bad)?;
+        let row =
+            |cells: Vec<Cell>| api::KpiRow { cells: cells.into_iter().map(cell_message).collect() };
+        ok(api::KpiTable {
+            columns: table.columns,
+            rows: table.rows.into_iter().map(row).collect(),
+            cut: table.is_cut,
+        })
+    }
+
     async fn list_operations(&self, _: Request<api::Nothing>) -> Result<api::Operations> {
         let all = self.site(|site| site.operations().collect::<Vec<_>>()).await?;
         ok(api::Operations { operations: all.iter().map(operation_message).collect() })
@@ -710,7 +791,27 @@ impl AdminApi for Admin {
     }
 }
 
+/// A VM whose values are shown.
+struct Watched {
+    section: Monitoring,
+    is_primary: bool,
+    /// What opens sealed values, at the primary.
+    key: Option<OpeningKey>,
+}
+
 impl Admin {
+    /// What is measured of a VM, as this site knows it.
+    async fn watched(&self, vm: VmId) -> std::result::Result<Watched, Status> {
+        let found = self.driver.visit(move |core| {
+            let entry = core.site.state.vms.get(&vm)?;
+            let is_primary = entry.up.is_none();
+            let key = is_primary.then(|| opening_key(&core.key(&entry.chain.k0)));
+            Some(Watched { section: entry.descriptor.monitoring.clone(), is_primary, key })
+        });
+        let text = "this site does not stand on the VM's path; ask a site that does";
+        found.await.map_err(down)?.ok_or_else(|| Status::failed_precondition(text))
+    }
+
     /// The parts that a watch needs after the call has returned.
     fn clone_for_watch(&self) -> Self {
         Self {
@@ -721,6 +822,7 @@ impl Admin {
             driver: self.driver.clone(),
             hands: self.hands.clone(),
             links: self.links.clone(),
+            monitor: self.monitor.clone(),
             control: self.control.clone(),
             proxy: self.proxy.clone(),
         }
@@ -765,6 +867,46 @@ fn flatten(prefix: &str, all: &toml::Table, set: &toml::Table, out: &mut Vec<api
 fn event_message(line: EventLine) -> api::Event {
     let (_, vm) = line.subject.split_once(':').unwrap_or_default();
     api::Event { unix_ms: line.at.0, vm: vm.to_owned(), text: line.text }
+}
+
+fn kpi_message(shown: &Shown, section: &Monitoring) -> api::KpiUpdate {
+    use api::kpi_value::Value;
+    let one = |seen: &monitoring::query::Seen| api::KpiValue {
+        epoch: seen.epoch.0,
+        number: seen.number,
+        at_unix_ms: seen.at.0,
+        received_unix_ms: seen.received.0,
+        measure: seen.measure.to_string(),
+        format: seen.format.to_string(),
+        of: seen.of,
+        condition: condition(section, seen),
+        value: seen.reading.as_ref().map(|reading| match reading.clone() {
+            Reading::Integer(number) => Value::Integer(number),
+            Reading::Number(number) => Value::NumberValue(number),
+            Reading::Text(text) => Value::Text(text),
+            Reading::Content(content) => Value::Content(content),
+        }),
+    };
+    let standing = api::KpiStanding {
+        values: shown.standing.values,
+        missing: shown.standing.missing,
+        dropped: shown.standing.dropped,
+        owed: shown.standing.owed,
+        sealed: shown.sealed,
+    };
+    api::KpiUpdate { values: shown.values.iter().map(one).collect(), standing: Some(standing) }
+}
+
+fn cell_message(cell: Cell) -> api::KpiCell {
+    use api::kpi_cell::Value;
+    let value = match cell {
+        Cell::Null => None,
+        Cell::Integer(number) => Some(Value::Integer(number)),
+        Cell::Real(number) => Some(Value::Number(number)),
+        Cell::Text(text) => Some(Value::Text(text)),
+        Cell::Blob(bytes) => Some(Value::Content(bytes)),
+    };
+    api::KpiCell { value }
 }
 
 fn vm_message(view: &VmView) -> api::Vm {

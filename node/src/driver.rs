@@ -413,6 +413,11 @@ impl Core {
         self.journal.events(subject)
     }
 
+    /// The private half of one of this site's keys.
+    pub(crate) fn key(&self, public: &PublicKey) -> SecretKey {
+        self.world.key(public).clone()
+    }
+
     /// Adds a key that was made elsewhere; it becomes durable with the first row that names it.
     pub(crate) fn add_key(&mut self, key: SecretKey) {
         self.world.add_key(key);

@@ -13,7 +13,7 @@ use crate::config::{self, Config, ConfigError};
 /// A site's state folder.
 ///
 /// ```text
-/// sojourn.toml   identity.key   journal.db   admin.sock   lock   policies/
+/// sojourn.toml   identity.key   journal.db   monitoring.db   admin.sock   lock   policies/
 /// library/VM-EPOCH/             files of VMs that are only stored
 /// hosts/HOST/vms/VM-EPOCH/      files of VMs on a host
 /// hosts/HOST/run/               what the hypervisor needs while a guest exists
@@ -117,6 +117,10 @@ impl Folder {
 
     pub(crate) fn journal(&self) -> PathBuf {
         self.0.join("journal.db")
+    }
+
+    pub(crate) fn monitoring(&self) -> PathBuf {
+        self.0.join("monitoring.db")
     }
 
     /// The site's own policies, which override the defaults file by file.

@@ -26,6 +26,7 @@ use crate::driver::Driver;
 use crate::hands::report;
 use crate::journal::StoredPeer;
 use crate::link::{VERSIONS, now};
+use crate::monitor::Monitor;
 use crate::peers::{Peer, Peers};
 
 /// Connections at once, from all peers together.
@@ -45,6 +46,7 @@ pub(crate) struct Gate {
     pub(crate) name: PeerName,
     pub(crate) peers: Peers,
     pub(crate) driver: Driver,
+    pub(crate) monitor: Monitor,
 }
 
 /// Serves peers on `listener` until `stop` ends.
@@ -178,10 +180,7 @@ impl Gate {
         let opened = envelope::open_request(request.into_inner(), peer.key, me, now());
         let (opened, digest) = opened.map_err(|error| {
             tracing::warn!(peer = %peer.name, %error, "a request was refused");
-            match error {
-                EnvelopeError::Stale => Status::failed_precondition(error.to_string()),
-                _ => Status::invalid_argument(error.to_string()),
-            }
+            refusal(error)
         })?;
         self.driver.saw_journal(peer.key, opened.journal);
         let request = opened.content.into_inner();
@@ -252,6 +251,13 @@ pub(crate) const USED_TICKET: &str =
 /// What this site's user reads where the other site lets no stranger in at all.
 pub(crate) const CLOSED_DOOR: &str = "the other site has no open invitation: the ticket was used \
     already, has expired, or was not made there; ask for a new one";
+
+fn refusal(error: EnvelopeError) -> Status {
+    match error {
+        EnvelopeError::Stale => Status::failed_precondition(error.to_string()),
+        _ => Status::invalid_argument(error.to_string()),
+    }
+}
 
 /// Makes a handler out of the operations that it takes.
 macro_rules! operation {
@@ -335,6 +341,25 @@ impl Federation for Gate {
 
     async fn superseded(&self, r: Request<Sealed>) -> Result<Response<Sealed>, Status> {
         operation!(self, r, Op::Superseded { .. })
+    }
+
+    async fn values(&self, request: Request<Sealed>) -> Result<Response<Sealed>, Status> {
+        let peer = self.peer(&request)?;
+        let me = self.identity.site_key();
+        let opened = envelope::open_values(request.into_inner(), peer.key, me, now());
+        let (opened, digest) = opened.map_err(|error| {
+            tracing::warn!(peer = %peer.name, %error, "values were refused");
+            refusal(error)
+        })?;
+        self.driver.saw_journal(peer.key, opened.journal);
+        self.peers.heard(&peer.name, Ok(()));
+        let verdicts = self.monitor.receive(opened.content.into_inner()).await;
+        let verdicts = verdicts.map_err(|error| Status::unavailable(error.to_string()))?;
+        let journal = self.driver.visit(|core| core.journal.len()).await;
+        let journal = journal.map_err(|ended| Status::unavailable(ended.to_string()))?;
+        let sign = |kind: &str, body: &[u8]| self.identity.sign(kind, body);
+        let sealer = Sealer { site: me, sign: &sign, journal };
+        Ok(Response::new(envelope::seal_verdicts(&sealer, peer.key, digest, verdicts)))
     }
 
     async fn withdraw(&self, r: Request<Sealed>) -> Result<Response<Sealed>, Status> {

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use hypervisor::{Hypervisor, Instance, Launch, Qemu, QemuConfig, Simulated};
 use model::{Bytes, FileId, HostName, MigrationId, PowerState, PublicKey, RunProfile, SecretKey};
+use monitoring::sample::{self, Sample};
 use protocol::{Command, Event, Found, GuestEvent, Told, TransferEvent};
+use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use transfer_proxy::{End, Pull, Serve};
@@ -16,6 +18,7 @@ use transfer_proxy::{End, Pull, Serve};
 use crate::config::{self, Config};
 use crate::driver::Driver;
 use crate::folder::Folder;
+use crate::monitor::Monitor;
 use crate::proxies::Proxies;
 
 /// How often guests are looked after that may have ended by themselves.
@@ -32,6 +35,7 @@ struct Shared {
     config: Config,
     proxies: Proxies,
     driver: Driver,
+    monitor: Monitor,
     runtime: Handle,
     hosts: Mutex<HashMap<HostName, Arc<dyn Hypervisor>>>,
     /// One worker per guest, so that its commands are carried out in order.
@@ -46,12 +50,19 @@ enum Order {
 }
 
 impl Hands {
-    pub(crate) fn new(folder: Folder, config: Config, proxies: Proxies, driver: Driver) -> Self {
+    pub(crate) fn new(
+        folder: Folder,
+        config: Config,
+        proxies: Proxies,
+        driver: Driver,
+        monitor: Monitor,
+    ) -> Self {
         Self(Arc::new(Shared {
             folder,
             config,
             proxies,
             driver,
+            monitor,
             runtime: Handle::current(),
             hosts: Mutex::default(),
             guests: Mutex::default(),
@@ -101,6 +112,26 @@ impl Hands {
     /// The file with a guest's console output.
     pub(crate) fn console(&self, host: &HostName, instance: Instance) -> Option<PathBuf> {
         self.host(host).map(|host| host.console(instance))
+    }
+
+    /// What a guest has used; none if it does not exist.
+    pub(crate) async fn measure(
+        &self,
+        host: &HostName,
+        instance: Instance,
+    ) -> Result<Option<Sample>, hypervisor::Error> {
+        let Some(opened) = self.host(host) else { return Ok(None) };
+        Ok(opened.measure(instance).await?.as_ref().map(sample))
+    }
+
+    /// The host's end of a guest's KPI port; none if it has none.
+    pub(crate) async fn kpi_port(
+        &self,
+        host: &HostName,
+        instance: Instance,
+    ) -> Result<Option<UnixStream>, hypervisor::Error> {
+        let Some(opened) = self.host(host) else { return Ok(None) };
+        opened.kpi_port(instance).await
     }
 
     /// How far a transfer is: bytes done and in all.
@@ -153,8 +184,17 @@ impl Hands {
             }
             Command::Provide { migration, host, vm, epoch, files } => {
                 let folder = self.0.folder.stay(&host, vm, epoch);
+                let history = folder.join(FileId::HISTORY.file_name());
                 let paths = files.into_iter().map(|file| (file, folder.join(file.file_name())));
-                proxy.provide(migration, paths.collect());
+                let paths = paths.collect();
+                let hands = self.clone();
+                self.0.runtime.spawn(async move {
+                    // The last of the VM's files is made now that it is quiet.
+                    match hands.0.monitor.pack(Instance { vm, epoch }, &history).await {
+                        Ok(()) => hands.0.proxies.of(&host).provide(migration, paths),
+                        Err(why) => hands.transfer_failed(migration, End::Source, why),
+                    }
+                });
             }
             Command::Pull { migration, vm, source, key: public, host, epoch, files, budget } => {
                 let folder = self.0.folder.stay(&host, vm, epoch);
@@ -385,6 +425,33 @@ async fn drop_state(state: &Path) -> std::io::Result<()> {
     }
     let folder = state.parent().expect("a state file lies in its stay's folder");
     tokio::fs::File::open(folder).await?.sync_all().await
+}
+
+/// What the hypervisor has counted, for the one who adds it up.
+fn sample(measured: &hypervisor::Measured) -> Sample {
+    let nanos = |span: Duration| u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+    let (read, written) = (measured.disks.read, measured.disks.written);
+    let disk = sample::Disk {
+        read_bytes: read.bytes.0,
+        written_bytes: written.bytes.0,
+        reads: read.operations,
+        writes: written.operations,
+        read_ns: nanos(read.time),
+        write_ns: nanos(written.time),
+    };
+    let network = measured.network.map(|network| sample::Network {
+        received_bytes: network.received.bytes.0,
+        sent_bytes: network.sent.bytes.0,
+        received_packets: network.received.packets,
+        sent_packets: network.sent.packets,
+    });
+    let counted = sample::Counted { cpu_ns: nanos(measured.cpu_time), disk, network };
+    Sample {
+        process: measured.process,
+        counted,
+        memory_resident: measured.memory_resident.0,
+        memory_balloon: measured.memory_balloon.map(|bytes| bytes.0),
+    }
 }
 
 fn end(source: bool) -> End {

@@ -7,6 +7,8 @@
 //!   hands ──────────┘        (journal)      └─▶ answers, replies
 //! ```
 //!
+//! Monitoring goes beside it, with a database of its own: nothing of it decides about a VM.
+//!
 //! **Architecture invariant.** Only the driver touches the [`protocol::Site`] and the
 //! journal. Everything else hands it inputs and gets effects.
 
@@ -20,6 +22,7 @@ mod hands;
 mod journal;
 mod library;
 mod link;
+mod monitor;
 mod peers;
 mod proxies;
 mod run;

@@ -100,7 +100,10 @@ pub(crate) fn import(
         let _ = std::fs::remove_dir_all(&stay);
     }
     let warnings = package.warnings.clone();
-    filled.map(|descriptor| Staged { descriptor, k0, warnings })
+    filled.map(|mut descriptor| {
+        crate::monitor::vouch(&mut descriptor.monitoring, &k0);
+        Staged { descriptor, k0, warnings }
+    })
 }
 
 fn fill(package: &Package, path: &Path, stay: &Path) -> Result<model::Descriptor, LibraryError> {

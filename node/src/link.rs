@@ -10,7 +10,7 @@ use std::time::Duration;
 use certs::Identity;
 use hyper_util::rt::TokioIo;
 use model::{PeerName, PublicKey, Signature, SiteKey, Time, limit};
-use proto::envelope::{self, EnvelopeError, RequestDigest, Sealer};
+use proto::envelope::{self, EnvelopeError, RequestDigest, Sealer, ValueBlock, Verdict};
 use proto::federation::federation_client::FederationClient;
 use proto::federation::{HelloRequest, JoinRequest, Sealed};
 use protocol::{Answer, CallError, CallId, Event, Op, Request};
@@ -32,6 +32,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How long a node that starts waits for its peers to say what they remember of it.
 const START_GREETING: Duration = Duration::from_secs(2);
+/// How long a peer may take to store values.
+const VALUES_LIMIT: Duration = Duration::from_secs(30);
 /// What a call may take beyond what its sender waits for.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -181,6 +183,42 @@ impl Links {
             Op::Superseded { .. } => client.superseded(sealed).await,
         };
         Ok(answer.map_err(|status| line.error(&status))?.into_inner())
+    }
+
+    /// Brings blocks of values to a peer; the answer has a verdict for each.
+    pub(crate) async fn values(
+        &self,
+        to: &PeerName,
+        blocks: Vec<ValueBlock>,
+    ) -> Result<Vec<Verdict>, LinkError> {
+        let gone = || LinkError::Connect(format!("{to} is no peer any more"));
+        let peer = self.0.peers.get(to).ok_or_else(gone)?;
+        let ended = |_| LinkError::Connect("this node is shutting down".to_owned());
+        let journal = self.0.driver.visit(|core| core.journal.len()).await.map_err(ended)?;
+        let count = blocks.len();
+        let me = self.0.identity.site_key();
+        let (sealed, digest) = {
+            let sign = |kind: &str, body: &[u8]| self.0.identity.sign(kind, body);
+            let sealer = Sealer { site: me, sign: &sign, journal };
+            envelope::seal_values(&sealer, peer.key, blocks, now(), rand::random())
+        };
+        let work = async {
+            let mut line = self.line(peer.key, &peer.addresses, journal).await?;
+            let answer = line.client.values(sealed).await;
+            answer.map_err(|status| line.error(&status)).inspect_err(|_| self.forget(&peer.key))
+        };
+        let answer = tokio::time::timeout(VALUES_LIMIT, work).await.map_err(|_| LinkError::Time);
+        let heard = answer.and_then(|answer| answer);
+        self.0.peers.heard(to, heard.as_ref().map(|_| ()).map_err(|error| report(error)));
+        let opened = envelope::open_verdicts(&heard?.into_inner(), peer.key, me, digest)
+            .map_err(LinkError::Envelope)?;
+        self.0.driver.saw_journal(peer.key, opened.journal);
+        let verdicts = opened.content.into_inner();
+        if verdicts.len() == count {
+            Ok(verdicts)
+        } else {
+            Err(LinkError::Status("its verdicts are not one for each block".to_owned()))
+        }
     }
 
     /// The connection to a peer, greeted; kept for the next call.

@@ -20,6 +20,7 @@ use crate::hands::{Hands, report};
 use crate::journal::{Journal, JournalError};
 use crate::library;
 use crate::link::Links;
+use crate::monitor::Monitor;
 use crate::peers::Peers;
 use crate::proxies::Proxies;
 
@@ -38,6 +39,15 @@ pub enum StartError {
     /// The site's policies.
     #[error("the site's policies are not sound; `sojourn policy check` shows where")]
     Policy(#[from] policies::PolicyError),
+    /// The monitoring database.
+    #[error("the monitoring database cannot be opened; without it, {what}")]
+    Monitoring {
+        /// What an operator can do.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: monitoring::book::BookError,
+    },
     /// An address cannot be listened at.
     #[error("cannot listen at {address} for {what}; is another node or program using it?")]
     Listen {
@@ -156,7 +166,17 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
     peers.load(journal.peers()?, journal.inviting_until()?);
     let links =
         Links::new(identity.clone(), peers.clone(), driver.clone(), threads.handle().clone());
-    let hands = Hands::new(folder.clone(), config.clone(), proxies.clone(), driver.clone());
+    let monitor = Monitor::open(&folder, &driver).map_err(|source| StartError::Monitoring {
+        what: "moved away as monitoring.db, values are lost and everything else goes on",
+        source,
+    })?;
+    let hands = Hands::new(
+        folder.clone(),
+        config.clone(),
+        proxies.clone(),
+        driver.clone(),
+        monitor.clone(),
+    );
 
     let (mut profiles, mut found) = (Vec::new(), Vec::new());
     for host in state.hosts.keys() {
@@ -205,6 +225,7 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
         name: config.name.clone(),
         peers: peers.clone(),
         driver: driver.clone(),
+        monitor: monitor.clone(),
     };
     let tls = certs::server_config(&identity, Arc::new(peers.clone()))?;
     let socket = folder.socket();
@@ -216,7 +237,8 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
         peers,
         driver: driver.clone(),
         hands: hands.clone(),
-        links,
+        links: links.clone(),
+        monitor: monitor.clone(),
         control: control.clone(),
         proxy: proxy_at.clone(),
     };
@@ -227,7 +249,8 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
         threads.spawn(door("peers", for_peers)),
         tokio::spawn(door("users", admin::serve(admin, admin_listener, stopped(stopping)))),
         tokio::spawn(hands.clone().relay_transfers(transfer_events)),
-        tokio::spawn(hands.look_after_guests()),
+        tokio::spawn(hands.clone().look_after_guests()),
+        tokio::spawn(monitor.run(links, hands)),
     ];
     // The machine has given every order again that is still open.
     doors.extend(connections.into_iter().map(|connection| tokio::spawn(connection.run())));

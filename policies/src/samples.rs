@@ -42,6 +42,7 @@ fn monitoring() -> Monitoring {
             specifier("web.current_users", Delivery::When(condition)),
         ],
         sealing_key: Some(SealingKey([7; 32])),
+        voucher: Some(model::Signature([8; 64])),
     }
 }
 

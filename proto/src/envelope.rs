@@ -87,6 +87,50 @@ impl Payload for AnswerPart {
     const TYPE: &'static str = "application/vnd.sojourn.answer.v1";
 }
 
+/// Values of monitored VMs. They are signed block by block by who made them; here one site vouches
+/// for having sent them to another.
+#[derive(Debug, Serialize, Deserialize)]
+struct ValuesPart {
+    audience: SiteKey,
+    nonce: [u8; 16],
+    issued: Time,
+    blocks: Vec<ValueBlock>,
+    /// Length of the sender's journal.
+    journal: u64,
+}
+
+impl Payload for ValuesPart {
+    const TYPE: &'static str = "application/vnd.sojourn.values-hop.v1";
+}
+
+/// A block of values as its owner signed it: bytes, signature.
+pub type ValueBlock = (Vec<u8>, Signature);
+
+/// What becomes of one block of values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// It is kept, on stable storage.
+    Taken,
+    /// It cannot be judged or kept yet; it is to come again.
+    Later,
+    /// It does not hold, and never will.
+    Refused,
+}
+
+/// The answer to values: a verdict for each block, in order.
+#[derive(Debug, Serialize, Deserialize)]
+struct VerdictsPart {
+    request: Digest,
+    audience: SiteKey,
+    verdicts: Vec<Verdict>,
+    /// Length of the sender's journal.
+    journal: u64,
+}
+
+impl Payload for VerdictsPart {
+    const TYPE: &'static str = "application/vnd.sojourn.values-answer.v1";
+}
+
 /// Who seals: this site's identity.
 pub struct Sealer<'a> {
     /// This site.
@@ -215,6 +259,75 @@ pub fn open_answer(
         return Err(EnvelopeError::Misdirected);
     }
     Ok(Opened { content: Verified(answer.answer), journal: answer.journal })
+}
+
+/// Bytes of blocks that a message holds, next to its own.
+pub const MAX_VALUES_BYTES: usize = limit::MAX_MESSAGE_BYTES - 1024;
+
+/// Seals blocks of values, of [`MAX_VALUES_BYTES`] together at most.
+pub fn seal_values(
+    sealer: &Sealer<'_>,
+    audience: SiteKey,
+    blocks: Vec<ValueBlock>,
+    now: Time,
+    nonce: [u8; 16],
+) -> (Sealed, RequestDigest) {
+    let part = ValuesPart { audience, nonce, issued: now, blocks, journal: sealer.journal };
+    let hop = sealed_part(sealer, &part);
+    let digest = RequestDigest(Digest::of(&hop.body));
+    (Sealed { origin: None, hop: Some(hop) }, digest)
+}
+
+/// Opens values of the peer whose identity is `from`, sent to `me`.
+pub fn open_values(
+    sealed: Sealed,
+    from: SiteKey,
+    me: SiteKey,
+    now: Time,
+) -> Result<(Opened<Vec<ValueBlock>>, RequestDigest), EnvelopeError> {
+    let hop = sealed.hop.ok_or(EnvelopeError::Size)?;
+    if hop.body.len() > limit::MAX_MESSAGE_BYTES {
+        return Err(EnvelopeError::Size);
+    }
+    let digest = RequestDigest(Digest::of(&hop.body));
+    let part: ValuesPart = open_part(&hop, &from.public())?;
+    if part.audience != me {
+        return Err(EnvelopeError::Misdirected);
+    }
+    let apart = now.since(part.issued).max(part.issued.since(now));
+    if apart > limit::MAX_CLOCK_SKEW {
+        return Err(EnvelopeError::Stale);
+    }
+    Ok((Opened { content: Verified(part.blocks), journal: part.journal }, digest))
+}
+
+/// Seals the verdicts on a message of values.
+pub fn seal_verdicts(
+    sealer: &Sealer<'_>,
+    audience: SiteKey,
+    request: RequestDigest,
+    verdicts: Vec<Verdict>,
+) -> Sealed {
+    let part = VerdictsPart { request: request.0, audience, verdicts, journal: sealer.journal };
+    Sealed { origin: None, hop: Some(sealed_part(sealer, &part)) }
+}
+
+/// Opens the verdicts that the peer whose identity is `from` gave.
+pub fn open_verdicts(
+    sealed: &Sealed,
+    from: SiteKey,
+    me: SiteKey,
+    request: RequestDigest,
+) -> Result<Opened<Vec<Verdict>>, EnvelopeError> {
+    let hop = sealed.hop.as_ref().ok_or(EnvelopeError::Size)?;
+    if hop.body.len() > limit::MAX_MESSAGE_BYTES {
+        return Err(EnvelopeError::Size);
+    }
+    let part: VerdictsPart = open_part(hop, &from.public())?;
+    if part.audience != me || part.request != request.0 {
+        return Err(EnvelopeError::Misdirected);
+    }
+    Ok(Opened { content: Verified(part.verdicts), journal: part.journal })
 }
 
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {
@@ -362,6 +475,38 @@ mod tests {
             open_answer(&sealed, ends.bob, alice, other).map(|_| ()),
             Err(EnvelopeError::Misdirected)
         );
+    }
+
+    #[test]
+    fn values_open_at_their_audience_and_verdicts_at_who_sent_them_unaltered_and_in_time() {
+        let ends = ends();
+        let alice = SiteKey(ends.alice.public().0);
+        let sign = |kind: &str, body: &[u8]| ends.alice.sign(kind, body);
+        let sealer = Sealer { site: alice, sign: &sign, journal: 7 };
+        let blocks = vec![(vec![1, 2, 3], Signature([4; 64]))];
+        let (sealed, digest) = seal_values(&sealer, ends.bob, blocks.clone(), NOW, [4; 16]);
+        let (opened, seen) = open_values(sealed.clone(), alice, ends.bob, NOW).unwrap();
+        assert_eq!((seen, opened.content.into_inner()), (digest, blocks));
+        let open = |from, me, now| open_values(sealed.clone(), from, me, now).map(|_| ());
+        assert_eq!(open(alice, alice, NOW), Err(EnvelopeError::Misdirected));
+        assert_eq!(open(ends.bob, ends.bob, NOW), Err(EnvelopeError::WrongKey));
+        assert_eq!(open(alice, ends.bob, Time(NOW.0 + 120_001)), Err(EnvelopeError::Stale));
+        let bytes = prost::Message::encode_to_vec(&sealed);
+        for at in 0..bytes.len() {
+            let mut altered = bytes.clone();
+            altered[at] ^= 1;
+            let Ok(altered) = <Sealed as prost::Message>::decode(&altered[..]) else { continue };
+            assert!(open_values(altered, alice, ends.bob, NOW).is_err(), "byte {at}");
+        }
+        let bob = SecretKey::from_seed(&[2; 32]);
+        let sign = |kind: &str, body: &[u8]| bob.sign(kind, body);
+        let sealer = Sealer { site: ends.bob, sign: &sign, journal: 7 };
+        let verdicts = vec![Verdict::Taken, Verdict::Refused];
+        let sealed = seal_verdicts(&sealer, alice, digest, verdicts.clone());
+        let opened = open_verdicts(&sealed, ends.bob, alice, digest).unwrap();
+        assert_eq!(opened.content.into_inner(), verdicts);
+        let other = RequestDigest(Digest([0; 32]));
+        assert!(open_verdicts(&sealed, ends.bob, alice, other).is_err());
     }
 
     #[test]

@@ -271,6 +271,7 @@ impl Step<'_> {
         if copy.power == PowerState::Suspended {
             files.push(FileId::STATE);
         }
+        files.push(FileId::HISTORY);
         files.sort_unstable();
         self.command(Command::Provide { migration, host: copy.host, vm, epoch: copy.epoch, files });
     }

@@ -258,6 +258,8 @@ impl Step<'_> {
             files.push(FileId::STATE);
             budget += target.descriptor.resources.memory.0 + STATE_OVERHEAD;
         }
+        files.push(FileId::HISTORY);
+        budget += model::limit::MAX_HISTORY_BYTES;
         if target.step >= TargetStep::Ready {
             // All is here. The certificate may come at any moment, and the guest with it: nothing
             // may be written to its files any more.

@@ -84,6 +84,7 @@ impl Told {
         }
         let memory_resident = files::read(&process.join("status"), resident)?;
         Ok(Measured {
+            process: files::read(&process.join("stat"), started)?,
             cpu_time,
             memory_resident,
             memory_balloon: self.balloon,
@@ -123,6 +124,12 @@ fn scheduled(text: &str) -> Option<Duration> {
     Some(Duration::from_nanos(text.split(' ').next()?.parse().ok()?))
 }
 
+/// When a process was started, in ticks since the machine was: `starttime`, field 22 of a `stat`.
+fn started(text: &str) -> Option<u64> {
+    let (_, fields) = text.rsplit_once(") ")?;
+    fields.split(' ').nth(19)?.parse().ok()
+}
+
 /// `utime` and `stime` of a `stat`, fields 14 and 15 in proc(5). Field 2, the name, may have
 /// anything in it, also spaces and brackets; field 3 comes after its last bracket.
 fn ticked(text: &str) -> Option<Duration> {
@@ -157,6 +164,8 @@ mod tests {
         );
         let stat = "17 (CPU 0/T) R (x) S 1 2 3 4 5 6 7 8 9 10 250 3 0 0 20 0 1 0";
         assert_eq!(ticked(stat), Some(Duration::from_millis(2530)));
+        let long = format!("{stat} 12345 0");
+        assert_eq!((started(&long), started(stat)), (Some(12345), None));
         let status = "Name:\tqemu\nVmRSS:\t  9 kB\nRssAnon:\t   18096 kB\nRssFile:\t   22224 kB\n\
             RssShmem:\t       4 kB\n";
         assert_eq!(resident(status), Some(Bytes(18_100 * 1024)));

@@ -92,13 +92,17 @@ fn what_is_kept_and_owed_is_there_after_a_restart() {
     let state = KeptState { epoch: Epoch(4), state: vec![1, 2, 3] };
     fixture.book.commit(|book| book.keep_state(VM, &state)).unwrap();
     let owners = [(Epoch(4), key().public())];
-    fixture.book.commit(|book| book.remember(VM, &owners, &Monitoring::default())).unwrap();
+    fixture
+        .book
+        .commit(|book| book.remember(VM, &owners, &Monitoring::default(), Some(&peer("up"))))
+        .unwrap();
     let path = fixture.folder.path().join("monitoring.db");
     drop(std::mem::replace(&mut fixture.book, Book::open(&path, Limits::default()).unwrap()));
     let book = Book::open(&path, Limits::default()).unwrap();
     assert_eq!(book.creditors().unwrap(), [peer("up")]);
     assert_eq!(book.state(VM).unwrap(), Some(state));
     assert_eq!(book.owner(VM, Epoch(4)).unwrap(), Some(key().public()));
+    assert_eq!(book.up(VM).unwrap(), Some(peer("up")));
     assert_eq!(book.newest_epoch(VM).unwrap(), Some(Epoch(4)));
     assert!(book.sections(VM).unwrap().contains_key(&Monitoring::default().id()));
     assert_eq!(book.newest(VM, 5).unwrap()[0].block().unwrap().last(), 10);

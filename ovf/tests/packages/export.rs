@@ -34,6 +34,7 @@ fn vm(disks: &[u64]) -> Descriptor {
                 monitor("web.current_users", when("< -0.5"), Format::Median, false),
             ],
             sealing_key: Some(SealingKey([0xfb; 32])),
+            voucher: None,
         },
     }
 }

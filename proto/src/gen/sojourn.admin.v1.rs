@@ -274,6 +274,121 @@ pub struct ConsoleChunk {
     pub data: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KpiRequest {
+    #[prost(string, tag = "1")]
+    pub vm: ::prost::alloc::string::String,
+    /// Go on with what comes.
+    #[prost(bool, tag = "2")]
+    pub follow: bool,
+    /// Only these measures; empty means all.
+    #[prost(string, repeated, tag = "3")]
+    pub measures: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// So many values of each measure at first.
+    #[prost(uint32, tag = "4")]
+    pub last: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct KpiUpdate {
+    #[prost(message, repeated, tag = "1")]
+    pub values: ::prost::alloc::vec::Vec<KpiValue>,
+    #[prost(message, optional, tag = "2")]
+    pub standing: ::core::option::Option<KpiStanding>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct KpiValue {
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// Its number in the VM's life.
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    /// By the clock of the site that measured it, and of this one.
+    #[prost(uint64, tag = "3")]
+    pub at_unix_ms: u64,
+    #[prost(uint64, tag = "4")]
+    pub received_unix_ms: u64,
+    #[prost(string, tag = "5")]
+    pub measure: ::prost::alloc::string::String,
+    /// "raw", "min", "max", "mean", "median".
+    #[prost(string, tag = "6")]
+    pub format: ::prost::alloc::string::String,
+    /// How many measured values it stands for.
+    #[prost(uint32, tag = "7")]
+    pub of: u32,
+    /// By what condition it was told; empty without one.
+    #[prost(string, tag = "12")]
+    pub condition: ::prost::alloc::string::String,
+    #[prost(oneof = "kpi_value::Value", tags = "8, 9, 10, 11")]
+    pub value: ::core::option::Option<kpi_value::Value>,
+}
+/// Nested message and enum types in `KpiValue`.
+pub mod kpi_value {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Value {
+        #[prost(sint64, tag = "8")]
+        Integer(i64),
+        #[prost(double, tag = "9")]
+        NumberValue(f64),
+        #[prost(string, tag = "10")]
+        Text(::prost::alloc::string::String),
+        #[prost(bytes, tag = "11")]
+        Content(::prost::alloc::vec::Vec<u8>),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KpiStanding {
+    #[prost(uint64, tag = "1")]
+    pub values: u64,
+    /// Known to exist and not come; dropped here; waiting for the next site; sealed and not opened.
+    #[prost(uint64, tag = "2")]
+    pub missing: u64,
+    #[prost(uint64, tag = "3")]
+    pub dropped: u64,
+    #[prost(uint64, tag = "4")]
+    pub owed: u64,
+    #[prost(uint64, tag = "5")]
+    pub sealed: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KpiQuery {
+    #[prost(string, tag = "1")]
+    pub vm: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub sql: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct KpiCell {
+    #[prost(oneof = "kpi_cell::Value", tags = "1, 2, 3, 4")]
+    pub value: ::core::option::Option<kpi_cell::Value>,
+}
+/// Nested message and enum types in `KpiCell`.
+pub mod kpi_cell {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Value {
+        #[prost(sint64, tag = "1")]
+        Integer(i64),
+        #[prost(double, tag = "2")]
+        Number(f64),
+        #[prost(string, tag = "3")]
+        Text(::prost::alloc::string::String),
+        #[prost(bytes, tag = "4")]
+        Content(::prost::alloc::vec::Vec<u8>),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct KpiRow {
+    #[prost(message, repeated, tag = "1")]
+    pub cells: ::prost::alloc::vec::Vec<KpiCell>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct KpiTable {
+    #[prost(string, repeated, tag = "1")]
+    pub columns: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "2")]
+    pub rows: ::prost::alloc::vec::Vec<KpiRow>,
+    #[prost(bool, tag = "3")]
+    pub cut: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OperationId {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
@@ -871,6 +986,54 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("sojourn.admin.v1.Admin", "Console"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// What is measured of a VM, as far as it has come here: the newest values, and, if that is
+        /// asked, those that come.
+        pub async fn follow_kpi(
+            &mut self,
+            request: impl tonic::IntoRequest<super::KpiRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::KpiUpdate>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sojourn.admin.v1.Admin/FollowKpi",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sojourn.admin.v1.Admin", "FollowKpi"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// SQL over one VM's values, which can only read.
+        pub async fn query_kpi(
+            &mut self,
+            request: impl tonic::IntoRequest<super::KpiQuery>,
+        ) -> std::result::Result<tonic::Response<super::KpiTable>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sojourn.admin.v1.Admin/QueryKpi",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sojourn.admin.v1.Admin", "QueryKpi"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn list_operations(
             &mut self,
             request: impl tonic::IntoRequest<super::Nothing>,
@@ -1090,6 +1253,23 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::ConsoleRequest>,
         ) -> std::result::Result<tonic::Response<Self::ConsoleStream>, tonic::Status>;
+        /// Server streaming response type for the FollowKpi method.
+        type FollowKpiStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::KpiUpdate, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// What is measured of a VM, as far as it has come here: the newest values, and, if that is
+        /// asked, those that come.
+        async fn follow_kpi(
+            &self,
+            request: tonic::Request<super::KpiRequest>,
+        ) -> std::result::Result<tonic::Response<Self::FollowKpiStream>, tonic::Status>;
+        /// SQL over one VM's values, which can only read.
+        async fn query_kpi(
+            &self,
+            request: tonic::Request<super::KpiQuery>,
+        ) -> std::result::Result<tonic::Response<super::KpiTable>, tonic::Status>;
         async fn list_operations(
             &self,
             request: tonic::Request<super::Nothing>,
@@ -2099,6 +2279,95 @@ pub mod admin_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sojourn.admin.v1.Admin/FollowKpi" => {
+                    #[allow(non_camel_case_types)]
+                    struct FollowKpiSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::ServerStreamingService<super::KpiRequest>
+                    for FollowKpiSvc<T> {
+                        type Response = super::KpiUpdate;
+                        type ResponseStream = T::FollowKpiStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::KpiRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::follow_kpi(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FollowKpiSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sojourn.admin.v1.Admin/QueryKpi" => {
+                    #[allow(non_camel_case_types)]
+                    struct QueryKpiSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::KpiQuery>
+                    for QueryKpiSvc<T> {
+                        type Response = super::KpiTable;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::KpiQuery>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::query_kpi(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = QueryKpiSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -12,7 +12,7 @@ pub struct Part {
     #[prost(bytes = "vec", tag = "3")]
     pub signature: ::prost::alloc::vec::Vec<u8>,
 }
-/// A request has both parts; an answer has the hop part alone.
+/// A request has both parts; an answer, and values, have the hop part alone.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Sealed {
     /// From the one who speaks, unchanged from end to end.
@@ -493,6 +493,28 @@ pub mod federation_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Values of monitored VMs, on their way up the path, each block signed by its VM's owner.
+        pub async fn values(
+            &mut self,
+            request: impl tonic::IntoRequest<super::Sealed>,
+        ) -> std::result::Result<tonic::Response<super::Sealed>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sojourn.federation.v1.Federation/Values",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sojourn.federation.v1.Federation", "Values"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -567,6 +589,11 @@ pub mod federation_server {
             request: tonic::Request<super::Sealed>,
         ) -> std::result::Result<tonic::Response<super::Sealed>, tonic::Status>;
         async fn superseded(
+            &self,
+            request: tonic::Request<super::Sealed>,
+        ) -> std::result::Result<tonic::Response<super::Sealed>, tonic::Status>;
+        /// Values of monitored VMs, on their way up the path, each block signed by its VM's owner.
+        async fn values(
             &self,
             request: tonic::Request<super::Sealed>,
         ) -> std::result::Result<tonic::Response<super::Sealed>, tonic::Status>;
@@ -1280,6 +1307,49 @@ pub mod federation_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SupersededSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sojourn.federation.v1.Federation/Values" => {
+                    #[allow(non_camel_case_types)]
+                    struct ValuesSvc<T: Federation>(pub Arc<T>);
+                    impl<T: Federation> tonic::server::UnaryService<super::Sealed>
+                    for ValuesSvc<T> {
+                        type Response = super::Sealed;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::Sealed>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Federation>::values(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ValuesSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

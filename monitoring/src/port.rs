@@ -1,0 +1,147 @@
+//! What the KPI file system of a guest and the site that runs it say to each other, a line of JSON
+//! each (`kpi-fs/src/export.rs`): rows come from the guest, and the site says which it has.
+//!
+//! A guest is not trusted: a line that cannot be read is passed over, and nothing that a guest
+//! says concerns any other.
+
+use serde::Deserialize;
+
+/// Bytes of a line: a whole file of `encrypted/` in base64, and its head.
+pub const MAX_LINE: usize = 6 << 20;
+/// Columns that are looked at.
+const MAX_COLUMNS: usize = 128;
+
+/// A row of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Its number in the guest: above all that were before it.
+    pub number: i64,
+    /// What it has.
+    pub load: Load,
+}
+
+/// What a row has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Load {
+    /// The file of `unencrypted/`, and its fields by the names of its columns.
+    Fields(String, Vec<(String, String)>),
+    /// The file of `encrypted/`, and its content.
+    Content(String, Vec<u8>),
+}
+
+/// A line that is no row.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a guest's line is no row: {0}")]
+pub struct NoRow(String);
+
+#[derive(Deserialize)]
+struct Line {
+    seq: i64,
+    table: String,
+    #[serde(default)]
+    columns: Option<Fields>,
+    #[serde(default)]
+    content: Option<String>,
+}
+
+/// In the order in which they stand.
+struct Fields(Vec<(String, String)>);
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("fields by the names of their columns")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> Result<Fields, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    if fields.len() == MAX_COLUMNS {
+                        return Err(serde::de::Error::custom("more than 128 columns"));
+                    }
+                    fields.push(field);
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(Visitor)
+    }
+}
+
+/// Reads what a guest has said.
+pub fn row(line: &[u8]) -> Result<Row, NoRow> {
+    let no = |why: &str| NoRow(why.chars().take(200).collect());
+    if line.len() > MAX_LINE {
+        return Err(no("it is too long"));
+    }
+    let line: Line = serde_json::from_slice(line).map_err(|error| no(&error.to_string()))?;
+    let load = match (line.columns, line.content) {
+        (Some(Fields(fields)), None) => Load::Fields(line.table, fields),
+        (None, Some(content)) => {
+            let file = line.table.strip_prefix("encrypted/").unwrap_or(&line.table).to_owned();
+            let content = data_encoding::BASE64.decode(content.as_bytes());
+            Load::Content(file, content.map_err(|error| no(&error.to_string()))?)
+        }
+        _ => return Err(no("it has neither columns nor content, or both")),
+    };
+    Ok(Row { number: line.seq, load })
+}
+
+/// What the site says first: send what comes after this row.
+pub fn after(row: i64) -> String {
+    format!("{{\"after\":{row}}}\n")
+}
+
+/// What the site says when rows are safe: all up to this one.
+pub fn acknowledged(row: i64) -> String {
+    format!("{{\"acknowledged\":{row}}}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_read_as_the_kpi_file_system_writes_them() {
+        let values = kpi_fs::outbox::Values::Columns(vec![("users".into(), "5".into())]);
+        let made = kpi_fs::outbox::Row { seq: 7, table: "web".into(), saved_ms: 9, values };
+        let fields = vec![("users".to_owned(), "5".to_owned())];
+        let expected = Row { number: 7, load: Load::Fields("web".into(), fields) };
+        assert_eq!(row(&serde_json::to_vec(&made).unwrap()), Ok(expected));
+        let values = kpi_fs::outbox::Values::Content(vec![0, 255]);
+        let made = kpi_fs::outbox::Row { seq: 8, table: "encrypted/x".into(), saved_ms: 9, values };
+        let expected = Row { number: 8, load: Load::Content("x".into(), vec![0, 255]) };
+        assert_eq!(row(&serde_json::to_vec(&made).unwrap()), Ok(expected));
+    }
+
+    #[test]
+    fn what_is_no_row_is_refused_and_nothing_else_happens() {
+        let many: String = (0..129).map(|n| format!("\"c{n}\":\"\",")).collect();
+        let many = format!("{{\"seq\":1,\"table\":\"t\",\"columns\":{{{many}\"z\":\"\"}}}}");
+        for line in [
+            "",
+            "{}",
+            "[]",
+            "null",
+            r#"{"seq":1,"table":"t"}"#,
+            r#"{"seq":1.5,"table":"t","columns":{}}"#,
+            r#"{"seq":1,"table":"t","columns":{"a":5}}"#,
+            r#"{"seq":1,"table":"t","columns":{},"content":""}"#,
+            r#"{"seq":1,"table":"t","content":"%"}"#,
+            r#"{"seq":99999999999999999999,"table":"t","columns":{}}"#,
+            "\u{0}\u{0}\u{0}",
+            &many,
+            &"[".repeat(100_000),
+        ] {
+            assert!(row(line.as_bytes()).is_err(), "{line:.60}");
+        }
+        assert!(row(&vec![b' '; MAX_LINE + 1]).is_err());
+    }
+}

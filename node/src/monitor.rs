@@ -1,0 +1,390 @@
+//! Monitoring at this site: measures the VMs that are here, takes what the sites below send, keeps
+//! it, brings it to the site above, and shows it.
+//!
+//! ```text
+//!   guest (one task a stay) ─┐                      ┌─▶ courier (one a peer) ─▶ site above
+//!                            ├─▶ ledger (the book) ─┤
+//!   gate: values from below ─┘     one thread       └─▶ whoever watches
+//! ```
+//!
+//! Nothing here decides about a VM, and nothing of it goes through the journal: a site that loses
+//! its monitoring database loses values, never a VM.
+
+mod courier;
+mod guest;
+mod ledger;
+mod show;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use hypervisor::Instance;
+use model::key::{Payload, Strict};
+use model::monitoring::SealingKey;
+use model::{Epoch, HostName, Monitoring, PeerName, PublicKey, SecretKey, VmId};
+use monitoring::block::{Block, SignedBlock};
+use monitoring::book::{Book, BookError, Limits};
+use monitoring::seal::OpeningKey;
+use proto::envelope::{ValueBlock, Verdict};
+use protocol::LIBRARY;
+use tokio::sync::{Notify, broadcast, mpsc, oneshot};
+
+use crate::driver::{Core, Driver, Ended};
+use crate::folder::Folder;
+use crate::hands::Hands;
+use crate::link::{Links, now};
+use ledger::Ledger;
+
+pub(crate) use ledger::LedgerError;
+pub(crate) use show::{Asked, Shown, condition};
+
+/// How soon after a change the VMs are looked at, and how often without one.
+const LOOK: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// News that a watcher may be behind; then it looks at everything.
+const NEWS: usize = 256;
+
+/// A site's monitoring. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Monitor(Arc<Shared>);
+
+struct Shared {
+    folder: Folder,
+    driver: Driver,
+    ledger: Ledger,
+    links: OnceLock<Links>,
+    hands: OnceLock<Hands>,
+    /// The VMs on whose path this site is.
+    known: Mutex<HashMap<VmId, Known>>,
+    guests: Mutex<HashMap<VmId, Guest>>,
+    couriers: Mutex<HashMap<PeerName, Arc<Notify>>>,
+    news: broadcast::Sender<VmId>,
+}
+
+/// What monitoring knows of a VM.
+#[derive(Clone, PartialEq)]
+struct Known {
+    k0: PublicKey,
+    owners: Arc<BTreeMap<Epoch, PublicKey>>,
+    section: Monitoring,
+    up: Option<PeerName>,
+    /// Where it is, if it is on a host of this site.
+    stay: Option<(HostName, Epoch)>,
+}
+
+/// A task that measures.
+struct Guest {
+    epoch: Epoch,
+    orders: mpsc::UnboundedSender<guest::Order>,
+}
+
+/// What has changed of a VM.
+struct Change {
+    vm: VmId,
+    /// The newest; none if this site has left its path.
+    known: Option<Known>,
+    /// The key that this site signs with, if it has the VM.
+    key: Option<SecretKey>,
+}
+
+impl Monitor {
+    /// Opens the database of the site in `folder`.
+    pub(crate) fn open(folder: &Folder, driver: &Driver) -> Result<Self, BookError> {
+        let book = Book::open(&folder.monitoring(), Limits::default())?;
+        let (news, _) = broadcast::channel(NEWS);
+        Ok(Self(Arc::new(Shared {
+            folder: folder.clone(),
+            driver: driver.clone(),
+            ledger: Ledger::start(book).expect("threads can be started"),
+            links: OnceLock::new(),
+            hands: OnceLock::new(),
+            known: Mutex::default(),
+            guests: Mutex::default(),
+            couriers: Mutex::default(),
+            news,
+        })))
+    }
+
+    /// Measures and delivers, for as long as the node runs.
+    pub(crate) async fn run(self, links: Links, hands: Hands) {
+        let _ = self.0.links.set(links);
+        let _ = self.0.hands.set(hands);
+        let creditors = self.ledger().run(|book| book.creditors()).await;
+        for peer in creditors.unwrap_or_default() {
+            self.wake(&peer);
+        }
+        let mut changes = self.0.driver.changes();
+        while self.look().await.is_ok() {
+            let _ = tokio::time::timeout(LOOK.1, changes.recv()).await;
+            tokio::time::sleep(LOOK.0).await;
+        }
+    }
+
+    fn ledger(&self) -> &Ledger {
+        &self.0.ledger
+    }
+
+    fn links(&self) -> &Links {
+        self.0.links.get().expect("couriers are started after it is set")
+    }
+
+    /// Takes over what the driver knows of the VMs.
+    async fn look(&self) -> Result<(), Ended> {
+        let monitor = self.clone();
+        let changed = self.0.driver.visit(move |core| monitor.changes(core)).await?;
+        for change in changed {
+            self.apply(change).await;
+        }
+        Ok(())
+    }
+
+    /// What has changed since the last look. It is made in the driver, and must not take long.
+    fn changes(&self, core: &Core) -> Vec<Change> {
+        let mut known = lock(&self.0.known);
+        let mut changes = Vec::new();
+        let vms = &core.site.state.vms;
+        known.retain(|vm, _| {
+            let is_there = vms.get(vm).is_some_and(|entry| !entry.destroyed);
+            if !is_there {
+                changes.push(Change { vm: *vm, known: None, key: None });
+            }
+            is_there
+        });
+        for (vm, entry) in vms.iter().filter(|(_, entry)| !entry.destroyed) {
+            let stay = entry.stay.as_ref().filter(|stay| stay.host.as_str() != LIBRARY);
+            let place = stay.map(|stay| (stay.host.clone(), stay.epoch));
+            let up = entry.up.as_ref().map(|edge| &edge.peer);
+            let old = known.get(vm);
+            let newest = entry.chain.epoch();
+            let is_same = old.is_some_and(|old| {
+                old.owners.last_key_value().is_some_and(|(epoch, _)| *epoch == newest)
+                    && old.section == entry.descriptor.monitoring
+                    && old.up.as_ref() == up
+                    && old.stay == place
+            });
+            if is_same {
+                continue;
+            }
+            let owners = (0..=newest.0).map(Epoch);
+            let owners = owners.filter_map(|epoch| Some((epoch, entry.chain.owner_at(epoch)?)));
+            let now = Known {
+                k0: entry.chain.k0,
+                owners: Arc::new(owners.collect()),
+                section: entry.descriptor.monitoring.clone(),
+                up: up.cloned(),
+                stay: place,
+            };
+            let key = stay.map(|stay| core.key(&stay.key));
+            known.insert(*vm, now.clone());
+            changes.push(Change { vm: *vm, known: Some(now), key });
+        }
+        changes
+    }
+
+    async fn apply(&self, Change { vm, known, key }: Change) {
+        let Some(known) = known else {
+            lock(&self.0.guests).remove(&vm);
+            return;
+        };
+        let owners: Vec<_> = known.owners.iter().map(|(epoch, key)| (*epoch, *key)).collect();
+        let (section, up) = (known.section.clone(), known.up.clone());
+        let kept = self.ledger().run(move |book| {
+            book.remember(vm, &owners, &section, up.as_ref())?;
+            match &up {
+                Some(up) => book.redirect(vm, up),
+                None => Ok(()),
+            }
+        });
+        if kept.await.is_ok()
+            && let Some(up) = &known.up
+        {
+            self.wake(up);
+        }
+        let mut guests = lock(&self.0.guests);
+        match (known.stay, key) {
+            (Some((host, epoch)), Some(key)) => {
+                if let Some(guest) = guests.get(&vm).filter(|guest| guest.epoch == epoch) {
+                    let _ = guest.orders.send(guest::Order::Look);
+                    return;
+                }
+                let (orders, receiver) = mpsc::unbounded_channel();
+                let folder = self.0.folder.stay(&host, vm, epoch);
+                let instance = Instance { vm, epoch };
+                let place = guest::Place { instance, host, key, folder };
+                let hands = self.0.hands.get().expect("it is set before the first look").clone();
+                tokio::spawn(guest::Task::run(self.clone(), hands, place, receiver));
+                guests.insert(vm, Guest { epoch, orders });
+            }
+            _ => {
+                guests.remove(&vm);
+            }
+        }
+    }
+
+    /// The site that a VM's values go to from here; none at its primary.
+    fn up(&self, vm: VmId) -> Option<PeerName> {
+        lock(&self.0.known).get(&vm).and_then(|known| known.up.clone())
+    }
+
+    /// Makes the file that moves with a VM which is quiet.
+    pub(crate) async fn pack(&self, instance: Instance, path: &Path) -> Result<(), String> {
+        let (done, packed) = oneshot::channel();
+        {
+            let guests = lock(&self.0.guests);
+            let guest = guests.get(&instance.vm).filter(|guest| guest.epoch == instance.epoch);
+            let order = guest::Order::Pack(path.to_owned(), done);
+            if let Some(guest) = guest {
+                let _ = guest.orders.send(order);
+            }
+        }
+        match packed.await {
+            Ok(packed) => packed,
+            // Nothing measures it here.
+            Err(_) => guest::pack_stored(path).await,
+        }
+    }
+
+    /// Values from the site below: verified against the VM's owners, kept, and owed to the site
+    /// above.
+    pub(crate) async fn receive(
+        &self,
+        blocks: Vec<ValueBlock>,
+    ) -> Result<Vec<Verdict>, LedgerError> {
+        let blocks = blocks.into_iter().map(|(body, signature)| SignedBlock { body, signature });
+        self.take(blocks.collect()).await
+    }
+
+    /// Verifies blocks and keeps them; a verdict for each.
+    async fn take(&self, blocks: Vec<SignedBlock>) -> Result<Vec<Verdict>, LedgerError> {
+        if blocks.is_empty() {
+            return Ok(vec![]);
+        }
+        let owners = self.owners_of(&blocks).await?;
+        let judged = tokio::task::spawn_blocking(move || {
+            blocks.into_iter().map(|signed| judge(signed, &owners)).collect::<Vec<_>>()
+        });
+        let judged = judged.await.expect("judging does not panic");
+        let verdicts = judged.iter().map(|judged| match judged {
+            Ok(_) => Verdict::Taken,
+            Err(verdict) => *verdict,
+        });
+        let verdicts: Vec<Verdict> = verdicts.collect();
+        let sound: Vec<(SignedBlock, Block, Option<PeerName>)> = {
+            let known = lock(&self.0.known);
+            let up = |vm: &VmId| known.get(vm).map(|known| known.up.clone());
+            let sound = judged.into_iter().flatten();
+            sound
+                .map(|(signed, block)| (up(&block.vm), signed, block))
+                .map(|(up, signed, block)| (signed, block, up.flatten()))
+                .collect()
+        };
+        let here: std::collections::HashSet<VmId> = lock(&self.0.known).keys().copied().collect();
+        let received = now();
+        let news = self.ledger().run(move |book| {
+            let mut news = Vec::new();
+            for (signed, block, up) in &sound {
+                // A site that has left the path passes on to whoever was above.
+                let up = if here.contains(&block.vm) { up.clone() } else { book.up(block.vm)? };
+                if book.take(signed, block, received, up.as_ref())? {
+                    news.push((block.vm, up));
+                }
+            }
+            Ok(news)
+        });
+        let mut told = std::collections::HashSet::new();
+        for (vm, up) in news.await? {
+            if told.insert(vm) {
+                self.tell(vm, up.as_ref());
+            }
+        }
+        Ok(verdicts)
+    }
+
+    /// The owners of the VMs that blocks speak of, as far as this site knows them.
+    async fn owners_of(&self, blocks: &[SignedBlock]) -> Result<Owners, LedgerError> {
+        let mut owners = Owners::new();
+        let mut unknown = Vec::new();
+        for block in blocks.iter().filter_map(|signed| signed.peek().ok()) {
+            let known = lock(&self.0.known).get(&block.vm).map(|known| known.owners.clone());
+            match known {
+                Some(known) => _ = owners.insert(block.vm, known),
+                None => unknown.push((block.vm, block.epoch)),
+            }
+        }
+        if unknown.is_empty() {
+            return Ok(owners);
+        }
+        let remembered = self.ledger().run(move |book| {
+            let mut remembered: HashMap<VmId, BTreeMap<Epoch, PublicKey>> = HashMap::new();
+            for (vm, epoch) in unknown {
+                if let Some(key) = book.owner(vm, epoch)? {
+                    remembered.entry(vm).or_default().insert(epoch, key);
+                }
+            }
+            Ok(remembered)
+        });
+        owners.extend(remembered.await?.into_iter().map(|(vm, keys)| (vm, Arc::new(keys))));
+        Ok(owners)
+    }
+
+    /// There is something new of a VM: for who watches, and for the site above.
+    fn tell(&self, vm: VmId, up: Option<&PeerName>) {
+        let _ = self.0.news.send(vm);
+        if let Some(up) = up {
+            self.wake(up);
+        }
+    }
+
+    /// Wakes the courier to a peer, and starts it if there is none yet.
+    fn wake(&self, peer: &PeerName) {
+        let mut couriers = lock(&self.0.couriers);
+        let wake = couriers.entry(peer.clone()).or_insert_with(|| {
+            let wake = Arc::new(Notify::new());
+            tokio::spawn(courier::run(self.clone(), peer.clone(), wake.clone()));
+            wake
+        });
+        wake.notify_one();
+    }
+}
+
+/// By VM, the owners of its epochs.
+type Owners = HashMap<VmId, Arc<BTreeMap<Epoch, PublicKey>>>;
+
+fn judge(signed: SignedBlock, owners: &Owners) -> Result<(SignedBlock, Block), Verdict> {
+    let block = signed.peek().map_err(|_| Verdict::Refused)?;
+    let Some(of_vm) = owners.get(&block.vm) else { return Err(Verdict::Later) };
+    if !of_vm.contains_key(&block.epoch) {
+        // The news of a new owner comes by another way, and may be slower.
+        let newest = of_vm.last_key_value().map(|(epoch, _)| *epoch);
+        let is_new = newest.is_none_or(|newest| block.epoch > newest);
+        return Err(if is_new { Verdict::Later } else { Verdict::Refused });
+    }
+    match signed.open(|_, epoch| of_vm.get(&epoch).copied(), &Strict) {
+        Ok(block) => Ok((signed, block)),
+        Err(_) => Err(Verdict::Refused),
+    }
+}
+
+/// What opens the sealed values of a VM, at its primary, which alone has the VM's own key.
+pub(crate) fn opening_key(k0: &SecretKey) -> OpeningKey {
+    OpeningKey::from_seed(&sealing_seed(k0)).0
+}
+
+fn sealing_seed(k0: &SecretKey) -> [u8; 32] {
+    blake3::derive_key("sojourn 2026 sealing key of a VM v1", &*k0.seed())
+}
+
+/// Gives a new VM a sealing key, with its own key's word for it.
+///
+/// A key that its package names stays: then whoever made that opens what is sealed to it.
+pub(crate) fn vouch(monitoring: &mut Monitoring, k0: &SecretKey) {
+    let key = monitoring.sealing_key.unwrap_or_else(|| OpeningKey::from_seed(&sealing_seed(k0)).1);
+    let body = postcard::to_stdvec(&key).expect("a key is plain data");
+    monitoring.sealing_key = Some(key);
+    monitoring.voucher = Some(k0.sign(SealingKey::TYPE, &body));
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

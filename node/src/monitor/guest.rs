@@ -1,0 +1,418 @@
+//! Measures one guest for as long as this site has its VM.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hypervisor::Instance;
+use model::key::Strict;
+use model::monitoring::Measure;
+use model::{FileId, HostName, Monitoring, SecretKey, Time, limit};
+use monitoring::block::{Block, SignedBlock};
+use monitoring::book::KeptState;
+use monitoring::history::History;
+use monitoring::port::{self, Load, Row};
+use monitoring::producer::{Producer, State};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use super::{Monitor, lock};
+use crate::hands::{Hands, report};
+use crate::link::now;
+
+/// How long a guest that is not there, or a database that fails, is left alone.
+const AGAIN: Duration = Duration::from_secs(1);
+/// For the guest's end to take a word.
+const WORD_LIMIT: Duration = Duration::from_secs(5);
+/// Rows that are taken together, and that wait.
+const ROWS: usize = 1024;
+
+/// What the task is told. It ends when nobody can tell it anything any more.
+pub(super) enum Order {
+    /// The section or the path may have changed.
+    Look,
+    /// The guest is quiet: write what moves with the VM to this file.
+    Pack(PathBuf, oneshot::Sender<Result<(), String>>),
+}
+
+/// Where the guest is, and who signs for it.
+pub(super) struct Place {
+    pub(super) instance: Instance,
+    pub(super) host: HostName,
+    pub(super) key: SecretKey,
+    /// The folder of its files.
+    pub(super) folder: PathBuf,
+}
+
+pub(super) struct Task {
+    monitor: Monitor,
+    hands: Hands,
+    place: Place,
+    producer: Producer,
+    port: Option<Port>,
+    /// When the guest is looked for again, if it is not there.
+    again: Time,
+    /// It was packed, and has not run since.
+    quiet: bool,
+    /// Made and not kept yet.
+    pending: VecDeque<(SignedBlock, Block)>,
+    /// The state has changed since it was kept.
+    changed: bool,
+}
+
+impl Task {
+    pub(super) async fn run(
+        monitor: Monitor,
+        hands: Hands,
+        place: Place,
+        mut orders: mpsc::UnboundedReceiver<Order>,
+    ) {
+        let state = loop {
+            match load(&monitor, &place).await {
+                Ok(state) => break state,
+                Err(error) => {
+                    tracing::warn!(vm = %place.instance, error, "measuring cannot begin yet");
+                    if orders.is_closed() {
+                        return;
+                    }
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        };
+        let nothing = Monitoring::default();
+        let mut task = Self {
+            producer: Producer::new(&nothing, None, state, now()),
+            monitor,
+            hands,
+            place,
+            port: None,
+            again: Time::default(),
+            quiet: false,
+            pending: VecDeque::new(),
+            changed: false,
+        };
+        task.look();
+        task.measure(&mut orders).await;
+    }
+
+    async fn measure(&mut self, orders: &mut mpsc::UnboundedReceiver<Order>) {
+        loop {
+            let at = now();
+            if at >= self.again {
+                self.meet(at).await;
+            }
+            if !self.quiet {
+                let Instance { vm, epoch } = self.place.instance;
+                let blocks = self.producer.blocks(vm, epoch, at);
+                self.sign(blocks);
+            }
+            self.keep().await;
+            let wait = self.wait(now());
+            tokio::select! {
+                order = orders.recv() => match order {
+                    Some(Order::Look) => self.look(),
+                    Some(Order::Pack(path, done)) => {
+                        let _ = done.send(self.pack(&path).await);
+                    }
+                    None => return,
+                },
+                row = next_row(&mut self.port), if self.pending.is_empty() => match row {
+                    Some(row) => self.take(row),
+                    // The guest has ended, or its process.
+                    None => {
+                        self.port = None;
+                        self.again = now().after(AGAIN);
+                    }
+                },
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// How long nothing is to be done.
+    fn wait(&self, at: Time) -> Duration {
+        let needs_guest = self.producer.samples() || self.reads_files() && self.port.is_none();
+        let guest = needs_guest.then_some(self.again.max(at));
+        let due = match (self.quiet, self.pending.is_empty()) {
+            (_, false) => Some(at.after(AGAIN)),
+            (true, _) => guest.map(|guest| guest.max(at.after(AGAIN))),
+            // Samples are due at the time of their interval, but not before the guest is there.
+            (false, _) => self.producer.next().map(|next| match self.producer.wants_sample(next) {
+                true => next.max(self.again),
+                false => next,
+            }),
+        };
+        let look = (self.reads_files() && self.port.is_none()).then_some(self.again.max(at));
+        due.into_iter().chain(look).min().map_or(Duration::from_secs(60), |next| next.since(at))
+    }
+
+    fn reads_files(&self) -> bool {
+        let of_vm = |measure: &Measure| matches!(measure, Measure::Vm(_));
+        self.producer.section().specifiers.iter().any(|s| !of_vm(&s.measure))
+    }
+
+    /// Measures by what the descriptor says now.
+    fn look(&mut self) {
+        let Instance { vm, epoch } = self.place.instance;
+        let Some((section, key)) = lock(&self.monitor.0.known)
+            .get(&vm)
+            .map(|known| (known.section.clone(), known.section.vouched(&known.k0, &Strict)))
+        else {
+            return;
+        };
+        if section == *self.producer.section() {
+            return;
+        }
+        if section.sealing_key.is_some() && key.is_none() {
+            tracing::warn!(%vm, "its sealing key is not vouched for: sealed values are not told");
+        }
+        let blocks = self.producer.set_section(&section, key, (vm, epoch), now());
+        self.sign(blocks);
+        self.changed = true;
+    }
+
+    /// Asks the hypervisor, if it is time, and connects to the guest's port.
+    async fn meet(&mut self, at: Time) {
+        let (host, instance) = (&self.place.host, self.place.instance);
+        if self.producer.wants_sample(at) {
+            match self.hands.measure(host, instance).await {
+                Ok(Some(sample)) => {
+                    self.quiet = false;
+                    self.producer.sample(now(), sample);
+                }
+                Ok(None) => self.again = at.after(AGAIN),
+                Err(error) => {
+                    tracing::debug!(%instance, error = report(&error), "cannot be measured now");
+                    self.again = at.after(AGAIN);
+                }
+            }
+        }
+        if self.port.is_none() && self.reads_files() {
+            match self.hands.kpi_port(host, instance).await {
+                Ok(Some(stream)) => {
+                    self.quiet = false;
+                    self.port = Some(Port::open(stream));
+                    self.say(port::after(self.producer.state().row)).await;
+                }
+                Ok(None) => self.again = at.after(AGAIN),
+                Err(error) => {
+                    tracing::debug!(%instance, error = report(&error), "has no KPI port now");
+                    self.again = at.after(AGAIN);
+                }
+            }
+        }
+    }
+
+    /// Takes a row, and all that wait behind it.
+    fn take(&mut self, first: Row) {
+        let at = now();
+        let mut next = Some(first);
+        let mut left = ROWS;
+        while let Some(Row { number, load }) = next {
+            match load {
+                Load::Fields(file, fields) => self.producer.row(at, number, &file, &fields),
+                Load::Content(file, content) => self.producer.content(at, number, &file, content),
+            }
+            left -= 1;
+            let more = self.port.as_mut().filter(|_| left > 0);
+            next = more.and_then(|port| port.rows.try_recv().ok());
+        }
+        self.changed = true;
+    }
+
+    fn sign(&mut self, blocks: Vec<Block>) {
+        let key = &self.place.key;
+        self.pending.extend(
+            blocks
+                .into_iter()
+                .map(|block| (SignedBlock::seal(&block, |kind, body| key.sign(kind, body)), block)),
+        );
+    }
+
+    /// Makes what was made durable, with where measuring stands, and only then tells the guest that
+    /// its rows are safe. If it cannot be kept it is tried again; no row is taken meanwhile.
+    async fn keep(&mut self) {
+        if self.pending.is_empty() && !self.changed {
+            return;
+        }
+        let Instance { vm, epoch } = self.place.instance;
+        let row = self.producer.state().row;
+        let state = postcard::to_stdvec(self.producer.state()).expect("a state is plain data");
+        let blocks: Vec<_> = self.pending.iter().cloned().collect();
+        let up = self.monitor.up(vm);
+        let (received, owed) = (now(), up.clone());
+        let kept = self.monitor.ledger().run(move |book| {
+            for (signed, block) in &blocks {
+                book.take(signed, block, received, owed.as_ref())?;
+            }
+            book.keep_state(vm, &KeptState { epoch, state })
+        });
+        if kept.await.is_err() {
+            return;
+        }
+        let has_news = !self.pending.is_empty();
+        self.pending.clear();
+        self.changed = false;
+        if has_news {
+            self.monitor.tell(vm, up.as_ref());
+        }
+        if row > 0 {
+            self.say(port::acknowledged(row)).await;
+        }
+    }
+
+    async fn say(&mut self, word: String) {
+        let Some(port) = &mut self.port else { return };
+        let said = tokio::time::timeout(WORD_LIMIT, port.words.write_all(word.as_bytes())).await;
+        if !matches!(said, Ok(Ok(()))) {
+            // It is told again when it is there again.
+            self.port = None;
+            self.again = now().after(AGAIN);
+        }
+    }
+
+    /// Writes what moves with the VM. Nothing is made from here on, unless the guest runs again.
+    async fn pack(&mut self, path: &Path) -> Result<(), String> {
+        let Instance { vm, epoch } = self.place.instance;
+        if !self.quiet {
+            let blocks = self.producer.blocks(vm, epoch, now());
+            self.sign(blocks);
+        }
+        self.changed = true;
+        self.keep().await;
+        if !self.pending.is_empty() {
+            return Err("the monitoring database failed; its disk may be full".to_owned());
+        }
+        self.quiet = true;
+        self.again = now().after(AGAIN);
+        let backlog = self.monitor.ledger().run(move |book| book.backlog(vm)).await;
+        let backlog = backlog.map_err(|error| error.to_string())?;
+        let backlog = backlog.into_iter().map(|kept| kept.signed).collect();
+        let history = History { state: Some(self.producer.state().clone()), backlog };
+        write(path, history).await
+    }
+}
+
+/// Where measuring stands: as this site has kept it, or as it came with the VM.
+async fn load(monitor: &Monitor, place: &Place) -> Result<State, String> {
+    let Instance { vm, epoch } = place.instance;
+    let kept = monitor.ledger().run(move |book| book.state(vm)).await;
+    let kept = kept.map_err(|error| error.to_string())?;
+    if let Some(kept) = kept.filter(|kept| kept.epoch == epoch)
+        && let Ok(state) = postcard::from_bytes(&kept.state)
+    {
+        return Ok(state);
+    }
+    let file = place.folder.join(FileId::HISTORY.file_name());
+    let came = match tokio::fs::read(&file).await {
+        Ok(bytes) => History::from_bytes(&bytes).unwrap_or_else(|error| {
+            tracing::warn!(%vm, %error, "its monitoring begins anew");
+            History::default()
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => History::default(),
+        Err(error) => return Err(format!("{}: {error}", file.display())),
+    };
+    // What another site has left is taken like what a peer sends.
+    monitor.take(came.backlog).await.map_err(|error| error.to_string())?;
+    Ok(came.state.unwrap_or_default())
+}
+
+/// Writes a history so that it is whole, or not there.
+pub(super) async fn write(path: &Path, history: History) -> Result<(), String> {
+    let path = path.to_owned();
+    let written = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+        use std::io::Write;
+        let max = usize::try_from(limit::MAX_HISTORY_BYTES).expect("it fits memory");
+        let folder = path.parent().expect("a history lies in its stay's folder");
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(&history.to_bytes(max))?;
+        file.as_file().sync_all()?;
+        file.persist(&path)?;
+        std::fs::File::open(folder)?.sync_all()
+    });
+    let written = written.await.map_err(|error| error.to_string())?;
+    written.map_err(|error| format!("the history of its monitoring cannot be written: {error}"))
+}
+
+/// The guest's end of its KPI port.
+struct Port {
+    rows: mpsc::Receiver<Row>,
+    words: OwnedWriteHalf,
+    reader: JoinHandle<()>,
+}
+
+impl Port {
+    fn open(stream: UnixStream) -> Self {
+        let (from, words) = stream.into_split();
+        let (sender, rows) = mpsc::channel(ROWS);
+        let reader = tokio::spawn(async move {
+            let mut from = BufReader::new(from);
+            let mut line = Vec::new();
+            loop {
+                match read_line(&mut from, &mut line).await {
+                    Ok(true) => match port::row(&line) {
+                        Ok(row) => {
+                            if sender.send(row).await.is_err() {
+                                return;
+                            }
+                        }
+                        Err(error) => tracing::debug!(%error, "passed over"),
+                    },
+                    Ok(false) => tracing::debug!("a guest's line is too long, and passed over"),
+                    Err(_) => return,
+                }
+            }
+        });
+        Self { rows, words, reader }
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+async fn next_row(port: &mut Option<Port>) -> Option<Row> {
+    match port {
+        Some(port) => port.rows.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads a line into `line`; false if it was too long to be kept.
+async fn read_line(
+    from: &mut BufReader<tokio::net::unix::OwnedReadHalf>,
+    line: &mut Vec<u8>,
+) -> std::io::Result<bool> {
+    line.clear();
+    let mut fits = true;
+    loop {
+        let chunk = from.fill_buf().await?;
+        if chunk.is_empty() {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        let end = chunk.iter().position(|byte| *byte == b'\n');
+        let part = &chunk[..end.unwrap_or(chunk.len())];
+        fits &= line.len() + part.len() <= port::MAX_LINE;
+        if fits {
+            line.extend_from_slice(part);
+        }
+        let used = end.map_or(chunk.len(), |end| end + 1);
+        from.consume(used);
+        if end.is_some() {
+            return Ok(fits);
+        }
+    }
+}
+
+/// What moves with a VM that is only stored here: what came with it, or nothing.
+pub(super) async fn pack_stored(path: &Path) -> Result<(), String> {
+    if tokio::fs::try_exists(path).await.unwrap_or(false) {
+        return Ok(());
+    }
+    write(path, History::default()).await
+}
