@@ -9,6 +9,7 @@ mod config;
 mod envelope;
 mod image;
 mod journal;
+mod kpi;
 mod package;
 mod peer;
 mod policy;
@@ -22,6 +23,7 @@ pub use config::config;
 pub use envelope::{answer, hop, operation, sealed};
 pub use image::image;
 pub use journal::journal;
+pub use kpi::{sheet, words};
 pub use package::{manifest, ova, ovf};
 pub use peer::peer;
 pub use policy::{decision, policy};
@@ -34,7 +36,7 @@ pub use tls::certificates;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every parser that reads what others may have written.
-pub const TARGETS: [Target; 21] = [
+pub const TARGETS: [Target; 23] = [
     ("answer", answer),
     ("certificates", certificates),
     ("chain", chain),
@@ -53,9 +55,11 @@ pub const TARGETS: [Target; 21] = [
     ("qmp", qmp),
     ("sealed", sealed),
     ("session", session),
+    ("sheet", sheet),
     ("text", text),
     ("ticket", ticket),
     ("told", told),
+    ("words", words),
 ];
 
 /// The value that `bytes` are in postcard, with nothing behind it.

@@ -90,3 +90,131 @@ fn what_the_application_writes_reaches_the_primary_two_sites_away_and_every_site
         federation["a"].run(&["vm", "kpi", "web", "--sql", "SELECT max(users) AS most FROM web"]);
     assert!(table.out.contains("50"), "{table:?}");
 }
+
+#[test]
+fn values_wait_while_a_site_between_is_down_and_none_is_lost_or_shown_twice() {
+    let (federation, vm) = placed_at_c(&users());
+    let mut application = Application::new(&federation.folder().join("kpi.db"));
+    application.connect(&guest(&federation, &vm, "c"));
+    let write = |from: i64, to: i64| {
+        (from..=to).for_each(|users| application.write("web", &format!("users\n{users}\n")));
+    };
+    write(1, 5);
+    wait_for_numbers(&federation, "a", &[1, 2, 3, 4, 5]);
+    federation["b"].kill();
+    write(6, 10);
+    let shown = wait_for_numbers(&federation, "c", &(1..=10).collect::<Vec<i64>>());
+    assert_eq!(shown["standing"]["owed"], 5, "{shown}");
+    // Also the one that has them is stopped, with values on their way.
+    federation["c"].kill();
+    federation["c"].start();
+    write(11, 15);
+    federation["b"].start();
+    let shown = wait_for_numbers(&federation, "a", &(1..=15).collect::<Vec<i64>>());
+    assert_eq!(shown["standing"]["missing"], 0, "{shown}");
+    assert_eq!(shown["standing"]["values"], 15, "each counted once: {shown}");
+    federation.wait_for("nothing is owed", SOON, || {
+        let owed: Vec<Value> =
+            ["b", "c"].map(|site| shown_standing(&federation, site)["owed"].clone()).to_vec();
+        if owed.iter().all(|owed| *owed == 0) { Ok(()) } else { Err(format!("{owed:?}")) }
+    });
+}
+
+fn shown_standing(federation: &Federation, site: &str) -> Value {
+    shown(federation, site)["standing"].clone()
+}
+
+#[test]
+fn numbers_and_intervals_go_on_over_a_migration_in_the_middle_of_an_interval() {
+    let raw = specifier("web.users", Delivery::Every(0), Format::Raw);
+    let most = specifier("web.users", Delivery::Every(20_000), Format::Max);
+    let monitoring = Monitoring { specifiers: vec![raw, most], ..Monitoring::default() };
+    let (federation, vm) = placed_at_c(&monitoring);
+    federation["b"].host("b1", 4);
+    let mut application = Application::new(&federation.folder().join("kpi.db"));
+    application.connect(&guest(&federation, &vm, "c"));
+    application.write("web", "users\n900\n");
+    wait_for_numbers(&federation, "a", &[900]);
+    application.disconnect();
+    federation["a"].done(&["vm", "migrate", "web", "--peer", "b"]);
+    federation.settle(&vm, "b", true, &["a", "b"]);
+    application.connect(&guest(&federation, &vm, "b"));
+    application.write("web", "users\n7\n");
+    let values = federation.wait_for("the interval has ended", SOON, || {
+        let shown = shown(&federation, "a");
+        let values = shown["values"].as_array().unwrap().clone();
+        if values.len() == 3 { Ok(values) } else { Err(format!("{shown}")) }
+    });
+    let one = |value: &Value| {
+        let text = |name: &str| value[name].to_string();
+        format!("{} {} {} of {}", text("number"), text("format"), text("value"), text("of"))
+    };
+    let all: Vec<String> = values.iter().map(one).collect();
+    assert_eq!(
+        all,
+        ["1 \"raw\" 900 of 1", "2 \"raw\" 7 of 1", "3 \"max\" 900 of 2"],
+        "the maximum is of both sites"
+    );
+    let epochs: Vec<u64> = values.iter().map(|value| value["epoch"].as_u64().unwrap()).collect();
+    assert_eq!(epochs, [1, 2, 2]);
+    assert_eq!(shown_standing(&federation, "a")["missing"], 0);
+}
+
+#[test]
+fn values_that_no_site_above_had_move_with_the_vm() {
+    let (federation, vm) = placed_at_c(&users());
+    let mut application = Application::new(&federation.folder().join("kpi.db"));
+    application.connect(&guest(&federation, &vm, "c"));
+    application.write("web", "users\n1\n");
+    wait_for_numbers(&federation, "a", &[1]);
+    // c keeps what it cannot deliver. Then c is gone for good, and only what moved is left.
+    federation["b"].kill();
+    application.write("web", "users\n2\n");
+    wait_for_numbers(&federation, "c", &[1, 2]);
+    application.disconnect();
+    federation["c"].host("c2", 4);
+    federation["c"].done(&["host", "drain", "c1"]);
+    let moved = guest(&federation, &vm, "c");
+    assert!(moved.to_str().unwrap().contains("/c2/"), "{moved:?}");
+    application.connect(&moved);
+    application.write("web", "users\n3\n");
+    wait_for_numbers(&federation, "c", &[1, 2, 3]);
+    federation["b"].start();
+    let shown = wait_for_numbers(&federation, "a", &[1, 2, 3]);
+    assert_eq!(shown["standing"]["missing"], 0, "{shown}");
+}
+
+#[test]
+fn what_is_sealed_is_read_at_the_primary_alone() {
+    let open = specifier("web.users", Delivery::Every(0), Format::Raw);
+    let hidden =
+        Specifier { sealed: true, ..specifier("web.income", Delivery::Every(0), Format::Raw) };
+    let file = specifier("encrypted/balance", Delivery::Every(0), Format::Raw);
+    let file = Specifier { sealed: true, ..file };
+    let specifiers = vec![open, hidden, file];
+    let (federation, vm) = placed_at_c(&Monitoring { specifiers, ..Monitoring::default() });
+    let mut application = Application::new(&federation.folder().join("kpi.db"));
+    application.connect(&guest(&federation, &vm, "c"));
+    application.write("web", "users,income\n5,314159265\n");
+    application.write_encrypted("balance", "2718281828");
+    let shown = federation.wait_for("all is there", SOON, || {
+        let shown = shown(&federation, "a");
+        let count = shown["values"].as_array().unwrap().len();
+        if count == 3 { Ok(shown) } else { Err(format!("{shown}")) }
+    });
+    assert_eq!(numbers(&shown), [5, 314_159_265]);
+    let file =
+        shown["values"].as_array().unwrap().iter().find_map(|v| v["value"]["base64"].as_str());
+    assert_eq!(file, Some("MjcxODI4MTgyOA=="), "{shown}");
+    let between = wait_for_numbers(&federation, "b", &[5]);
+    assert_eq!(between["standing"]["sealed"], 2, "{between}");
+    for site in ["b", "c"] {
+        for name in ["monitoring.db", "monitoring.db-wal"] {
+            let kept = std::fs::read(federation[site].folder().join(name)).unwrap_or_default();
+            for secret in [&b"314159265"[..], b"2718281828"] {
+                let found = kept.windows(secret.len()).any(|part| part == secret);
+                assert!(!found, "{site} keeps {:?} in {name}", String::from_utf8_lossy(secret));
+            }
+        }
+    }
+}

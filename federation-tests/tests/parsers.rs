@@ -98,6 +98,11 @@ fn policies_and_their_questions_that_fuzzing_kept_keep_their_promises() {
 }
 
 #[test]
+fn kpi_files_and_the_words_of_their_host_that_fuzzing_kept_keep_their_promises() {
+    replay(&["sheet", "words"]);
+}
+
+#[test]
 fn images_that_fuzzing_kept_keep_their_promises() {
     replay(&["image"]);
 }

@@ -333,6 +333,6 @@ impl Operations for Nonsense {
 
     nonsense! {
         migration_request forced_migration initiate_transfer transfer_verification deliver handback
-        retire control report withdraw confirm reclaim superseded
+        retire control report withdraw confirm reclaim superseded values
     }
 }

@@ -118,13 +118,33 @@
 //!
 //! # A static program
 //!
-//! For guests the program is to be one file without dependencies:
-//! `cargo build -p kpi-fs --release --target x86_64-unknown-linux-musl`, for which SQLite needs a C
-//! compiler for musl (Debian: `musl-tools`). Mounting is by the system call, as root, without
-//! libfuse; other users need `fusermount3`.
+//! For guests the program is one file without dependencies: `cargo xtask guest-image` builds it,
+//! and so does
+//!
+//! ```text
+//! RUSTFLAGS="-C target-feature=+crt-static" cargo build -p kpi-fs --profile guest \
+//!     --target x86_64-unknown-linux-gnu --target-dir target/guest-build
+//! ```
+//!
+//! with the C library's static half, which Debian has in `libc6-dev`, where compilers need it
+//! anyway. (A target folder of its own, so that these flags do not make everything else be built
+//! again; with `--target`, so that they do not reach what runs during the build.)
+//!
+//! What is different in it: names of hosts, in `probe --url`.
+//! They are looked up in `/etc/hosts`, without which not even `localhost` is known, and by the name
+//! servers of `/etc/resolv.conf`.
+//! Other sources of `/etc/nsswitch.conf` are plug-ins of the C library that was linked, and are
+//! passed over where they cannot be loaded; where the guest has another version of it, an address
+//! instead of a name avoids them.
+//! Nothing else here looks up names, users, groups or locales.
+//!
+//! Mounting is by the system call, as root, without libfuse; other users need `fusermount3`.
 
 pub mod csv;
 pub mod export;
+#[doc(hidden)]
+pub mod fuzzing;
+pub mod listen;
 pub mod mount;
 pub mod name;
 pub mod outbox;

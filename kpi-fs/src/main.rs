@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use kpi_fs::listen::{Door, SocketFile};
 use kpi_fs::mount::{self, Audience, Ending, Mount, Unmount};
 use kpi_fs::outbox::{BATCH_ROWS, Outbox};
 use kpi_fs::probe::{Probe, What};
@@ -37,6 +38,7 @@ Examples:
   echo 42 | kpi-fs seal --key primary.key > /kpi/encrypted/balance
   kpi-fs mount /kpi --database /var/lib/kpi.db --allow-other \\
       --port /dev/virtio-ports/sojourn.kpi     in a guest
+  kpi-fs mount /kpi --database kpi.db --listen kpi.sock     on the host
 
 A file of unencrypted/ is CSV: of several lines the first names the columns, each other is a row.
 A file of encrypted/ is opaque: one row each time it is stored. A file is stored by close and fsync.";
@@ -65,6 +67,9 @@ enum Command {
         /// Send rows through this virtio-serial port, and hear there which have arrived.
         #[arg(long, value_name = "DEVICE")]
         port: Option<PathBuf>,
+        /// Send rows to whoever connects to this Unix socket, and hear there which have arrived.
+        #[arg(long, value_name = "SOCKET", conflicts_with = "port")]
+        listen: Option<PathBuf>,
     },
     /// Print rows as JSON lines.
     Rows {
@@ -136,10 +141,15 @@ fn main() -> std::process::ExitCode {
 
 fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Mount { folder, database, quota, file, rows, allow_other, port } => {
+        Command::Mount { folder, database, quota, file, rows, allow_other, port, listen } => {
             let audience = if allow_other { Audience::Everyone } else { Audience::Owner };
             let limits = Limits { quota, file, rows };
-            serve(&folder, &database, limits, audience, port.as_deref())
+            let exit = match (port, listen) {
+                (Some(port), _) => Exit::Port(port),
+                (None, Some(socket)) => Exit::Socket(socket),
+                (None, None) => Exit::None,
+            };
+            serve(&folder, &database, limits, audience, &exit)
         }
         Command::Rows { database, after } => print_rows(&database, after),
         Command::Probe { every, into, header, times, url, command } => {
@@ -159,12 +169,40 @@ fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
+/// Where rows leave.
+enum Exit {
+    /// They stay.
+    None,
+    /// A virtio-serial port.
+    Port(PathBuf),
+    /// A Unix socket to listen on.
+    Socket(PathBuf),
+}
+
+impl Exit {
+    /// Begins to send; answers what is to be removed at the end.
+    fn open(&self, store: &Store, database: &Path) -> Result<Option<SocketFile>, Failure> {
+        let outboxes = || Ok::<_, Failure>([Outbox::open(database)?, Outbox::open(database)?]);
+        match self {
+            Self::None => Ok(None),
+            Self::Port(path) => {
+                let port = File::options().read(true).write(true).open(path);
+                let port =
+                    port.map_err(|error| format!("{} cannot be used: {error}", path.display()))?;
+                export::start(port.try_clone()?, port, outboxes()?, store.bell())?;
+                Ok(None)
+            }
+            Self::Socket(path) => Ok(Some(Door::open(path)?.serve(outboxes()?, store.bell())?)),
+        }
+    }
+}
+
 fn serve(
     folder: &Path,
     database: &Path,
     limits: Limits,
     audience: Audience,
-    port: Option<&Path>,
+    exit: &Exit,
 ) -> Result<(), Failure> {
     // Before anything is open that a signal should close in order.
     let signals = Signals::new([SIGTERM, SIGINT])?;
@@ -172,26 +210,41 @@ fn serve(
         tracing::warn!("took away the mount of a kpi-fs that had not ended in order");
     }
     let store = Store::open(database, limits)?;
-    if let Some(path) = port {
-        let port = File::options().read(true).write(true).open(path);
-        let port = port.map_err(|error| format!("{} cannot be used: {error}", path.display()))?;
-        let outboxes = [Outbox::open(database)?, Outbox::open(database)?];
-        export::start(port.try_clone()?, port, outboxes, store.bell())?;
-    }
+    let socket = exit.open(&store, database)?;
+    let served = run_mount(store, folder, database, audience, signals, socket.clone());
+    remove(socket.as_ref());
+    served
+}
+
+fn run_mount(
+    store: Store,
+    folder: &Path,
+    database: &Path,
+    audience: Audience,
+    signals: Signals,
+    socket: Option<SocketFile>,
+) -> Result<(), Failure> {
     let mut mounted = Mount::new(store, folder, audience)?;
     say(&format!("{} is mounted, its rows are in {}", folder.display(), database.display()))?;
     let unmount = mounted.unmount();
-    std::thread::Builder::new().name("signals".into()).spawn(move || obey(signals, unmount))?;
-    mounted.run()?;
-    Ok(())
+    let obey = move || obey(signals, unmount, socket.as_ref());
+    std::thread::Builder::new().name("signals".into()).spawn(obey)?;
+    Ok(mounted.run()?)
+}
+
+fn remove(socket: Option<&SocketFile>) {
+    if let Some(socket) = socket {
+        socket.remove();
+    }
 }
 
 /// Ends the mount at the first signal, and the program at the second if it has not ended.
-fn obey(mut signals: Signals, mut unmount: Unmount) {
+fn obey(mut signals: Signals, mut unmount: Unmount, socket: Option<&SocketFile>) {
     let mut is_second = false;
     for signal in signals.forever() {
         if is_second {
             tracing::warn!("ends with files open, what was not stored is gone");
+            remove(socket);
             std::process::exit(1);
         }
         match unmount.run() {
@@ -200,6 +253,7 @@ fn obey(mut signals: Signals, mut unmount: Unmount) {
                 // as containers and sandboxes do with all that is mounted when they start.
                 std::thread::sleep(ENDING);
                 tracing::warn!("ends, though another mount namespace has the mount still");
+                remove(socket);
                 std::process::exit(0);
             }
             Ok(Ending::Detached) => {

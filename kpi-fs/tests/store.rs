@@ -121,16 +121,16 @@ fn a_host_gets_every_row_again_until_it_has_acknowledged_it() {
     host.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     export::start(guest.try_clone().unwrap(), guest, outboxes(), store.bell()).unwrap();
     let mut lines = BufReader::new(host.try_clone().unwrap()).lines();
-    let mut seq = || -> i64 {
-        let row: serde_json::Value = lines.next().unwrap().unwrap().parse().unwrap();
-        row["seq"].as_i64().unwrap()
+    let mut next = |key: &str| -> i64 {
+        let line: serde_json::Value = lines.next().unwrap().unwrap().parse().unwrap();
+        line[key].as_i64().unwrap_or_else(|| panic!("no {key}: {line}"))
     };
     let say = |text: &str| (&host).write_all(text.as_bytes()).unwrap();
-    assert_eq!([seq(), seq()], [1, 2], "from the start, unasked");
+    assert_eq!([next("seq"), next("seq")], [1, 2], "from the start, unasked");
     put(&mut store, "b", b"n\n3\n");
-    assert_eq!(seq(), 3, "as it comes");
+    assert_eq!(next("seq"), 3, "as it comes");
     say("{\"acknowledged\":1}\nnonsense\n{\"after\":1}\n");
-    assert_eq!([seq(), seq()], [2, 3], "again, when asked");
+    assert_eq!([next("after"), next("seq"), next("seq")], [1, 2, 3], "again, when asked");
     let deadline = Instant::now() + Duration::from_secs(30);
     let outbox = Outbox::open(&path).unwrap();
     while outbox.state().unwrap().acknowledged != 1 {

@@ -1,5 +1,7 @@
 //! What the KPI file system of a guest and the site that runs it say to each other, a line of JSON
-//! each (`kpi-fs/src/export.rs`): rows come from the guest, and the site says which it has.
+//! each (`kpi-fs/src/export.rs`, which has the reasons): the site asks for rows from a place on, the
+//! guest answers with the place and sends them, and the site says which it has. Rows that come
+//! before the answer are left over from before.
 //!
 //! A guest is not trusted: a line that cannot be read is passed over, and nothing that a guest
 //! says concerns any other.
@@ -10,6 +12,16 @@ use serde::Deserialize;
 pub const MAX_LINE: usize = 6 << 20;
 /// Columns that are looked at.
 const MAX_COLUMNS: usize = 128;
+
+/// What a guest says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    /// Rows come from after this one on. It is another than was asked for if the guest's database
+    /// is another than it was.
+    After(i64),
+    /// A row.
+    Row(Row),
+}
 
 /// A row of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,19 +41,16 @@ pub enum Load {
     Content(String, Vec<u8>),
 }
 
-/// A line that is no row.
+/// A line that says nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a guest's line is no row: {0}")]
-pub struct NoRow(String);
+#[error("a guest's line says nothing: {0}")]
+pub struct Nothing(String);
 
 #[derive(Deserialize)]
-struct Line {
-    seq: i64,
-    table: String,
-    #[serde(default)]
-    columns: Option<Fields>,
-    #[serde(default)]
-    content: Option<String>,
+#[serde(untagged)]
+enum Line {
+    After { after: i64 },
+    Row { seq: i64, table: String, columns: Option<Fields>, content: Option<String> },
 }
 
 /// In the order in which they stand.
@@ -76,27 +85,32 @@ impl<'de> Deserialize<'de> for Fields {
 }
 
 /// Reads what a guest has said.
-pub fn row(line: &[u8]) -> Result<Row, NoRow> {
-    let no = |why: &str| NoRow(why.chars().take(200).collect());
+pub fn said(line: &[u8]) -> Result<Said, Nothing> {
+    let no = |why: &str| Nothing(why.chars().take(200).collect());
     if line.len() > MAX_LINE {
         return Err(no("it is too long"));
     }
     let line: Line = serde_json::from_slice(line).map_err(|error| no(&error.to_string()))?;
-    let load = match (line.columns, line.content) {
-        (Some(Fields(fields)), None) => Load::Fields(line.table, fields),
+    let (number, table, columns, content) = match line {
+        Line::After { after } => return Ok(Said::After(after)),
+        Line::Row { seq, table, columns, content } => (seq, table, columns, content),
+    };
+    let load = match (columns, content) {
+        (Some(Fields(fields)), None) => Load::Fields(table, fields),
         (None, Some(content)) => {
-            let file = line.table.strip_prefix("encrypted/").unwrap_or(&line.table).to_owned();
+            let file = table.strip_prefix("encrypted/").unwrap_or(&table).to_owned();
             let content = data_encoding::BASE64.decode(content.as_bytes());
             Load::Content(file, content.map_err(|error| no(&error.to_string()))?)
         }
-        _ => return Err(no("it has neither columns nor content, or both")),
+        _ => return Err(no("a row has columns or a content")),
     };
-    Ok(Row { number: line.seq, load })
+    Ok(Said::Row(Row { number, load }))
 }
 
-/// What the site says first: send what comes after this row.
+/// What the site says first: send what comes after this row. The empty line ends what was half said
+/// by another before it.
 pub fn after(row: i64) -> String {
-    format!("{{\"after\":{row}}}\n")
+    format!("\n{{\"after\":{row}}}\n")
 }
 
 /// What the site says when rows are safe: all up to this one.
@@ -114,11 +128,12 @@ mod tests {
         let made = kpi_fs::outbox::Row { seq: 7, table: "web".into(), saved_ms: 9, values };
         let fields = vec![("users".to_owned(), "5".to_owned())];
         let expected = Row { number: 7, load: Load::Fields("web".into(), fields) };
-        assert_eq!(row(&serde_json::to_vec(&made).unwrap()), Ok(expected));
+        assert_eq!(said(&serde_json::to_vec(&made).unwrap()), Ok(Said::Row(expected)));
+        assert_eq!(said(b"{\"after\":6}"), Ok(Said::After(6)));
         let values = kpi_fs::outbox::Values::Content(vec![0, 255]);
         let made = kpi_fs::outbox::Row { seq: 8, table: "encrypted/x".into(), saved_ms: 9, values };
         let expected = Row { number: 8, load: Load::Content("x".into(), vec![0, 255]) };
-        assert_eq!(row(&serde_json::to_vec(&made).unwrap()), Ok(expected));
+        assert_eq!(said(&serde_json::to_vec(&made).unwrap()), Ok(Said::Row(expected)));
     }
 
     #[test]
@@ -140,8 +155,8 @@ mod tests {
             &many,
             &"[".repeat(100_000),
         ] {
-            assert!(row(line.as_bytes()).is_err(), "{line:.60}");
+            assert!(said(line.as_bytes()).is_err(), "{line:.60}");
         }
-        assert!(row(&vec![b' '; MAX_LINE + 1]).is_err());
+        assert!(said(&vec![b' '; MAX_LINE + 1]).is_err());
     }
 }

@@ -265,6 +265,11 @@ impl Producer {
         }
     }
 
+    /// Rows come from after this one on: the guest's database is another than it was.
+    pub fn begin_rows(&mut self, row: i64) {
+        self.state.row = row;
+    }
+
     fn is_new(&mut self, now: Time, row: i64) -> bool {
         self.state.at = now;
         let is_new = row > self.state.row;

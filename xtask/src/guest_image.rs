@@ -1,15 +1,20 @@
 //! Builds the small real guest that the tests and the demo run: a bootable raw disk image.
 //!
 //! MBR with syslinux; partition 1 is FAT with a Debian cloud kernel and a busybox initramfs;
-//! partition 2 is 1 MiB of raw data, whose first sector holds the guest's counter.
+//! partition 2 is 1 MiB of raw data, whose first sector holds the guest's counter; partition 3 is
+//! ext4, for the database of its KPIs.
 //! The guest prints a line a second to its serial console:
 //! `sojourn-guest counter=17 uptime=9 boot=ab12cd34 since=8`. `counter` is on the disk before it is
 //! printed; `uptime` (lines since boot), `boot` (random) and `since` (the counter found at boot) are
 //! kept in memory only. So `counter = since + uptime` holds for ever, unless a disk and a memory of
 //! different moments were put together.
 //!
-//! Everything comes from Debian packages that are fetched and unpacked, never installed, so no step
-//! needs root.
+//! Where it finds a virtio-serial port named `sojourn.kpi`, it also mounts `kpi-fs` and runs a small
+//! application (`guest_image/kpi.sh`), whose table `web` has a row a second: `current_users`, which
+//! `guest_image/visitors.sh` tells from the counter, and `requests`.
+//!
+//! Everything but `kpi-fs` comes from Debian packages that are fetched and unpacked, never
+//! installed, so no step needs root.
 
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
@@ -17,17 +22,26 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
+
+use crate::shell::{cargo, root};
 
 /// Bytes of a sector.
 const SECTOR: u64 = 512;
 /// First sector of partition 1.
 const BOOT_START: u64 = 2048;
-/// Sectors of partition 1: 38 MiB.
-const BOOT_SECTORS: u64 = 38 * 2048;
+/// Sectors of partition 1: 26 MiB.
+const BOOT_SECTORS: u64 = 26 * 2048;
+/// First sector of partition 2.
+const DATA_START: u64 = BOOT_START + BOOT_SECTORS;
 /// Sectors of partition 2: 1 MiB.
 const DATA_SECTORS: u64 = 2048;
+/// First sector of partition 3.
+const KPI_START: u64 = DATA_START + DATA_SECTORS;
+/// Sectors of partition 3: 12 MiB, for 2 MiB of rows, SQLite's log of 4 MiB, and ext4's own.
+const KPI_SECTORS: u64 = 12 * 2048;
 /// Bytes of the image: the partitions and 1 MiB before them.
-const IMAGE_BYTES: u64 = (BOOT_START + BOOT_SECTORS + DATA_SECTORS) * SECTOR;
+const IMAGE_BYTES: u64 = (KPI_START + KPI_SECTORS) * SECTOR;
 
 /// The package that depends on the newest kernel for cloud guests.
 const KERNEL_META: &str = "linux-image-cloud-amd64";
@@ -36,6 +50,11 @@ const PACKAGES: [&str; 3] = ["busybox-static", "mtools", "syslinux"];
 /// Kernel modules that the guest loads, if the kernel does not contain them already.
 const MODULES: [&str; 6] =
     ["virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "button", "evdev"];
+/// Those that it loads later, for the KPI file system.
+const KPI_MODULES: [&str; 1] = ["fuse"];
+
+/// Most bytes of the program `kpi-fs`.
+const KPI_FS_MAX: usize = 6 << 20;
 
 const SYSLINUX_CFG: &str = "\
 DEFAULT guest
@@ -47,70 +66,25 @@ LABEL guest
   APPEND console=ttyS0 quiet panic=-1
 ";
 
-/// The guest's process 1.
-const INIT: &str = r#"#!/bin/busybox sh
-/bin/busybox --install -s /bin
-export PATH=/bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-for module in /modules/*; do insmod "$module"; done
-
-boot=$(cut -c1-8 /proc/sys/kernel/random/uuid)
-echo "sojourn-guest booted boot=$boot"
-
-# An event of the power button is 24 bytes; any byte of it means that it was pressed.
-(
-  while :; do
-    for event in /sys/class/input/event*; do
-      case "$(cat "$event/device/name" 2>/dev/null)" in
-        "Power Button") head -c 24 "/dev/input/${event##*/}" >/dev/null && exec touch /stop ;;
-      esac
-    done
-    sleep 1
-  done
-) &
-
-disk=/dev/vda2
-wait_for_disk=0
-while [ ! -b $disk ] && [ $wait_for_disk -lt 20 ]; do
-  wait_for_disk=$((wait_for_disk + 1))
-  sleep 1
-done
-
-read_counter() {
-  set -- $(dd if=$disk bs=512 count=1 iflag=direct 2>/dev/null | tr '\000' ' ')
-  case "$1" in sojourn) counter=$2 ;; *) counter=0 ;; esac
-}
-
-read_counter
-since=$counter
-uptime=0
-while [ ! -e /stop ]; do
-  read_counter
-  counter=$((counter + 1))
-  uptime=$((uptime + 1))
-  # Direct, so that the page cache, which is memory, cannot hide a disk of another moment.
-  if printf 'sojourn %d \n' $counter |
-    dd of=$disk bs=512 count=1 conv=sync,fsync oflag=direct 2>/dev/null; then
-    echo "sojourn-guest counter=$counter uptime=$uptime boot=$boot since=$since"
-  else
-    echo "sojourn-guest cannot write $disk"
-  fi
-  sleep 1
-done
-echo "sojourn-guest powering off"
-sync
-poweroff -f
-"#;
+/// The guest's own files: where they lie in it, and what they are.
+const SCRIPTS: [(&str, &str); 4] = [
+    ("init", include_str!("guest_image/init.sh")),
+    ("bin/kpi", include_str!("guest_image/kpi.sh")),
+    ("bin/visitors", include_str!("guest_image/visitors.sh")),
+    ("srv/cgi-bin/session", include_str!("guest_image/session.sh")),
+];
 
 /// Builds the image as `out`, or returns at once when `out` is there and made from the same inputs.
 ///
 /// The inputs are recorded beside it, in `<out>.stamp`.
 pub(crate) fn build(out: &Path) -> Result<()> {
     let kernel = newest_kernel()?;
-    let inputs =
-        format!("{kernel}\n{PACKAGES:?}\n{MODULES:?}\n{IMAGE_BYTES}\n{SYSLINUX_CFG}{INIT}");
+    let program = static_kpi_fs()?;
+    let digest = data_encoding::HEXLOWER.encode(&Sha256::digest(&program));
+    let inputs = format!(
+        "{kernel}\n{PACKAGES:?}\n{MODULES:?}\n{KPI_MODULES:?}\n{KPI_START}\n{IMAGE_BYTES}\n\
+         {digest}\n{SYSLINUX_CFG}{SCRIPTS:?}"
+    );
     let stamp = beside(out, ".stamp");
     if out.exists() && fs::read_to_string(&stamp).is_ok_and(|made_from| made_from == inputs) {
         return Ok(());
@@ -120,13 +94,50 @@ pub(crate) fn build(out: &Path) -> Result<()> {
     let work = Workspace::new(folder)?;
     let root = unpack(&work.0, &kernel)?;
     let initrd = work.0.join("initrd");
-    fs::write(&initrd, initramfs(&root)?)?;
+    fs::write(&initrd, initramfs(&root, &program)?)?;
+    // The BIOS takes longer to load a byte than the kernel to unpack it, and disks get moved.
+    let initrd_gz = beside(&initrd, ".gz");
+    fs::write(&initrd_gz, run(Command::new("gzip").args(["-9nc"]).arg(&initrd))?)?;
     let image = work.0.join("disk.raw");
-    write_image(&work.0, &root, &initrd, &image)?;
+    write_image(&work.0, &root, &initrd_gz, &image)?;
     // The stamp goes first and comes back last: a build that is cut off is built again.
     let _ = fs::remove_file(&stamp);
     fs::rename(&image, out).with_context(|| format!("cannot write {}", out.display()))?;
     fs::write(&stamp, inputs).with_context(|| format!("cannot write {}", stamp.display()))
+}
+
+/// Builds `kpi-fs` as a static program, if need be; gives its bytes.
+fn static_kpi_fs() -> Result<Vec<u8>> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    const FOLDER: &str = "target/guest-build";
+    crate::shell::run(
+        cargo()
+            .args(["build", "--quiet", "--package", "kpi-fs", "--profile", "guest"])
+            // A target makes the flags those of the program alone, and not of what runs during the
+            // build; a folder of its own keeps them from having everything else built again.
+            .args(["--target", TARGET, "--target-dir", FOLDER])
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .env("RUSTFLAGS", "-C target-feature=+crt-static"),
+    )?;
+    let path = root().join(FOLDER).join(TARGET).join("guest/kpi-fs");
+    let program = fs::read(&path).with_context(|| format!("no {}", path.display()))?;
+    ensure!(is_static(&program), "{} wants a loader, and is to be static", path.display());
+    let size = program.len();
+    ensure!(size <= KPI_FS_MAX, "kpi-fs has {size} bytes, and {KPI_FS_MAX} are its limit");
+    Ok(program)
+}
+
+/// Whether a 64-bit ELF program names no loader (`elf(5)`: no program header of type `PT_INTERP`).
+fn is_static(elf: &[u8]) -> bool {
+    const PT_INTERP: usize = 3;
+    let bytes =
+        |at: usize, len: usize| elf.get(at..).and_then(|rest| rest.get(..len)).unwrap_or_default();
+    let number = |at: usize, len: usize| {
+        bytes(at, len).iter().rev().fold(0_usize, |number, byte| number << 8 | usize::from(*byte))
+    };
+    let (table, size, count) = (number(32, 8), number(54, 2), number(56, 2));
+    let mut kinds = (0..count).map(|at| number(table.saturating_add(at * size), 4));
+    bytes(0, 5) == b"\x7fELF\x02" && count > 0 && kinds.all(|kind| kind != PT_INTERP)
 }
 
 /// A folder of this build alone, removed at its end.
@@ -200,21 +211,42 @@ fn entry(folder: &Path, prefix: &str) -> Result<PathBuf> {
     bail!("no {prefix}* in {}", folder.display())
 }
 
-fn initramfs(root: &Path) -> Result<Vec<u8>> {
+fn initramfs(root: &Path, kpi_fs: &[u8]) -> Result<Vec<u8>> {
     let mut cpio = Cpio::default();
-    for folder in ["bin", "dev", "modules", "proc", "sys"] {
+    let folders = [
+        "bin",
+        "data",
+        "dev",
+        "kpi",
+        "modules",
+        "modules/kpi",
+        "proc",
+        "run",
+        "srv",
+        "srv/cgi-bin",
+        "sys",
+    ];
+    for folder in folders {
         cpio.add(folder, 0o040_755, b"");
     }
-    cpio.add("init", 0o100_755, INIT.as_bytes());
+    for (place, script) in SCRIPTS {
+        cpio.add(place, 0o100_755, script.as_bytes());
+    }
     let busybox = fs::read(root.join("bin/busybox")).context("no busybox in its package")?;
     cpio.add("bin/busybox", 0o100_755, &busybox);
+    cpio.add("bin/kpi-fs", 0o100_755, kpi_fs);
     let tree = entry(&root.join("lib/modules"), "")?;
     let mut modules = Vec::new();
     for name in MODULES {
         collect_module(&tree, name, &mut modules)?;
     }
+    let at_boot = modules.len();
+    for name in KPI_MODULES {
+        collect_module(&tree, name, &mut modules)?;
+    }
     for (at, (name, content)) in modules.iter().enumerate() {
-        cpio.add(&format!("modules/{at:02}-{name}.ko"), 0o100_644, content);
+        let folder = if at < at_boot { "modules" } else { "modules/kpi" };
+        cpio.add(&format!("{folder}/{at:02}-{name}.ko"), 0o100_644, content);
     }
     Ok(cpio.finish())
 }
@@ -321,7 +353,8 @@ fn write_image(work: &Path, root: &Path, initrd: &Path, image: &Path) -> Result<
     file.write_all(&mbr)?;
     file.seek(SeekFrom::Start(446))?;
     file.write_all(&partition(0x80, 0x0e, BOOT_START, BOOT_SECTORS))?;
-    file.write_all(&partition(0, 0xda, BOOT_START + BOOT_SECTORS, DATA_SECTORS))?;
+    file.write_all(&partition(0, 0xda, DATA_START, DATA_SECTORS))?;
+    file.write_all(&partition(0, 0x83, KPI_START, KPI_SECTORS))?;
     file.seek(SeekFrom::Start(510))?;
     file.write_all(&[0x55, 0xaa])?;
     drop(file);
@@ -351,8 +384,24 @@ fn write_image(work: &Path, root: &Path, initrd: &Path, image: &Path) -> Result<
     {
         run(tool("mcopy").args(["-i", &drive]).arg(source).arg(format!("::{name}")))?;
     }
+    make_ext4(image, KPI_START * SECTOR, KPI_SECTORS * SECTOR)?;
     File::open(image)?.sync_all()?;
     Ok(())
+}
+
+/// Makes an empty file system, with a journal, inside of a file.
+fn make_ext4(image: &Path, offset: u64, bytes: u64) -> Result<()> {
+    // Nothing is left for the guest to initialise in the background.
+    let options = format!("offset={offset},nodiscard,lazy_itable_init=0,lazy_journal_init=0");
+    let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/bin:/bin".to_owned());
+    // It lies where only root has it on its path.
+    run(Command::new("mke2fs")
+        .env("PATH", format!("{path}:/usr/sbin:/sbin"))
+        .args(["-q", "-F", "-t", "ext4", "-b", "1024", "-m", "0", "-N", "64", "-E", &options])
+        .arg(image)
+        .arg(format!("{}k", bytes / 1024)))
+    .map(drop)
+    .context("the guest's disk needs mke2fs, of e2fsprogs")
 }
 
 /// An entry of the partition table. Only the sector numbers count for whoever reads it today; the
@@ -377,6 +426,20 @@ mod tests {
         assert!(bytes.starts_with(b"07070100000001000081a4"));
         assert_eq!(bytes.len() % 4, 0);
         assert_eq!(&bytes[110..119], b"a\0xyz\x00070");
+    }
+
+    #[test]
+    fn a_program_that_wants_a_loader_is_not_static() {
+        // Cargo links programs of this machine dynamically.
+        let own = fs::read(std::env::current_exe().unwrap()).unwrap();
+        assert!(!is_static(&own) && !is_static(b"#!/bin/sh") && !is_static(b""));
+        let headers = 64_usize;
+        let mut bare = vec![0; headers + 56];
+        bare[..5].copy_from_slice(b"\x7fELF\x02");
+        (bare[32], bare[54], bare[56], bare[headers]) = (64, 56, 1, 1);
+        assert!(is_static(&bare));
+        bare[headers] = 3;
+        assert!(!is_static(&bare));
     }
 
     #[test]

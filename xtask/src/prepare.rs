@@ -11,13 +11,14 @@ use crate::shell::{cargo, read, root, run};
 pub(crate) const GUEST_IMAGE: &str = "target/guest/disk.raw";
 
 /// Programs that are looked for, and the Debian package that has each.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 8] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-img", "qemu-utils"),
     ("prlimit", "util-linux"),
     ("nsenter", "util-linux"),
     ("setpriv", "util-linux"),
     ("ip", "iproute2"),
+    ("mke2fs", "e2fsprogs"),
     ("nft", "nftables"),
 ];
 

@@ -13,7 +13,7 @@ use crate::shell::{cargo, read, root};
 const MAX_LINES: usize = 1_200;
 
 /// The table of ARCHITECTURE.md: a crate, and the crates of the workspace that it may use.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     ("model", &[]),
     ("policies", &["model"]),
     ("protocol", &["model"]),
@@ -23,9 +23,20 @@ const MAY_USE: [(&str, &[&str]); 13] = [
     ("hypervisor", &["model"]),
     ("transfer-proxy", &["model", "certs"]),
     ("kpi-fs", &[]),
+    ("monitoring", &["model"]),
     (
         "node",
-        &["model", "policies", "protocol", "proto", "certs", "ovf", "hypervisor", "transfer-proxy"],
+        &[
+            "model",
+            "policies",
+            "protocol",
+            "proto",
+            "certs",
+            "ovf",
+            "hypervisor",
+            "transfer-proxy",
+            "monitoring",
+        ],
     ),
     ("cli", &["model", "policies", "proto", "certs", "node", "transfer-proxy"]),
     (
@@ -39,6 +50,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
             "ovf",
             "hypervisor",
             "transfer-proxy",
+            "kpi-fs",
             "node",
         ],
     ),

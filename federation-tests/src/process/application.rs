@@ -4,34 +4,20 @@
 //! through a port. The port is the socket of a simulated guest, at which it listens as a
 //! hypervisor does for a real one.
 
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
-use kpi_fs::export;
+use kpi_fs::listen::{Door, SocketFile};
 use kpi_fs::name::Folder;
 use kpi_fs::outbox::{Bell, Outbox};
 use kpi_fs::store::{Job, Limits, Owner, Position, Process, Store};
-
-/// Between two looks for somebody who connects.
-const LOOK: Duration = Duration::from_millis(10);
 
 /// An application, and the KPI file system that it writes to.
 pub struct Application {
     database: PathBuf,
     store: Mutex<Store>,
     bell: Arc<Bell>,
-    port: Option<Port>,
-}
-
-/// Listens in a guest's place, until it is dropped.
-struct Port {
-    socket: PathBuf,
-    end: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    port: Option<SocketFile>,
 }
 
 impl Application {
@@ -44,34 +30,18 @@ impl Application {
 
     /// Speaks from now on through the port of the guest whose runtime folder this is.
     pub fn connect(&mut self, guest: &Path) {
-        self.port = None;
-        let socket = guest.join("kpi");
-        let _ = std::fs::remove_file(&socket);
-        let listener = UnixListener::bind(&socket).expect("a short path");
-        listener.set_nonblocking(true).expect("sockets can");
-        let (database, bell) = (self.database.clone(), self.bell.clone());
-        let end = Arc::new(AtomicBool::new(false));
-        let ended = end.clone();
-        let thread = std::thread::spawn(move || {
-            let mut last = None;
-            while !ended.load(Ordering::Relaxed) {
-                let Ok((stream, _)) = listener.accept() else {
-                    std::thread::sleep(LOOK);
-                    continue;
-                };
-                stream.set_nonblocking(false).expect("sockets can");
-                let open = || Outbox::open(&database).expect("the store is open");
-                let words = stream.try_clone().expect("a descriptor is free");
-                let kept = stream.try_clone().expect("a descriptor is free");
-                export::start(stream, words, [open(), open()], bell.clone())
-                    .expect("threads start");
-                last = Some(kept);
-            }
-            if let Some(last) = last {
-                let _ = last.shutdown(std::net::Shutdown::Both);
-            }
-        });
-        self.port = Some(Port { socket, end, thread: Some(thread) });
+        self.disconnect();
+        let open = || Outbox::open(&self.database).expect("the store is open");
+        let door = Door::open(&guest.join("kpi")).expect("nobody else listens");
+        let served = door.serve([open(), open()], self.bell.clone());
+        self.port = Some(served.expect("threads can be started"));
+    }
+
+    /// Speaks through no port.
+    pub fn disconnect(&mut self) {
+        if let Some(port) = self.port.take() {
+            port.remove();
+        }
     }
 
     /// Writes a file of `unencrypted/` anew and closes it, as `printf … > file` does.
@@ -100,12 +70,8 @@ impl Application {
     }
 }
 
-impl Drop for Port {
+impl Drop for Application {
     fn drop(&mut self) {
-        self.end.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-        let _ = std::fs::remove_file(&self.socket);
+        self.disconnect();
     }
 }

@@ -10,6 +10,7 @@ mod commands;
 mod crashes;
 mod hostile;
 mod limits;
+mod listening;
 mod mounted;
 mod programs;
 mod writers;

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use hypervisor::Instance;
 use model::key::Strict;
-use model::monitoring::Measure;
-use model::{FileId, HostName, Monitoring, SecretKey, Time, limit};
+use model::monitoring::{Measure, SealingKey};
+use model::{FileId, HostName, Monitoring, SecretKey, Time, VmId, limit};
 use monitoring::block::{Block, SignedBlock};
 use monitoring::book::KeptState;
 use monitoring::history::History;
-use monitoring::port::{self, Load, Row};
+use monitoring::port::{self, Load, Row, Said};
 use monitoring::producer::{Producer, State};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -27,6 +27,8 @@ use crate::link::now;
 const AGAIN: Duration = Duration::from_secs(1);
 /// For the guest's end to take a word.
 const WORD_LIMIT: Duration = Duration::from_secs(5);
+/// For the guest's end to say from where on rows come.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Rows that are taken together, and that wait.
 const ROWS: usize = 1024;
 
@@ -82,9 +84,9 @@ impl Task {
                 }
             }
         };
-        let nothing = Monitoring::default();
+        let (section, key) = section(&monitor, place.instance.vm).unwrap_or_default();
         let mut task = Self {
-            producer: Producer::new(&nothing, None, state, now()),
+            producer: Producer::new(&section, key, state, now()),
             monitor,
             hands,
             place,
@@ -94,7 +96,6 @@ impl Task {
             pending: VecDeque::new(),
             changed: false,
         };
-        task.look();
         task.measure(&mut orders).await;
     }
 
@@ -119,8 +120,8 @@ impl Task {
                     }
                     None => return,
                 },
-                row = next_row(&mut self.port), if self.pending.is_empty() => match row {
-                    Some(row) => self.take(row),
+                said = next_said(&mut self.port), if self.pending.is_empty() => match said {
+                    Some(said) => self.hear(said),
                     // The guest has ended, or its process.
                     None => {
                         self.port = None;
@@ -145,7 +146,10 @@ impl Task {
                 false => next,
             }),
         };
-        let look = (self.reads_files() && self.port.is_none()).then_some(self.again.max(at));
+        let look = match &self.port {
+            None => self.reads_files().then_some(self.again.max(at)),
+            Some(port) => (port.unanswered > 0).then_some(port.asked.after(ANSWER_LIMIT)),
+        };
         due.into_iter().chain(look).min().map_or(Duration::from_secs(60), |next| next.since(at))
     }
 
@@ -157,17 +161,9 @@ impl Task {
     /// Measures by what the descriptor says now.
     fn look(&mut self) {
         let Instance { vm, epoch } = self.place.instance;
-        let Some((section, key)) = lock(&self.monitor.0.known)
-            .get(&vm)
-            .map(|known| (known.section.clone(), known.section.vouched(&known.k0, &Strict)))
-        else {
-            return;
-        };
+        let Some((section, key)) = section(&self.monitor, vm) else { return };
         if section == *self.producer.section() {
             return;
-        }
-        if section.sealing_key.is_some() && key.is_none() {
-            tracing::warn!(%vm, "its sealing key is not vouched for: sealed values are not told");
         }
         let blocks = self.producer.set_section(&section, key, (vm, epoch), now());
         self.sign(blocks);
@@ -190,12 +186,16 @@ impl Task {
                 }
             }
         }
-        if self.port.is_none() && self.reads_files() {
+        if let Some(port) = &mut self.port {
+            if port.unanswered > 0 && port.asked.after(ANSWER_LIMIT) <= at {
+                self.ask().await;
+            }
+        } else if self.reads_files() {
             match self.hands.kpi_port(host, instance).await {
                 Ok(Some(stream)) => {
                     self.quiet = false;
                     self.port = Some(Port::open(stream));
-                    self.say(port::after(self.producer.state().row)).await;
+                    self.ask().await;
                 }
                 Ok(None) => self.again = at.after(AGAIN),
                 Err(error) => {
@@ -206,21 +206,41 @@ impl Task {
         }
     }
 
-    /// Takes a row, and all that wait behind it.
-    fn take(&mut self, first: Row) {
+    /// Asks for rows from the last one on.
+    async fn ask(&mut self) {
+        let Some(port) = &mut self.port else { return };
+        port.unanswered += 1;
+        port.asked = now();
+        self.say(port::after(self.producer.state().row)).await;
+    }
+
+    /// Takes what the guest has said, and all that waits behind it.
+    fn hear(&mut self, first: Said) {
         let at = now();
         let mut next = Some(first);
         let mut left = ROWS;
-        while let Some(Row { number, load }) = next {
-            match load {
-                Load::Fields(file, fields) => self.producer.row(at, number, &file, &fields),
-                Load::Content(file, content) => self.producer.content(at, number, &file, content),
+        while let (Some(said), Some(port)) = (next, &mut self.port) {
+            match said {
+                Said::After(row) => {
+                    port.unanswered = port.unanswered.saturating_sub(1);
+                    if port.unanswered == 0 && row != self.producer.state().row {
+                        self.producer.begin_rows(row);
+                    }
+                }
+                // What came before the answer is left over, and comes again.
+                Said::Row(_) if port.unanswered > 0 => {}
+                Said::Row(Row { number, load: Load::Fields(file, fields) }) => {
+                    self.producer.row(at, number, &file, &fields);
+                    self.changed = true;
+                }
+                Said::Row(Row { number, load: Load::Content(file, content) }) => {
+                    self.producer.content(at, number, &file, content);
+                    self.changed = true;
+                }
             }
             left -= 1;
-            let more = self.port.as_mut().filter(|_| left > 0);
-            next = more.and_then(|port| port.rows.try_recv().ok());
+            next = if left > 0 { port.said.try_recv().ok() } else { None };
         }
-        self.changed = true;
     }
 
     fn sign(&mut self, blocks: Vec<Block>) {
@@ -296,6 +316,16 @@ impl Task {
     }
 }
 
+/// What is measured of a VM, and the key that sealed values are for.
+fn section(monitor: &Monitor, vm: VmId) -> Option<(Monitoring, Option<SealingKey>)> {
+    let known = lock(&monitor.0.known).get(&vm).cloned()?;
+    let key = known.section.vouched(&known.k0, &Strict);
+    if known.section.sealing_key.is_some() && key.is_none() {
+        tracing::warn!(%vm, "its sealing key is not vouched for: sealed values are not told");
+    }
+    Some((known.section, key))
+}
+
 /// Where measuring stands: as this site has kept it, or as it came with the VM.
 async fn load(monitor: &Monitor, place: &Place) -> Result<State, String> {
     let Instance { vm, epoch } = place.instance;
@@ -339,23 +369,26 @@ pub(super) async fn write(path: &Path, history: History) -> Result<(), String> {
 
 /// The guest's end of its KPI port.
 struct Port {
-    rows: mpsc::Receiver<Row>,
+    said: mpsc::Receiver<Said>,
     words: OwnedWriteHalf,
+    /// Questions that wait for their answer, and when the last was asked.
+    unanswered: u32,
+    asked: Time,
     reader: JoinHandle<()>,
 }
 
 impl Port {
     fn open(stream: UnixStream) -> Self {
         let (from, words) = stream.into_split();
-        let (sender, rows) = mpsc::channel(ROWS);
+        let (sender, said) = mpsc::channel(ROWS);
         let reader = tokio::spawn(async move {
             let mut from = BufReader::new(from);
             let mut line = Vec::new();
             loop {
                 match read_line(&mut from, &mut line).await {
-                    Ok(true) => match port::row(&line) {
-                        Ok(row) => {
-                            if sender.send(row).await.is_err() {
+                    Ok(true) => match port::said(&line) {
+                        Ok(said) => {
+                            if sender.send(said).await.is_err() {
                                 return;
                             }
                         }
@@ -366,7 +399,7 @@ impl Port {
                 }
             }
         });
-        Self { rows, words, reader }
+        Self { said, words, unanswered: 0, asked: Time::default(), reader }
     }
 }
 
@@ -376,9 +409,9 @@ impl Drop for Port {
     }
 }
 
-async fn next_row(port: &mut Option<Port>) -> Option<Row> {
+async fn next_said(port: &mut Option<Port>) -> Option<Said> {
     match port {
-        Some(port) => port.rows.recv().await,
+        Some(port) => port.said.recv().await,
         None => std::future::pending().await,
     }
 }
