@@ -4,12 +4,16 @@
 #![allow(clippy::unwrap_used, reason = "a test says by it what must be so")]
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use federation_tests::process::application::Application;
-use federation_tests::process::{Federation, SOON};
+use federation_tests::process::{Federation, SOON, guest_disk, missing};
 use model::Monitoring;
 use model::monitoring::{Delivery, Format, Specifier};
 use serde_json::Value;
+
+/// How long a real guest may take to boot or to be moved: without KVM it is slow.
+const SLOW: Duration = Duration::from_secs(120);
 
 fn specifier(measure: &str, delivery: Delivery, format: Format) -> Specifier {
     let measure = measure.parse().unwrap();
@@ -217,4 +221,51 @@ fn what_is_sealed_is_read_at_the_primary_alone() {
             }
         }
     }
+}
+
+#[test]
+fn the_owner_of_a_real_guest_follows_its_users_and_its_use_while_it_moves() {
+    let Ok(disk) = guest_disk().map_err(|why| missing("qemu", why)) else { return };
+    let mut federation = Federation::new();
+    for name in ["a", "b", "c"] {
+        federation.add_real(name).start();
+    }
+    federation.join("a", "b");
+    federation.join("b", "c");
+    let users = specifier("web.current_users", Delivery::Every(0), Format::Raw);
+    let time = specifier("cpu_time", Delivery::Every(0), Format::Raw);
+    let time = Specifier { interval_ms: 1_000, ..time };
+    let monitoring = Monitoring { specifiers: vec![users, time], ..Monitoring::default() };
+    let package = federation.monitored("web", Some(&disk), &monitoring);
+    let vm = federation["a"].done(&["vm", "import", &package.display().to_string()]);
+    let vm = vm["id"].as_str().unwrap().to_owned();
+    federation["c"].host("c1", 1);
+    federation["a"].done(&["vm", "place", "web"]);
+
+    let of = |shown: &Value, measure: &str, epoch: u64| -> Vec<f64> {
+        let values = shown["values"].as_array().unwrap().iter();
+        let fits = |value: &&Value| value["measure"] == measure && value["epoch"] == epoch;
+        values.filter(fits).map(|value| value["value"].as_f64().unwrap()).collect()
+    };
+    let follow = |epoch: u64| {
+        federation.wait_for("its users and its use are told", SLOW, || {
+            let shown = shown(&federation, "a");
+            let (users, time) =
+                (of(&shown, "web.current_users", epoch), of(&shown, "cpu_time", epoch));
+            let is_told = users.len() >= 3 && time.len() >= 3;
+            if is_told { Ok(shown) } else { Err(format!("{users:?} {time:?}")) }
+        })
+    };
+    follow(1);
+    federation["b"].host("b1", 1);
+    federation["c"].done(&["vm", "evict", "web", "--reason", "closing"]);
+    federation.settle(&vm, "b", true, &["a", "b"]);
+    let shown = follow(2);
+    assert_eq!(shown["standing"]["missing"], 0, "{shown}");
+    let time = [of(&shown, "cpu_time", 1), of(&shown, "cpu_time", 2)].concat();
+    assert!(time.is_sorted(), "its time goes on over both sites: {time:?}");
+    // The application's visitors come 25 a second, and go 25 a second.
+    let users = [of(&shown, "web.current_users", 1), of(&shown, "web.current_users", 2)].concat();
+    assert!(users.iter().all(|users| (0.0..=2_000.0).contains(users)), "{users:?}");
+    assert!(users.iter().any(|users| *users > 0.0), "{users:?}");
 }

@@ -71,14 +71,15 @@
 //!
 //! | attribute | what | without it |
 //! | --- | --- | --- |
-//! | `measure` | [`VmMeasure`](model::monitoring::VmMeasure) by name, or a KPI as `table.column` | an error |
+//! | `measure` | [`VmMeasure`](model::monitoring::VmMeasure) by name, or a KPI as `file.column` or `encrypted/file` | an error |
 //! | `intervalMs` | milliseconds between two measurements; 0 is as often as possible | 0 |
 //! | `deliveryMs` | milliseconds between two deliveries; 0 is as soon as there is a value | 0 |
 //! | `when` | instead: deliver when a [`Condition`](model::monitoring::Condition) becomes true | |
 //! | `format` | `raw`, or `min`, `max`, `mean`, `median` of a delivery's values | `raw` |
 //! | `sealed` | whether only the holder of the sealing key may read the values | `false` |
 //!
-//! `SealingKey` is an X25519 public key (RFC 7748) in base64; nothing can be sealed without one.
+//! `SealingKey` is an X25519 public key (RFC 7748) in base64, whose other half the package's maker
+//! keeps; without one the VM's primary makes the pair at import, and alone opens what is sealed.
 //! What is not known in the section is an error, with its line.
 //!
 //! RESERVOIR's Claudia (`http://schemas.telefonica.com/claudia/ovf`) has two sections that mean the
