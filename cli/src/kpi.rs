@@ -179,7 +179,10 @@ fn drawn(measure: &str, points: &[(u64, f64)]) -> String {
     let from = before(start).min(-1.0);
     let mut chart = Chart::new(PLOT.0, PLOT.1, from, 0.0);
     let line = Shape::Steps(&dots);
-    let picture = chart.lineplot(&line).to_string();
+    let chart = chart.lineplot(&line);
+    chart.axis();
+    chart.figures();
+    let picture = chart.to_string();
     let last = points[points.len() - 1].1;
     format!("{measure}: {last} at {}, {:.0} s back\n{picture}", time(end), -from)
 }
@@ -210,12 +213,18 @@ fn told(value: &api::KpiValue) -> String {
 fn shown(value: Option<&Number>) -> String {
     match value {
         Some(Number::Integer(number)) => number.to_string(),
-        Some(Number::NumberValue(number)) => number.to_string(),
+        Some(Number::NumberValue(number)) => short(*number),
         // What an application wrote must not steer a terminal.
         Some(Number::Text(text)) => text.chars().map(visible).collect(),
         Some(Number::Content(content)) => format!("({} bytes)", content.len()),
         None => "(sealed)".to_owned(),
     }
+}
+
+/// A number for people: six digits behind the point, without zeros at the end.
+fn short(number: f64) -> String {
+    let text = format!("{number:.6}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 fn visible(c: char) -> char {
@@ -258,7 +267,7 @@ fn cell_text(cell: &Option<Cell>) -> String {
     match cell {
         None => "-".to_owned(),
         Some(Cell::Integer(number)) => number.to_string(),
-        Some(Cell::Number(number)) => number.to_string(),
+        Some(Cell::Number(number)) => short(*number),
         Some(Cell::Text(text)) => text.chars().map(visible).collect(),
         Some(Cell::Content(content)) => format!("({} bytes)", content.len()),
     }

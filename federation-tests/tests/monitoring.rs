@@ -269,3 +269,71 @@ fn the_owner_of_a_real_guest_follows_its_users_and_its_use_while_it_moves() {
     assert!(users.iter().all(|users| (0.0..=2_000.0).contains(users)), "{users:?}");
     assert!(users.iter().any(|users| *users > 0.0), "{users:?}");
 }
+
+#[test]
+fn a_condition_that_comes_true_has_the_owners_policy_move_the_vm() {
+    let condition = Delivery::When("> 1000 ~ 100".parse().unwrap());
+    let alarm = specifier("web.users", condition, Format::Raw);
+    let (federation, vm) =
+        placed_at_c(&Monitoring { specifiers: vec![alarm], ..Monitoring::default() });
+    let a = &federation["a"];
+    let rule = "package sojourn.trigger\n\nimport rego.v1\n\n\
+        move contains \"too many users\" if {\n\tinput.measure == \"web.users\"\n\t\
+        input.value > 1500\n}\n";
+    std::fs::write(a.folder().join("policies/trigger.rego"), rule).unwrap();
+    a.stop();
+    a.start();
+    a.host("a1", 1);
+    let mut application = Application::new(&federation.folder().join("kpi.db"));
+    application.connect(&guest(&federation, &vm, "c"));
+    let wait_for_event = |words: &str| {
+        federation.wait_for("an event", SOON, || {
+            let events = a.run(&["vm", "events", "web"]).out;
+            if events.contains(words) { Ok(()) } else { Err(events) }
+        });
+    };
+    application.write("web", "users\n1200\n");
+    wait_for_event("web.users > 1000 ~ 100: 1200");
+    wait_for_event("leaves it where it is");
+    assert!(federation.runs_at(&vm, "c").is_some());
+    application.write("web", "users\n10\n");
+    application.write("web", "users\n1600\n");
+    wait_for_event("too many users; operation");
+    application.disconnect();
+    federation.settle(&vm, "a", true, &["a"]);
+}
+
+#[test]
+fn a_value_that_a_site_between_has_altered_is_refused_and_missed() {
+    let (federation, vm) = placed_at_c(&users());
+    let mut application = Application::new(&federation.folder().join("kpi.db"));
+    application.connect(&guest(&federation, &vm, "c"));
+    application.write("web", "users\n1\n");
+    wait_for_numbers(&federation, "a", &[1]);
+    federation["a"].stop();
+    for users in 2..=4 {
+        application.write("web", &format!("users\n{users}\n"));
+        wait_for_numbers(&federation, "b", &(1..=users).collect::<Vec<i64>>());
+    }
+    federation["b"].stop();
+    // b passes on another number of users than it got.
+    let book = rusqlite::Connection::open(federation["b"].folder().join("monitoring.db")).unwrap();
+    let (id, mut body): (i64, Vec<u8>) = book
+        .query_row("SELECT id, body FROM blocks WHERE first = 3", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .unwrap();
+    let place = body.iter().rposition(|byte| *byte == 6).expect("a 3 is written as a 6");
+    body[place] = 8;
+    let changed = book.execute("UPDATE blocks SET body = ?2 WHERE id = ?1", (id, body)).unwrap();
+    assert_eq!(changed, 1);
+    drop(book);
+    federation["b"].start();
+    federation["a"].start();
+    let shown = wait_for_numbers(&federation, "a", &[1, 2, 4]);
+    assert_eq!(shown["standing"]["missing"], 1, "{shown}");
+    federation.wait_for("b counts what was not taken", SOON, || {
+        let standing = shown_standing(&federation, "b");
+        if standing["dropped"] == 1 { Ok(()) } else { Err(standing.to_string()) }
+    });
+}

@@ -86,6 +86,23 @@ pub struct Transfer {
     pub size: Bytes,
 }
 
+/// Whether a condition of a VM's monitoring asks for another place for it. Asked at its primary.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Trigger {
+    /// The VM.
+    pub descriptor: Descriptor,
+    /// The measure whose condition has come true, such as `web.current_users`.
+    pub measure: String,
+    /// The condition, such as `> 1000 for 30 s`.
+    pub condition: String,
+    /// The value that was told with it.
+    pub value: f64,
+    /// How long ago it came true, in milliseconds: values may have waited on their way.
+    pub age_ms: u64,
+    /// The peer that answers for the VM; none when it is at this site.
+    pub delegate: Option<PeerName>,
+}
+
 /// Allowed, or refused with every reason.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -138,4 +155,6 @@ pub trait Policy {
     fn rank(&self, input: &Rank) -> Vec<Ranked>;
     /// How to move the files.
     fn transfer(&self, input: &Transfer) -> Route;
+    /// Why the VM is to be placed anew; nothing leaves it where it is.
+    fn trigger(&self, input: &Trigger) -> Vec<String>;
 }

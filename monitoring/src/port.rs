@@ -6,6 +6,7 @@
 //! A guest is not trusted: a line that cannot be read is passed over, and nothing that a guest
 //! says concerns any other.
 
+use model::Time;
 use serde::Deserialize;
 
 /// Bytes of a line: a whole file of `encrypted/` in base64, and its head.
@@ -28,6 +29,8 @@ pub enum Said {
 pub struct Row {
     /// Its number in the guest: above all that were before it.
     pub number: i64,
+    /// When it was stored, by the guest's clock.
+    pub saved: Time,
     /// What it has.
     pub load: Load,
 }
@@ -49,8 +52,17 @@ pub struct Nothing(String);
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Line {
-    After { after: i64 },
-    Row { seq: i64, table: String, columns: Option<Fields>, content: Option<String> },
+    After {
+        after: i64,
+    },
+    Row {
+        seq: i64,
+        table: String,
+        #[serde(default)]
+        saved_ms: u64,
+        columns: Option<Fields>,
+        content: Option<String>,
+    },
 }
 
 /// In the order in which they stand.
@@ -91,9 +103,11 @@ pub fn said(line: &[u8]) -> Result<Said, Nothing> {
         return Err(no("it is too long"));
     }
     let line: Line = serde_json::from_slice(line).map_err(|error| no(&error.to_string()))?;
-    let (number, table, columns, content) = match line {
+    let (number, saved, table, columns, content) = match line {
         Line::After { after } => return Ok(Said::After(after)),
-        Line::Row { seq, table, columns, content } => (seq, table, columns, content),
+        Line::Row { seq, table, saved_ms, columns, content } => {
+            (seq, Time(saved_ms), table, columns, content)
+        }
     };
     let load = match (columns, content) {
         (Some(Fields(fields)), None) => Load::Fields(table, fields),
@@ -104,7 +118,7 @@ pub fn said(line: &[u8]) -> Result<Said, Nothing> {
         }
         _ => return Err(no("a row has columns or a content")),
     };
-    Ok(Said::Row(Row { number, load }))
+    Ok(Said::Row(Row { number, saved, load }))
 }
 
 /// What the site says first: send what comes after this row. The empty line ends what was half said
@@ -127,12 +141,13 @@ mod tests {
         let values = kpi_fs::outbox::Values::Columns(vec![("users".into(), "5".into())]);
         let made = kpi_fs::outbox::Row { seq: 7, table: "web".into(), saved_ms: 9, values };
         let fields = vec![("users".to_owned(), "5".to_owned())];
-        let expected = Row { number: 7, load: Load::Fields("web".into(), fields) };
+        let expected = Row { number: 7, saved: Time(9), load: Load::Fields("web".into(), fields) };
         assert_eq!(said(&serde_json::to_vec(&made).unwrap()), Ok(Said::Row(expected)));
         assert_eq!(said(b"{\"after\":6}"), Ok(Said::After(6)));
         let values = kpi_fs::outbox::Values::Content(vec![0, 255]);
         let made = kpi_fs::outbox::Row { seq: 8, table: "encrypted/x".into(), saved_ms: 9, values };
-        let expected = Row { number: 8, load: Load::Content("x".into(), vec![0, 255]) };
+        let expected =
+            Row { number: 8, saved: Time(9), load: Load::Content("x".into(), vec![0, 255]) };
         assert_eq!(said(&serde_json::to_vec(&made).unwrap()), Ok(Said::Row(expected)));
     }
 

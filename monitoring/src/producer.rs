@@ -24,6 +24,8 @@ use crate::seal;
 
 /// The shortest interval at which the hypervisor is asked, which 0 stands for, in milliseconds.
 pub const MIN_INTERVAL_MS: u32 = 100;
+/// How old a row may be by the guest's clock; an older one counts for the moment in which it comes.
+const OLDEST_ROW: Duration = Duration::from_secs(24 * 3600);
 /// Values that a window holds; one more ends it early.
 pub const MAX_WINDOW: usize = 65_536;
 /// Bytes of values that a window holds; what goes beyond ends it early.
@@ -38,6 +40,8 @@ pub struct State {
     pub next: u64,
     /// The number of the last row that was taken of those that the guest offers.
     pub row: i64,
+    /// When the newest row was stored.
+    newest_row: Time,
     /// Values that could not be told, for they were too large.
     pub too_large: u64,
     /// What was counted.
@@ -54,6 +58,7 @@ impl Default for State {
             at: Time::default(),
             next: 1,
             row: 0,
+            newest_row: Time::default(),
             too_large: 0,
             meter: Meter::default(),
             series: vec![],
@@ -135,6 +140,7 @@ impl Producer {
     fn shift(&mut self, now: Time) {
         let ahead = self.state.at.since(now);
         let back = |time: &mut Time| *time = Time(time.0.saturating_sub(millis(ahead)));
+        back(&mut self.state.newest_row);
         for series in &mut self.state.series {
             back(&mut series.measure);
             back(&mut series.deliver);
@@ -225,13 +231,18 @@ impl Producer {
         }
     }
 
-    /// A row that the application has written: its number in the guest, and its fields.
+    /// A row that the application has written: its number in the guest, when it was stored there,
+    /// and its fields.
     ///
     /// A row that was taken before is passed over.
-    pub fn row(&mut self, now: Time, row: i64, table: &str, columns: &[(String, String)]) {
-        if !self.is_new(now, row) {
-            return;
-        }
+    pub fn row(
+        &mut self,
+        now: Time,
+        (row, saved): (i64, Time),
+        table: &str,
+        columns: &[(String, String)],
+    ) {
+        let Some(at) = self.time_of(now, row, saved) else { return };
         for (place, series) in self.state.series.iter_mut().enumerate() {
             let Measure::Kpi { table: file, column } = &series.specifier.measure else { continue };
             if file != table {
@@ -242,15 +253,13 @@ impl Producer {
                 self.state.too_large += 1;
                 continue;
             }
-            series.written(place, now, Reading::of_text(text), &mut self.state.due);
+            series.written(place, at, Reading::of_text(text), &mut self.state.due);
         }
     }
 
     /// A file of `encrypted/` that the application has written.
-    pub fn content(&mut self, now: Time, row: i64, file: &str, content: Vec<u8>) {
-        if !self.is_new(now, row) {
-            return;
-        }
+    pub fn content(&mut self, now: Time, (row, saved): (i64, Time), file: &str, content: Vec<u8>) {
+        let Some(at) = self.time_of(now, row, saved) else { return };
         if content.len() > MAX_VALUE_BYTES {
             self.state.too_large += 1;
             return;
@@ -260,7 +269,7 @@ impl Producer {
                 |measure: &Measure| matches!(measure, Measure::Encrypted { file: f } if f == file);
             if is_it(&series.specifier.measure) {
                 let reading = Reading::Content(content.clone());
-                series.written(place, now, reading, &mut self.state.due);
+                series.written(place, at, reading, &mut self.state.due);
             }
         }
     }
@@ -270,11 +279,20 @@ impl Producer {
         self.state.row = row;
     }
 
-    fn is_new(&mut self, now: Time, row: i64) -> bool {
+    /// The time that a row counts for, if it is new: when it was stored, as far as the guest's clock
+    /// can be believed. Rows may have waited, for a site that was down or a guest that was moved.
+    fn time_of(&mut self, now: Time, row: i64, saved: Time) -> Option<Time> {
         self.state.at = now;
-        let is_new = row > self.state.row;
-        self.state.row = self.state.row.max(row);
-        is_new
+        if row <= self.state.row {
+            return None;
+        }
+        self.state.row = row;
+        let is_old = now.since(saved) > OLDEST_ROW;
+        let at = if is_old { now } else { saved };
+        // Never before the row before it, and not in the future.
+        let at = at.max(self.state.newest_row).min(now);
+        self.state.newest_row = at;
+        Some(at)
     }
 
     /// Makes blocks of all that is due by now.

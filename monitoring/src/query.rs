@@ -4,7 +4,7 @@
 //!
 //! - `measures (seq, at_ms, received_ms, measure, format, of, value)`: every value;
 //! - a table for each file that the application writes, such as `web (at_ms, current_users, …)`: its
-//!   raw values, those of one moment in one row.
+//!   raw values, those of one row of it in one row.
 //!
 //! It can only read, and is ended when it takes too long or gives too much.
 
@@ -172,9 +172,11 @@ fn fill(values: &[Seen], tables: &mut String) -> rusqlite::Result<Connection> {
             format TEXT, \"of\" INTEGER, value); BEGIN",
     )?;
     let mut insert = db.prepare("INSERT INTO measures VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?;
-    // By file: its columns, and by moment its fields.
-    type File = (Vec<String>, BTreeMap<u64, HashMap<String, Cell>>);
+    // By file: its columns, and its rows with their times and fields.
+    type File = (Vec<String>, Vec<(u64, HashMap<String, Cell>)>);
     let mut files: BTreeMap<&str, File> = BTreeMap::new();
+    let mut values: Vec<&Seen> = values.iter().collect();
+    values.sort_by_key(|seen| (seen.epoch, seen.number));
     for seen in values {
         let value = seen.reading.as_ref().map_or(Cell::Null, cell);
         insert.execute((
@@ -194,7 +196,14 @@ fn fill(values: &[Seen], tables: &mut String) -> rusqlite::Result<Connection> {
         if !columns.contains(column) {
             columns.push(column.clone());
         }
-        rows.entry(seen.at.0).or_default().insert(column.clone(), value);
+        // Values of one moment are of one row, until a column comes again.
+        let fits = |(at, fields): &&mut (u64, HashMap<String, Cell>)| {
+            *at == seen.at.0 && !fields.contains_key(column)
+        };
+        match rows.last_mut().filter(fits) {
+            Some((_, fields)) => _ = fields.insert(column.clone(), value),
+            None => rows.push((seen.at.0, HashMap::from([(column.clone(), value)]))),
+        }
     }
     drop(insert);
     for (file, (columns, rows)) in files {
@@ -279,6 +288,8 @@ mod tests {
             seen(3, kpi("web.users"), Reading::Integer(7)),
             seen(4, Measure::Vm(VmMeasure::CpuShare), Reading::Number(0.25)),
             seen(5, kpi("measures.x"), Reading::Integer(1)),
+            // Two rows of one moment.
+            Seen { at: Time(2_000), ..seen(6, kpi("web.users"), Reading::Integer(6)) },
         ]
     }
 
@@ -290,13 +301,13 @@ mod tests {
 
     #[test]
     fn a_file_is_a_table_and_everything_is_in_measures() {
-        assert_eq!(text("SELECT * FROM web"), "at_ms,users,load 1000,5,0.50 2000,7,");
+        assert_eq!(text("SELECT * FROM web"), "at_ms,users,load 1000,5,0.50 2000,7, 2000,6,");
         assert_eq!(text("SELECT max(users) AS most FROM web"), "most 7");
         assert_eq!(
             text("SELECT seq, value FROM measures WHERE measure = 'cpu_share'"),
             "seq,value 4,0.25"
         );
-        assert_eq!(text("SELECT count(*) AS n FROM measures"), "n 5");
+        assert_eq!(text("SELECT count(*) AS n FROM measures"), "n 6");
     }
 
     #[test]

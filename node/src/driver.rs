@@ -14,7 +14,7 @@ use model::decision::Policy;
 use model::key::{Strict, Verify};
 use model::{
     HostName, MigrationId, OperationId, ProxyUri, PublicKey, SecretKey, Signature, SiteKey, Time,
-    Token,
+    Token, VmId,
 };
 use protocol::{Answer, Ask, Caller, Effect, Event, Found, Output, Party, Reply, Row, Site, World};
 use tokio::runtime::Handle;
@@ -421,6 +421,11 @@ impl Core {
     /// Adds a key that was made elsewhere; it becomes durable with the first row that names it.
     pub(crate) fn add_key(&mut self, key: SecretKey) {
         self.world.add_key(key);
+    }
+
+    /// Takes down something that happened to a VM, for its events.
+    pub(crate) fn note(&mut self, vm: VmId, text: String) {
+        self.desk.note(&[Effect::Note { vm, text }]);
     }
 
     /// What time it is for the driver.

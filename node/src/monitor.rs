@@ -14,8 +14,9 @@ mod courier;
 mod guest;
 mod ledger;
 mod show;
+mod trigger;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -52,6 +53,7 @@ pub(crate) struct Monitor(Arc<Shared>);
 struct Shared {
     folder: Folder,
     driver: Driver,
+    policy: Arc<policies::Engine>,
     ledger: Ledger,
     links: OnceLock<Links>,
     hands: OnceLock<Hands>,
@@ -90,12 +92,17 @@ struct Change {
 
 impl Monitor {
     /// Opens the database of the site in `folder`.
-    pub(crate) fn open(folder: &Folder, driver: &Driver) -> Result<Self, BookError> {
+    pub(crate) fn open(
+        folder: &Folder,
+        driver: &Driver,
+        policy: Arc<policies::Engine>,
+    ) -> Result<Self, BookError> {
         let book = Book::open(&folder.monitoring(), Limits::default())?;
         let (news, _) = broadcast::channel(NEWS);
         Ok(Self(Arc::new(Shared {
             folder: folder.clone(),
             driver: driver.clone(),
+            policy,
             ledger: Ledger::start(book).expect("threads can be started"),
             links: OnceLock::new(),
             hands: OnceLock::new(),
@@ -279,7 +286,7 @@ impl Monitor {
                 .map(|(up, signed, block)| (signed, block, up.flatten()))
                 .collect()
         };
-        let here: std::collections::HashSet<VmId> = lock(&self.0.known).keys().copied().collect();
+        let here: HashSet<VmId> = lock(&self.0.known).keys().copied().collect();
         let received = now();
         let news = self.ledger().run(move |book| {
             let mut news = Vec::new();
@@ -287,16 +294,17 @@ impl Monitor {
                 // A site that has left the path passes on to whoever was above.
                 let up = if here.contains(&block.vm) { up.clone() } else { book.up(block.vm)? };
                 if book.take(signed, block, received, up.as_ref())? {
-                    news.push((block.vm, up));
+                    news.push((block.clone(), up));
                 }
             }
             Ok(news)
         });
-        let mut told = std::collections::HashSet::new();
-        for (vm, up) in news.await? {
-            if told.insert(vm) {
-                self.tell(vm, up.as_ref());
+        let mut told = HashSet::new();
+        for (block, up) in news.await? {
+            if told.insert(block.vm) {
+                self.tell(block.vm, up.as_ref());
             }
+            self.weigh(vec![block]);
         }
         Ok(verdicts)
     }

@@ -166,9 +166,11 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
     peers.load(journal.peers()?, journal.inviting_until()?);
     let links =
         Links::new(identity.clone(), peers.clone(), driver.clone(), threads.handle().clone());
-    let monitor = Monitor::open(&folder, &driver).map_err(|source| StartError::Monitoring {
-        what: "moved away as monitoring.db, values are lost and everything else goes on",
-        source,
+    let monitor = Monitor::open(&folder, &driver, policy.clone()).map_err(|source| {
+        StartError::Monitoring {
+            what: "moved away as monitoring.db, values are lost and everything else goes on",
+            source,
+        }
     })?;
     let hands = Hands::new(
         folder.clone(),

@@ -15,12 +15,14 @@ pub enum Decision {
     Rank,
     /// How to move files.
     Transfer,
+    /// Whether a condition asks for another place.
+    Trigger,
 }
 
 impl Decision {
     /// Every decision.
-    pub const ALL: [Self; 5] =
-        [Self::Admit, Self::Delegate, Self::Expose, Self::Rank, Self::Transfer];
+    pub const ALL: [Self; 6] =
+        [Self::Admit, Self::Delegate, Self::Expose, Self::Rank, Self::Transfer, Self::Trigger];
 
     /// Its name: of the file without `.rego`, and of the package under `sojourn`.
     pub fn name(self) -> &'static str {
@@ -30,6 +32,7 @@ impl Decision {
             Self::Expose => "expose",
             Self::Rank => "rank",
             Self::Transfer => "transfer",
+            Self::Trigger => "trigger",
         }
     }
 
@@ -55,6 +58,7 @@ impl Decision {
             Self::Expose => &["hide"],
             Self::Rank => &["score", "reasons", "exclude"],
             Self::Transfer => &["mode"],
+            Self::Trigger => &["move"],
         }
     }
 
@@ -66,6 +70,7 @@ impl Decision {
             Self::Expose => include_str!("../rego/expose.rego"),
             Self::Rank => include_str!("../rego/rank.rego"),
             Self::Transfer => include_str!("../rego/transfer.rego"),
+            Self::Trigger => include_str!("../rego/trigger.rego"),
         }
     }
 
@@ -78,6 +83,7 @@ impl Decision {
             Self::Expose => include_str!("../rego/expose_test.rego"),
             Self::Rank => include_str!("../rego/rank_test.rego"),
             Self::Transfer => include_str!("../rego/transfer_test.rego"),
+            Self::Trigger => include_str!("../rego/trigger_test.rego"),
         }
     }
 }

@@ -5,7 +5,9 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
-use model::decision::{Admit, Delegate, Expose, Policy, Rank, Ranked, Route, Transfer, Verdict};
+use model::decision::{
+    Admit, Delegate, Expose, Policy, Rank, Ranked, Route, Transfer, Trigger, Verdict,
+};
 
 use crate::rules::{MAX_POLICY_BYTES, PolicyError, Rules};
 use crate::{Decision, Failure, outcome, samples};
@@ -24,6 +26,7 @@ pub struct Engine {
     expose: Rules,
     rank: Rules,
     transfer: Rules,
+    trigger: Rules,
 }
 
 impl Engine {
@@ -70,6 +73,7 @@ impl Engine {
             expose: rules(Decision::Expose)?,
             rank: rules(Decision::Rank)?,
             transfer: rules(Decision::Transfer)?,
+            trigger: rules(Decision::Trigger)?,
         };
         // A rule that never ends takes too long every time, one on a busy machine does not.
         let mut tried = engine.try_samples();
@@ -89,8 +93,8 @@ impl Engine {
         Ok(engine)
     }
 
-    fn all(&self) -> [&Rules; 5] {
-        [&self.admit, &self.delegate, &self.expose, &self.rank, &self.transfer]
+    fn all(&self) -> [&Rules; 6] {
+        [&self.admit, &self.delegate, &self.expose, &self.rank, &self.transfer, &self.trigger]
     }
 
     fn try_samples(&self) -> Result<(), PolicyError> {
@@ -104,7 +108,8 @@ impl Engine {
         each(&self.delegate, samples::delegate().map(|s| self.try_delegate(&s).map(drop)))?;
         each(&self.expose, samples::expose().map(|s| self.try_expose(&s).map(drop)))?;
         each(&self.rank, samples::rank().map(|s| self.try_rank(&s).map(drop)))?;
-        each(&self.transfer, samples::transfer().map(|s| self.try_transfer(&s).map(drop)))
+        each(&self.transfer, samples::transfer().map(|s| self.try_transfer(&s).map(drop)))?;
+        each(&self.trigger, samples::trigger().map(|s| self.try_trigger(&s).map(drop)))
     }
 
     fn try_admit(&self, input: &Admit) -> Result<Verdict, Failure> {
@@ -130,6 +135,11 @@ impl Engine {
     fn try_transfer(&self, input: &Transfer) -> Result<Route, Failure> {
         let [mode] = self.transfer.evaluate(input)?;
         outcome::route(&mode)
+    }
+
+    fn try_trigger(&self, input: &Trigger) -> Result<Vec<String>, Failure> {
+        let [reasons] = self.trigger.evaluate(input)?;
+        outcome::texts("move", &reasons)
     }
 }
 
@@ -165,6 +175,13 @@ impl Policy for Engine {
         self.try_transfer(input).unwrap_or_else(|failure| {
             failed(Decision::Transfer, &failure);
             Route::Relayed
+        })
+    }
+
+    fn trigger(&self, input: &Trigger) -> Vec<String> {
+        self.try_trigger(input).unwrap_or_else(|failure| {
+            failed(Decision::Trigger, &failure);
+            vec![]
         })
     }
 }

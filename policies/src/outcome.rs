@@ -37,12 +37,18 @@ fn wrong(rule: &'static str, wanted: &'static str, got: &Value) -> Failure {
 
 /// `refuse` of admit and delegate.
 pub(crate) fn verdict(refuse: &Value) -> Result<Verdict, Failure> {
-    let error = |_| wrong("refuse", "a set of texts", refuse);
-    let mut reasons = vec![];
-    for reason in refuse.as_set().map_err(error)?.iter() {
-        keep(&mut reasons, reason.as_string().map_err(error)?);
-    }
+    let reasons = texts("refuse", refuse)?;
     Ok(if reasons.is_empty() { Verdict::Allow } else { Verdict::Refuse(reasons) })
+}
+
+/// A set of texts: `refuse` of admit and delegate, `move` of trigger.
+pub(crate) fn texts(rule: &'static str, value: &Value) -> Result<Vec<String>, Failure> {
+    let error = |_| wrong(rule, "a set of texts", value);
+    let mut texts = vec![];
+    for text in value.as_set().map_err(error)?.iter() {
+        keep(&mut texts, text.as_string().map_err(error)?);
+    }
+    Ok(texts)
 }
 
 /// `hide` of expose, for `count` offers: what is left to show.

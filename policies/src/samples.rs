@@ -2,7 +2,7 @@
 //!
 //! Each decision has a full one, with everything there and restricted, and an empty one.
 
-use model::decision::{Admit, Candidate, Delegate, Expose, Rank, Transfer};
+use model::decision::{Admit, Candidate, Delegate, Expose, Rank, Transfer, Trigger};
 use model::monitoring::{Delivery, Format, Monitoring, SealingKey, Specifier};
 use model::vm::{Disk, Nic, Restrictions};
 use model::{Bytes, Descriptor, FileId, PeerName, Resources, Time, limit};
@@ -115,6 +115,27 @@ pub fn rank() -> [Rank; 2] {
     [
         Rank { descriptor: full_descriptor(), offers: offers() },
         Rank { descriptor: empty_descriptor(), offers: vec![] },
+    ]
+}
+
+pub fn trigger() -> [Trigger; 2] {
+    [
+        Trigger {
+            descriptor: full_descriptor(),
+            measure: "web.current_users".to_owned(),
+            condition: "> 1000 ~ 50 for 30 s".to_owned(),
+            value: 1200.5,
+            age_ms: 3_600_000,
+            delegate: Some(peer()),
+        },
+        Trigger {
+            descriptor: empty_descriptor(),
+            measure: "cpu_share".to_owned(),
+            condition: "< -1".to_owned(),
+            value: -2.0,
+            age_ms: 0,
+            delegate: None,
+        },
     ]
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::sync::LazyLock;
 
-use model::decision::{Admit, Delegate, Expose, Policy, Rank, Transfer, Verdict};
+use model::decision::{Admit, Delegate, Expose, Policy, Rank, Transfer, Trigger, Verdict};
 use model::limit;
 use policies::{Decision, Engine, MAX_POLICY_BYTES, PolicyError};
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ pub(super) enum Question {
     Expose(Expose),
     Rank(Rank),
     Transfer(Transfer),
+    Trigger(Trigger),
 }
 
 static DEFAULTS: LazyLock<Engine> = LazyLock::new(Engine::defaults);
@@ -57,6 +58,9 @@ pub fn decision(data: &[u8]) {
         }
         Question::Transfer(input) if input.descriptor.check().is_ok() => {
             DEFAULTS.transfer(&input);
+        }
+        Question::Trigger(input) if input.descriptor.check().is_ok() => {
+            assert!(DEFAULTS.trigger(&input).is_empty(), "nothing moves by itself");
         }
         _ => {}
     }

@@ -417,6 +417,7 @@ fn questions() -> Vec<Question> {
     questions.extend(samples::expose().map(Question::Expose));
     questions.extend(samples::rank().map(Question::Rank));
     questions.extend(samples::transfer().map(Question::Transfer));
+    questions.extend(samples::trigger().map(Question::Trigger));
     questions
 }
 

@@ -1,6 +1,8 @@
 //! The plainest policy: whoever has room takes the VM, and everybody may be asked.
 
-use model::decision::{Admit, Delegate, Expose, Policy, Rank, Ranked, Route, Transfer, Verdict};
+use model::decision::{
+    Admit, Delegate, Expose, Policy, Rank, Ranked, Route, Transfer, Trigger, Verdict,
+};
 
 /// Allows everything, and tries offers in their order, stores last.
 #[derive(Debug, Clone, Copy)]
@@ -34,5 +36,9 @@ impl Policy for Willing {
 
     fn transfer(&self, _: &Transfer) -> Route {
         Route::Direct
+    }
+
+    fn trigger(&self, _: &Trigger) -> Vec<String> {
+        vec![]
     }
 }

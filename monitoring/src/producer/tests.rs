@@ -29,7 +29,7 @@ fn told(producer: &mut Producer, ms: u64) -> Vec<(i64, u32, Reading)> {
 }
 
 fn write(producer: &mut Producer, ms: u64, row: i64, users: &str) {
-    producer.row(at(ms), row, "web", &[("users".to_owned(), users.to_owned())]);
+    producer.row(at(ms), (row, at(ms)), "web", &[("users".to_owned(), users.to_owned())]);
 }
 
 fn integers(told: Vec<(i64, u32, Reading)>) -> Vec<i64> {
@@ -45,8 +45,8 @@ fn each_row_is_told_at_once_and_in_order_where_both_intervals_are_zero() {
     let mut producer = producer(vec![specifier("web.users", 0, Delivery::Every(0), Format::Raw)]);
     write(&mut producer, 5, 1, "3");
     write(&mut producer, 5, 2, "4");
-    producer.row(at(5), 3, "web", &[("load".to_owned(), "9".to_owned())]);
-    producer.row(at(5), 4, "other", &[("users".to_owned(), "9".to_owned())]);
+    producer.row(at(5), (3, at(5)), "web", &[("load".to_owned(), "9".to_owned())]);
+    producer.row(at(5), (4, at(5)), "other", &[("users".to_owned(), "9".to_owned())]);
     write(&mut producer, 6, 5, "many");
     let text = Reading::Text("many".to_owned());
     assert_eq!(
@@ -64,6 +64,20 @@ fn a_row_that_comes_again_is_not_told_again() {
     write(&mut producer, 0, 2, "4");
     write(&mut producer, 0, 1, "3");
     assert_eq!(integers(told(&mut producer, 0)), [3, 4]);
+}
+
+#[test]
+fn rows_that_waited_count_for_when_they_were_stored_as_far_as_the_guests_clock_is_believed() {
+    let mut producer = producer(vec![specifier("web.users", 0, Delivery::Every(0), Format::Raw)]);
+    let now = 100_000_000;
+    let stored = [now - 5_000, now - 4_000, now - 9_000, now + 5_000, now - 4_000, 1];
+    for (row, stored) in (1..).zip(stored) {
+        let fields = [("users".to_owned(), row.to_string())];
+        producer.row(at(now), (row, at(stored)), "web", &fields);
+    }
+    let times: Vec<i64> = told(&mut producer, now).into_iter().map(|(ms, _, _)| ms).collect();
+    let now = i64::try_from(now).unwrap();
+    assert_eq!(times, [now - 5_000, now - 4_000, now - 4_000, now, now, now]);
 }
 
 #[test]
@@ -287,8 +301,8 @@ fn sealed_values_travel_in_the_sealed_part_alone() {
     let section = Monitoring { specifiers, sealing_key: Some(public), voucher: None };
     let mut producer = Producer::new(&section, section.sealing_key, State::default(), START);
     write(&mut producer, 0, 1, "5");
-    producer.content(at(0), 2, "balance", b"42".to_vec());
-    producer.content(at(0), 3, "other", b"43".to_vec());
+    producer.content(at(0), (2, at(0)), "balance", b"42".to_vec());
+    producer.content(at(0), (3, at(0)), "other", b"43".to_vec());
     let [block] = &producer.blocks(VM, Epoch(0), at(0))[..] else { panic!() };
     assert_eq!(block.open.len(), 1);
     assert_eq!(block.count(), 3);

@@ -148,7 +148,7 @@ impl Task {
         };
         let look = match &self.port {
             None => self.reads_files().then_some(self.again.max(at)),
-            Some(port) => (port.unanswered > 0).then_some(port.asked.after(ANSWER_LIMIT)),
+            Some(port) => port.waits.then_some(port.asked.after(ANSWER_LIMIT)),
         };
         due.into_iter().chain(look).min().map_or(Duration::from_secs(60), |next| next.since(at))
     }
@@ -187,7 +187,7 @@ impl Task {
             }
         }
         if let Some(port) = &mut self.port {
-            if port.unanswered > 0 && port.asked.after(ANSWER_LIMIT) <= at {
+            if port.waits && port.asked.after(ANSWER_LIMIT) <= at {
                 self.ask().await;
             }
         } else if self.reads_files() {
@@ -209,7 +209,7 @@ impl Task {
     /// Asks for rows from the last one on.
     async fn ask(&mut self) {
         let Some(port) = &mut self.port else { return };
-        port.unanswered += 1;
+        port.waits = true;
         port.asked = now();
         self.say(port::after(self.producer.state().row)).await;
     }
@@ -222,19 +222,19 @@ impl Task {
         while let (Some(said), Some(port)) = (next, &mut self.port) {
             match said {
                 Said::After(row) => {
-                    port.unanswered = port.unanswered.saturating_sub(1);
-                    if port.unanswered == 0 && row != self.producer.state().row {
+                    // An answer to an earlier question is as good: all ask for the same row.
+                    if std::mem::take(&mut port.waits) && row != self.producer.state().row {
                         self.producer.begin_rows(row);
                     }
                 }
                 // What came before the answer is left over, and comes again.
-                Said::Row(_) if port.unanswered > 0 => {}
-                Said::Row(Row { number, load: Load::Fields(file, fields) }) => {
-                    self.producer.row(at, number, &file, &fields);
+                Said::Row(_) if port.waits => {}
+                Said::Row(Row { number, saved, load: Load::Fields(file, fields) }) => {
+                    self.producer.row(at, (number, saved), &file, &fields);
                     self.changed = true;
                 }
-                Said::Row(Row { number, load: Load::Content(file, content) }) => {
-                    self.producer.content(at, number, &file, content);
+                Said::Row(Row { number, saved, load: Load::Content(file, content) }) => {
+                    self.producer.content(at, (number, saved), &file, content);
                     self.changed = true;
                 }
             }
@@ -273,11 +273,11 @@ impl Task {
         if kept.await.is_err() {
             return;
         }
-        let has_news = !self.pending.is_empty();
-        self.pending.clear();
         self.changed = false;
-        if has_news {
+        let made: Vec<Block> = self.pending.drain(..).map(|(_, block)| block).collect();
+        if !made.is_empty() {
             self.monitor.tell(vm, up.as_ref());
+            self.monitor.weigh(made);
         }
         if row > 0 {
             self.say(port::acknowledged(row)).await;
@@ -371,8 +371,9 @@ pub(super) async fn write(path: &Path, history: History) -> Result<(), String> {
 struct Port {
     said: mpsc::Receiver<Said>,
     words: OwnedWriteHalf,
-    /// Questions that wait for their answer, and when the last was asked.
-    unanswered: u32,
+    /// Whether it was not said yet from where on rows come, and when that was asked last. A guest
+    /// that has not opened its port answers several questions once.
+    waits: bool,
     asked: Time,
     reader: JoinHandle<()>,
 }
@@ -399,7 +400,7 @@ impl Port {
                 }
             }
         });
-        Self { said, words, unanswered: 0, asked: Time::default(), reader }
+        Self { said, words, waits: false, asked: Time::default(), reader }
     }
 }
 
