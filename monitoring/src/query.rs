@@ -140,7 +140,7 @@ pub fn run(values: &[Seen], sql: &str) -> Result<Table, QueryError> {
 
 fn read(db: &Connection, sql: &str) -> rusqlite::Result<Table> {
     let mut query = db.prepare(sql)?;
-    let columns: Vec<String> = query.column_names().into_iter().map(str::to_owned).collect();
+    let columns: Vec<String> = query.column_names().map(str::to_owned).collect();
     let mut found = query.query([])?;
     let (mut rows, mut bytes) = (Vec::new(), 0);
     while let Some(row) = found.next()? {
