@@ -353,7 +353,11 @@ impl Series {
         };
         Self {
             specifier: specifier.clone(),
-            measure: now,
+            // What an application wrote before is due at once.
+            measure: match specifier.measure {
+                Measure::Vm(_) => now,
+                Measure::Kpi { .. } | Measure::Encrypted { .. } => Time::default(),
+            },
             held: None,
             before: None,
             deliver: now.after(delivery),

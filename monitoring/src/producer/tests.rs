@@ -81,6 +81,17 @@ fn rows_that_waited_count_for_when_they_were_stored_as_far_as_the_guests_clock_i
 }
 
 #[test]
+fn rows_that_were_stored_before_anybody_measured_are_all_told() {
+    let mut producer = producer(vec![specifier("web.users", 0, Delivery::Every(0), Format::Raw)]);
+    for row in 1..=5 {
+        let fields = [("users".to_owned(), row.to_string())];
+        let stored = Time(START.0 - 1_000 + row.unsigned_abs());
+        producer.row(at(10), (row, stored), "web", &fields);
+    }
+    assert_eq!(integers(told(&mut producer, 10)), [1, 2, 3, 4, 5]);
+}
+
+#[test]
 fn of_rows_that_come_faster_than_the_interval_the_newest_of_each_interval_counts() {
     let mut producer = producer(vec![specifier("web.users", 100, Delivery::Every(0), Format::Raw)]);
     for ms in (0..=250).step_by(10) {
