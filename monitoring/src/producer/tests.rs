@@ -83,7 +83,7 @@ fn rows_that_waited_count_for_when_they_were_stored_as_far_as_the_guests_clock_i
 #[test]
 fn rows_that_were_stored_before_anybody_measured_are_all_told() {
     let mut producer = producer(vec![specifier("web.users", 0, Delivery::Every(0), Format::Raw)]);
-    for row in 1..=5 {
+    for row in 1..=5_i64 {
         let fields = [("users".to_owned(), row.to_string())];
         let stored = Time(START.0 - 1_000 + row.unsigned_abs());
         producer.row(at(10), (row, stored), "web", &fields);
