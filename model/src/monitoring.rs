@@ -20,7 +20,8 @@ pub struct Monitoring {
     /// Whom sealed values are for: the VM's own X25519 key, whose other half the primary keeps. It
     /// names no site.
     pub sealing_key: Option<SealingKey>,
-    /// The word of the VM's own key K0 for the sealing key, without which nothing is sealed to it.
+    /// The word of the VM's own key K0 for all of it: whoever passes a descriptor on could have
+    /// something told in the open otherwise.
     pub voucher: Option<Signature>,
 }
 
@@ -204,17 +205,29 @@ pub fn is_kpi_column(text: &str) -> bool {
 )]
 pub struct SectionId(pub [u8; 8]);
 
-impl Payload for SealingKey {
-    const TYPE: &'static str = "application/vnd.sojourn.sealing-key.v1";
+/// What a voucher is for: the specifiers, and the sealing key.
+#[derive(Serialize, Deserialize)]
+struct Vouched(Vec<Specifier>, Option<SealingKey>);
+
+impl Payload for Vouched {
+    const TYPE: &'static str = "application/vnd.sojourn.monitoring.v1";
 }
 
 impl Monitoring {
-    /// The sealing key, if the VM's own key vouches for it: whoever passed the descriptor on may
-    /// have put another one in.
-    pub fn vouched(&self, k0: &PublicKey, verify: &dyn Verify) -> Option<SealingKey> {
-        let (key, voucher) = (self.sealing_key?, self.voucher?);
-        let body = postcard::to_stdvec(&key).expect("a key is plain data");
-        verify.verify(k0, SealingKey::TYPE, &body, &voucher).then_some(key)
+    /// Has the VM's own key vouch for the section as it is.
+    pub fn vouch(&mut self, sign: impl FnOnce(&str, &[u8]) -> Signature) {
+        self.voucher = Some(sign(Vouched::TYPE, &self.vouched()));
+    }
+
+    /// Whether the VM's own key vouches for the section as it is.
+    pub fn is_vouched(&self, k0: &PublicKey, verify: &dyn Verify) -> bool {
+        let holds = |voucher| verify.verify(k0, Vouched::TYPE, &self.vouched(), &voucher);
+        self.voucher.is_some_and(holds)
+    }
+
+    fn vouched(&self) -> Vec<u8> {
+        let vouched = Vouched(self.specifiers.clone(), self.sealing_key);
+        postcard::to_stdvec(&vouched).expect("descriptors are plain data")
     }
 
     /// Its name: the beginning of the digest of its content.
@@ -504,19 +517,28 @@ mod tests {
     }
 
     #[test]
-    fn only_a_sealing_key_that_the_vms_own_key_vouches_for_counts() {
+    fn a_section_counts_as_the_vms_own_key_has_vouched_for_it_and_not_otherwise() {
         use crate::SecretKey;
         use crate::key::Strict;
         let (k0, other) = (SecretKey::from_seed(&[1; 32]), SecretKey::from_seed(&[2; 32]));
-        let key = SealingKey([7; 32]);
-        let voucher = k0.sign(SealingKey::TYPE, &postcard::to_stdvec(&key).unwrap());
-        let whole =
-            Monitoring { sealing_key: Some(key), voucher: Some(voucher), ..Monitoring::default() };
-        assert_eq!(whole.vouched(&k0.public(), &Strict), Some(key));
-        assert_eq!(whole.vouched(&other.public(), &Strict), None);
+        let sealed = Specifier {
+            measure: "web.income".parse().unwrap(),
+            interval_ms: 0,
+            delivery: Delivery::Every(0),
+            format: Format::Raw,
+            sealed: true,
+        };
+        let sealing_key = Some(SealingKey([7; 32]));
+        let mut whole = Monitoring { specifiers: vec![sealed], sealing_key, voucher: None };
+        assert!(!whole.is_vouched(&k0.public(), &Strict));
+        whole.vouch(|kind, body| k0.sign(kind, body));
+        assert!(whole.is_vouched(&k0.public(), &Strict));
+        assert!(!whole.is_vouched(&other.public(), &Strict));
         let exchanged = Monitoring { sealing_key: Some(SealingKey([8; 32])), ..whole.clone() };
-        assert_eq!(exchanged.vouched(&k0.public(), &Strict), None);
-        assert_eq!(Monitoring { voucher: None, ..whole }.vouched(&k0.public(), &Strict), None);
+        assert!(!exchanged.is_vouched(&k0.public(), &Strict));
+        let mut opened = whole;
+        opened.specifiers[0].sealed = false;
+        assert!(!opened.is_vouched(&k0.public(), &Strict), "told in the open");
     }
 
     #[test]

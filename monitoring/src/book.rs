@@ -74,6 +74,8 @@ pub struct Standing {
 pub struct KeptState {
     /// The epoch of the stay that it belongs to.
     pub epoch: Epoch,
+    /// It was written to the file that moves with the VM, and nothing was measured since.
+    pub packed: bool,
     /// [`crate::producer::State`], encoded.
     pub state: Vec<u8>,
 }
@@ -183,50 +185,51 @@ impl Book {
 
     fn prune(&mut self, vm: VmId) -> Result<(), BookError> {
         while self.vms.get(&vm).is_some_and(|bytes| *bytes > self.limits.vm) {
-            self.drop_oldest(Some(vm))?;
+            self.drop_oldest(vm)?;
         }
         while self.all > self.limits.all {
-            self.drop_oldest(None)?;
+            // Whoever has most gives.
+            let Some((most, _)) = self.vms.iter().max_by_key(|(_, bytes)| **bytes) else { break };
+            self.drop_oldest(*most)?;
         }
         Ok(())
     }
 
-    /// Removes the oldest block, of one VM or of all: one that nobody waits for if there is one.
-    fn drop_oldest(&mut self, vm: Option<VmId>) -> Result<(), BookError> {
+    /// Removes the oldest block of a VM: one that nobody waits for if there is one.
+    fn drop_oldest(&mut self, vm: VmId) -> Result<(), BookError> {
         let oldest = |owed: &str| {
             let query = format!(
-                "SELECT id, vm, count, length(body), epoch, first + count - 1 FROM blocks
-                 WHERE owed IS {owed} AND (?1 IS NULL OR vm = ?1) ORDER BY id LIMIT 1"
+                "SELECT id, count, length(body), epoch, first + count - 1 FROM blocks
+                 WHERE vm = ?1 AND owed {owed} ORDER BY id LIMIT 1"
             );
             let row = |row: &Row<'_>| {
-                let (id, count): (i64, i64) = (row.get(0)?, row.get(2)?);
-                let run: (i64, i64) = (row.get(4)?, row.get(5)?);
-                Ok((id, VmId(row.get(1)?), count, unsigned(row.get(3)?), run))
+                let (id, count): (i64, i64) = (row.get(0)?, row.get(1)?);
+                let run: (i64, i64) = (row.get(3)?, row.get(4)?);
+                Ok((id, count, unsigned(row.get(2)?), run))
             };
-            let vm = vm.map(|vm| vm.0);
-            self.db.prepare_cached(&query)?.query_row(params![vm], row).optional()
+            self.db.prepare_cached(&query)?.query_row([vm.0], row).optional()
         };
-        let (found, is_owed) = match oldest("NULL")? {
+        let (found, is_owed) = match oldest("IS NULL")? {
             Some(found) => (Some(found), false),
-            None => (oldest("NOT NULL")?, true),
+            None => (oldest("IS NOT NULL")?, true),
         };
-        let (id, of, count, bytes, (epoch, last)) =
-            found.expect("a limit that is exceeded has something in it");
+        // What was counted and is not there is counted anew.
+        let Some((id, count, bytes, (epoch, last))) = found else { return self.weigh() };
         self.db.prepare_cached("DELETE FROM blocks WHERE id = ?1")?.execute([id])?;
         self.db
             .prepare_cached("UPDATE runs SET gone = max(gone, ?3) WHERE vm = ?1 AND epoch = ?2")?
-            .execute(params![of.0, epoch, last])?;
+            .execute(params![vm.0, epoch, last])?;
         if is_owed {
             self.db
                 .prepare_cached(
                     "INSERT INTO dropped (vm, count) VALUES (?1, ?2)
                      ON CONFLICT DO UPDATE SET count = count + excluded.count",
                 )?
-                .execute(params![of.0, count])?;
+                .execute(params![vm.0, count])?;
         }
         let bytes = bytes + ROW_BYTES;
         self.all = self.all.saturating_sub(bytes);
-        let left = self.vms.entry(of).or_default();
+        let left = self.vms.entry(vm).or_default();
         *left = left.saturating_sub(bytes);
         Ok(())
     }
@@ -348,32 +351,26 @@ impl Book {
         Ok(standing)
     }
 
-    /// The number after the last that is known of a VM.
-    pub fn next(&self, vm: VmId) -> Result<u64, BookError> {
-        let last: Option<i64> = self
-            .db
-            .prepare_cached("SELECT max(last) FROM runs WHERE vm = ?1")?
-            .query_row([vm.0], |row| row.get(0))?;
-        Ok(last.map_or(1, |last| unsigned(last) + 1))
-    }
-
-    /// Keeps where measuring a VM stands.
+    /// Keeps where measuring a VM stands, unless a later stay has begun.
     pub fn keep_state(&mut self, vm: VmId, kept: &KeptState) -> Result<(), BookError> {
         self.db
             .prepare_cached(
-                "INSERT OR REPLACE INTO producers (vm, epoch, state) VALUES (?1, ?2, ?3)",
+                "INSERT INTO producers (vm, epoch, packed, state) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT DO UPDATE SET epoch = excluded.epoch, packed = excluded.packed,
+                    state = excluded.state WHERE excluded.epoch >= epoch",
             )?
-            .execute(params![vm.0, signed(kept.epoch.0), kept.state])?;
+            .execute(params![vm.0, signed(kept.epoch.0), kept.packed, kept.state])?;
         Ok(())
     }
 
     /// Where measuring a VM stands.
     pub fn state(&self, vm: VmId) -> Result<Option<KeptState>, BookError> {
         let row = |row: &Row<'_>| {
-            Ok(KeptState { epoch: Epoch(unsigned(row.get(0)?)), state: row.get(1)? })
+            let epoch = Epoch(unsigned(row.get(0)?));
+            Ok(KeptState { epoch, packed: row.get(1)?, state: row.get(2)? })
         };
         let mut query =
-            self.db.prepare_cached("SELECT epoch, state FROM producers WHERE vm = ?1")?;
+            self.db.prepare_cached("SELECT epoch, packed, state FROM producers WHERE vm = ?1")?;
         Ok(query.query_row([vm.0], row).optional()?)
     }
 
@@ -402,11 +399,12 @@ impl Book {
         Ok(())
     }
 
-    /// The site that was above when this one was on the VM's path last; none at the primary.
-    pub fn up(&self, vm: VmId) -> Result<Option<PeerName>, BookError> {
+    /// The site that is above, or was when this one was on the VM's path last: none at the primary.
+    /// Nothing where the path was never remembered.
+    pub fn up(&self, vm: VmId) -> Result<Option<Option<PeerName>>, BookError> {
         let mut query = self.db.prepare_cached("SELECT up FROM paths WHERE vm = ?1")?;
         let up: Option<Option<String>> = query.query_row([vm.0], |row| row.get(0)).optional()?;
-        Ok(up.flatten().and_then(|name| name.parse().ok()))
+        Ok(up.map(|up| up.and_then(|name| name.parse().ok())))
     }
 
     /// Who owned a VM in an epoch, as far as it was remembered.
@@ -415,15 +413,6 @@ impl Book {
             self.db.prepare_cached("SELECT key FROM owners WHERE vm = ?1 AND epoch = ?2")?;
         let key = query.query_row(params![vm.0, signed(epoch.0)], |row| row.get(0)).optional()?;
         Ok(key.map(PublicKey))
-    }
-
-    /// The newest epoch of a VM whose owner was remembered.
-    pub fn newest_epoch(&self, vm: VmId) -> Result<Option<Epoch>, BookError> {
-        let epoch: Option<i64> = self
-            .db
-            .prepare_cached("SELECT max(epoch) FROM owners WHERE vm = ?1")?
-            .query_row([vm.0], |row| row.get(0))?;
-        Ok(epoch.map(|epoch| Epoch(unsigned(epoch))))
     }
 
     /// The sections that a VM's values were made by, as far as they were remembered.

@@ -38,7 +38,13 @@ impl History {
         if bytes.len() <= max {
             return bytes;
         }
-        let head = encode(&Self { state: self.state.clone(), backlog: vec![] }).len() + 16;
+        let mut state = self.state.clone();
+        let mut head = encode(&Self { state: state.clone(), backlog: vec![] }).len() + 16;
+        if head > max {
+            // What was gathered and not told goes before the VM cannot move.
+            state = state.map(|state| state.without_windows());
+            head = encode(&Self { state: state.clone(), backlog: vec![] }).len() + 16;
+        }
         let mut room = max.saturating_sub(head);
         let newest = self.backlog.iter().rev().take_while(|block| {
             let fits = block.size() <= room;
@@ -47,7 +53,7 @@ impl History {
         });
         let kept = newest.count();
         let backlog = self.backlog[self.backlog.len() - kept..].to_vec();
-        encode(&Self { state: self.state.clone(), backlog })
+        encode(&Self { state, backlog })
     }
 
     /// Reads a file.

@@ -12,10 +12,8 @@
 
 use std::time::Duration;
 
-use model::monitoring::{
-    Comparison, Condition, Delivery, Format, Measure, Monitoring, SealingKey, Specifier,
-};
-use model::{Epoch, Time, VmId};
+use model::monitoring::{Comparison, Condition, Delivery, Format, Measure, Monitoring, Specifier};
+use model::{Epoch, Time, VmId, limit};
 use serde::{Deserialize, Serialize};
 
 use crate::block::{Block, MAX_BLOCK_BYTES, MAX_VALUE_BYTES, MAX_VALUES, Reading, Value};
@@ -34,8 +32,6 @@ const MAX_WINDOW_BYTES: usize = 1 << 20;
 /// All that measuring is about: kept, and moved with the VM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct State {
-    /// When it was this, by the clock of the site that had it.
-    at: Time,
     /// The number of the next value.
     pub next: u64,
     /// The number of the last row that was taken of those that the guest offers.
@@ -55,7 +51,6 @@ pub struct State {
 impl Default for State {
     fn default() -> Self {
         Self {
-            at: Time::default(),
             next: 1,
             row: 0,
             newest_row: Time::default(),
@@ -119,34 +114,25 @@ struct Due {
 #[derive(Debug, Clone)]
 pub struct Producer {
     section: Monitoring,
-    /// Whom sealed values are for; without one they are not told at all.
-    key: Option<SealingKey>,
     state: State,
 }
 
 impl Producer {
     /// Goes on from `state`, which another site may have left, or from nothing.
     ///
-    /// `key` is the section's sealing key if the VM's own key vouches for it
-    /// ([`Monitoring::vouched`]).
-    pub fn new(section: &Monitoring, key: Option<SealingKey>, state: State, now: Time) -> Self {
-        let mut producer = Self { section: Monitoring::default(), key: None, state };
-        producer.shift(now);
-        producer.adopt(section, key, now);
-        producer
-    }
-
-    /// A clock behind the one of `state` must not make anything wait for it.
-    fn shift(&mut self, now: Time) {
-        let ahead = self.state.at.since(now);
-        let back = |time: &mut Time| *time = Time(time.0.saturating_sub(millis(ahead)));
-        back(&mut self.state.newest_row);
-        for series in &mut self.state.series {
-            back(&mut series.measure);
-            back(&mut series.deliver);
-            series.window.each.iter_mut().for_each(|(at, _)| back(at));
-            series.condition.since.iter_mut().for_each(back);
+    /// No time of it lies further in the future than an interval takes: the other site's clock may
+    /// have been ahead, and nothing may wait for it.
+    pub fn new(section: &Monitoring, mut state: State, now: Time) -> Self {
+        state.newest_row = state.newest_row.min(now);
+        for series in &mut state.series {
+            series.measure = series.measure.min(now.after(series.interval()));
+            series.deliver = series.deliver.min(now.after(series.delivery()));
+            series.window.each.iter_mut().for_each(|(at, _)| *at = (*at).min(now));
+            series.condition.since = series.condition.since.map(|since| since.min(now));
         }
+        let mut producer = Self { section: Monitoring::default(), state };
+        producer.adopt(section, now);
+        producer
     }
 
     /// Measures by another section from now on. What both specify goes on; what was gathered for
@@ -154,7 +140,6 @@ impl Producer {
     pub fn set_section(
         &mut self,
         section: &Monitoring,
-        key: Option<SealingKey>,
         (vm, epoch): (VmId, Epoch),
         now: Time,
     ) -> Vec<Block> {
@@ -168,11 +153,11 @@ impl Producer {
             }
         }
         let blocks = self.blocks(vm, epoch, now);
-        self.adopt(section, key, now);
+        self.adopt(section, now);
         blocks
     }
 
-    fn adopt(&mut self, section: &Monitoring, key: Option<SealingKey>, now: Time) {
+    fn adopt(&mut self, section: &Monitoring, now: Time) {
         let mut old = std::mem::take(&mut self.state.series);
         let series = section.specifiers.iter().map(|specifier| {
             match old.iter().position(|series| series.specifier == *specifier) {
@@ -182,7 +167,6 @@ impl Producer {
         });
         self.state.series = series.collect();
         self.section = section.clone();
-        self.key = key;
     }
 
     /// When something is to be done: a sample taken, or blocks made.
@@ -204,7 +188,6 @@ impl Producer {
 
     /// What the hypervisor has counted.
     pub fn sample(&mut self, now: Time, sample: Sample) {
-        self.state.at = now;
         self.state.meter.take(sample);
         let meter = self.state.meter;
         let seconds = now.0 as f64 / 1000.0;
@@ -282,7 +265,6 @@ impl Producer {
     /// The time that a row counts for, if it is new: when it was stored, as far as the guest's clock
     /// can be believed. Rows may have waited, for a site that was down or a guest that was moved.
     fn time_of(&mut self, now: Time, row: i64, saved: Time) -> Option<Time> {
-        self.state.at = now;
         if row <= self.state.row {
             return None;
         }
@@ -297,7 +279,6 @@ impl Producer {
 
     /// Makes blocks of all that is due by now.
     pub fn blocks(&mut self, vm: VmId, epoch: Epoch, now: Time) -> Vec<Block> {
-        self.state.at = now;
         for (place, series) in self.state.series.iter_mut().enumerate() {
             series.pass(place, now, &mut self.state.due);
         }
@@ -308,7 +289,10 @@ impl Producer {
             let fits = |bytes: usize, count: usize, next: &Due| {
                 count < MAX_VALUES && bytes + next.reading.size() + 32 <= MAX_BLOCK_BYTES - 1024
             };
-            while let Some(next) = due.next_if(|d| fits(bytes, open.len() + hidden.len(), d)) {
+            while let Some(next) = due.next_if(|next| {
+                let count = open.len() + hidden.len();
+                count == 0 || fits(bytes, count, next)
+            }) {
                 bytes += next.reading.size() + 32;
                 let is_sealed = self.section.specifiers[usize::from(next.specifier)].sealed;
                 let after_ms = i64::try_from(next.at.0).unwrap_or(i64::MAX)
@@ -318,7 +302,7 @@ impl Producer {
                 if is_sealed { hidden.push(value) } else { open.push(value) }
             }
             let first = self.state.next;
-            let sealed = match (&self.key, hidden.is_empty()) {
+            let sealed = match (&self.section.sealing_key, hidden.is_empty()) {
                 (Some(key), false) => seal::values(key, (vm, epoch, first), &hidden),
                 _ => None,
             };
@@ -345,13 +329,29 @@ impl Producer {
     }
 }
 
+impl State {
+    /// Whether one can go on from it. What comes with a VM from another site may be anything.
+    pub fn is_sound(&self) -> bool {
+        (1..1 << 62).contains(&self.next)
+            && self.series.len() <= limit::MAX_SPECIFIERS
+            && self.series.iter().all(Series::is_sound)
+    }
+
+    /// Without what was gathered and not told.
+    pub fn without_windows(&self) -> Self {
+        let mut state = self.clone();
+        for series in &mut state.series {
+            series.held = None;
+            series.window = Window::default();
+            series.condition.since = None;
+        }
+        state
+    }
+}
+
 impl Series {
     fn new(specifier: &Specifier, now: Time) -> Self {
-        let delivery = match specifier.delivery {
-            Delivery::Every(ms) => Duration::from_millis(ms.into()),
-            Delivery::When(_) => Duration::ZERO,
-        };
-        Self {
+        let mut series = Self {
             specifier: specifier.clone(),
             // What an application wrote before is due at once.
             measure: match specifier.measure {
@@ -360,9 +360,39 @@ impl Series {
             },
             held: None,
             before: None,
-            deliver: now.after(delivery),
+            deliver: now,
             window: Window::default(),
             condition: Watch::default(),
+        };
+        series.deliver = now.after(series.delivery());
+        series
+    }
+
+    fn is_sound(&self) -> bool {
+        let fits = |reading: &Reading| reading.size() <= MAX_VALUE_BYTES;
+        let window = &self.window;
+        let numbers = match self.specifier.format {
+            Format::Median => window.numbers.len() == window.count as usize,
+            _ => window.numbers.is_empty(),
+        };
+        let each = window.each.iter().map(|(_, reading)| reading);
+        numbers && each.chain(&self.held).all(fits) && window.each.len() <= MAX_WINDOW
+    }
+
+    /// Between two measurements.
+    fn interval(&self) -> Duration {
+        let ms = match self.specifier.interval_ms {
+            ms if self.is_of_vm() => ms.max(MIN_INTERVAL_MS),
+            ms => ms,
+        };
+        Duration::from_millis(ms.into())
+    }
+
+    /// Between two deliveries.
+    fn delivery(&self) -> Duration {
+        match self.specifier.delivery {
+            Delivery::Every(ms) => Duration::from_millis(ms.into()),
+            Delivery::When(_) => Duration::ZERO,
         }
     }
 
@@ -381,11 +411,7 @@ impl Series {
 
     /// The next measurement is one interval later; what was missed meanwhile is not made up for.
     fn measured(&mut self, now: Time) {
-        let interval = match self.specifier.interval_ms {
-            ms if self.is_of_vm() => ms.max(MIN_INTERVAL_MS),
-            ms => ms,
-        };
-        let interval = Duration::from_millis(interval.into());
+        let interval = self.interval();
         let next = self.measure.after(interval);
         self.measure = if next > now { next } else { now.after(interval) };
     }

@@ -206,11 +206,22 @@ fn fill(values: &[Seen], tables: &mut String) -> rusqlite::Result<Connection> {
         }
     }
     drop(insert);
-    for (file, (columns, rows)) in files {
-        // Names of KPIs have nothing in them that would end a quoted name, and `measures` is ours.
-        if file.eq_ignore_ascii_case("measures") {
+    let mut made = vec!["measures".to_owned()];
+    for (file, (mut columns, rows)) in files {
+        // Names of KPIs have nothing in them that would end a quoted name. SQLite does not tell
+        // letters' cases apart, and has names of its own; what collides is in `measures` alone.
+        let name = file.to_ascii_lowercase();
+        if made.contains(&name) || name.starts_with("sqlite_") {
             continue;
         }
+        made.push(name);
+        let mut taken = vec!["at_ms".to_owned()];
+        columns.retain(|column| {
+            let column = column.to_ascii_lowercase();
+            let is_new = !taken.contains(&column);
+            taken.push(column);
+            is_new
+        });
         tables.push_str(&format!(", {file} (at_ms, {})", columns.join(", ")));
         let quoted: Vec<String> = columns.iter().map(|column| format!("\"{column}\"")).collect();
         db.execute_batch(&format!("CREATE TABLE \"{file}\" (at_ms, {})", quoted.join(", ")))?;

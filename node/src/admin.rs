@@ -692,10 +692,13 @@ impl AdminApi for Admin {
                         Ok(shown) if shown.last == block => {}
                         other => break other,
                     }
-                    tokio::select! {
-                        () = sender.closed() => return,
-                        // Whoever is behind with the news looks as well.
-                        _ = news.recv() => {}
+                    // Whoever is behind with the news looks as well.
+                    let mut is_new = false;
+                    while !is_new {
+                        tokio::select! {
+                            () = sender.closed() => return,
+                            of = news.recv() => is_new = of.is_err() || of == Ok(vm),
+                        }
                     }
                 };
                 if let Ok(shown) = &next {

@@ -22,15 +22,17 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use hypervisor::Instance;
-use model::key::{Payload, Strict};
-use model::monitoring::SealingKey;
+use model::key::Strict;
+use model::monitoring::SectionId;
 use model::{Epoch, HostName, Monitoring, PeerName, PublicKey, SecretKey, VmId};
 use monitoring::block::{Block, SignedBlock};
 use monitoring::book::{Book, BookError, Limits};
+use monitoring::history::History;
 use monitoring::seal::OpeningKey;
 use proto::envelope::{ValueBlock, Verdict};
 use protocol::LIBRARY;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use crate::driver::{Core, Driver, Ended};
 use crate::folder::Folder;
@@ -43,6 +45,8 @@ pub(crate) use show::{Asked, Shown, condition};
 
 /// How soon after a change the VMs are looked at, and how often without one.
 const LOOK: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// How long a VM that is to move waits for its history to be written.
+const PACK_LIMIT: Duration = Duration::from_secs(60);
 /// News that a watcher may be behind; then it looks at everything.
 const NEWS: usize = 256;
 
@@ -60,8 +64,10 @@ struct Shared {
     /// The VMs on whose path this site is.
     known: Mutex<HashMap<VmId, Known>>,
     guests: Mutex<HashMap<VmId, Guest>>,
-    couriers: Mutex<HashMap<PeerName, Arc<Notify>>>,
+    couriers: Mutex<HashMap<PeerName, Courier>>,
     news: broadcast::Sender<VmId>,
+    /// Blocks that may tell of a condition and are to be weighed, of VMs that are being decided.
+    weighing: Mutex<HashMap<VmId, Vec<Block>>>,
 }
 
 /// What monitoring knows of a VM.
@@ -70,6 +76,8 @@ struct Known {
     k0: PublicKey,
     owners: Arc<BTreeMap<Epoch, PublicKey>>,
     section: Monitoring,
+    /// The section's name.
+    id: SectionId,
     up: Option<PeerName>,
     /// Where it is, if it is on a host of this site.
     stay: Option<(HostName, Epoch)>,
@@ -79,6 +87,12 @@ struct Known {
 struct Guest {
     epoch: Epoch,
     orders: mpsc::UnboundedSender<guest::Order>,
+}
+
+/// A task that delivers.
+struct Courier {
+    wake: Arc<Notify>,
+    task: JoinHandle<()>,
 }
 
 /// What has changed of a VM.
@@ -110,6 +124,7 @@ impl Monitor {
             guests: Mutex::default(),
             couriers: Mutex::default(),
             news,
+            weighing: Mutex::default(),
         })))
     }
 
@@ -126,6 +141,8 @@ impl Monitor {
             let _ = tokio::time::timeout(LOOK.1, changes.recv()).await;
             tokio::time::sleep(LOOK.0).await;
         }
+        lock(&self.0.guests).clear();
+        lock(&self.0.couriers).drain().for_each(|(_, courier)| courier.task.abort());
     }
 
     fn ledger(&self) -> &Ledger {
@@ -179,6 +196,7 @@ impl Monitor {
                 k0: entry.chain.k0,
                 owners: Arc::new(owners.collect()),
                 section: entry.descriptor.monitoring.clone(),
+                id: entry.descriptor.monitoring.id(),
                 up: up.cloned(),
                 stay: place,
             };
@@ -192,6 +210,8 @@ impl Monitor {
     async fn apply(&self, Change { vm, known, key }: Change) {
         let Some(known) = known else {
             lock(&self.0.guests).remove(&vm);
+            // What the site above is to have stays until it has it.
+            let _ = self.ledger().run(move |book| book.forget(vm)).await;
             return;
         };
         let owners: Vec<_> = known.owners.iter().map(|(epoch, key)| (*epoch, *key)).collect();
@@ -229,11 +249,6 @@ impl Monitor {
         }
     }
 
-    /// The site that a VM's values go to from here; none at its primary.
-    fn up(&self, vm: VmId) -> Option<PeerName> {
-        lock(&self.0.known).get(&vm).and_then(|known| known.up.clone())
-    }
-
     /// Makes the file that moves with a VM which is quiet.
     pub(crate) async fn pack(&self, instance: Instance, path: &Path) -> Result<(), String> {
         let (done, packed) = oneshot::channel();
@@ -245,11 +260,21 @@ impl Monitor {
                 let _ = guest.orders.send(order);
             }
         }
-        match packed.await {
-            Ok(packed) => packed,
+        let why = match tokio::time::timeout(PACK_LIMIT, packed).await {
+            Ok(Ok(packed)) => match packed {
+                Ok(()) => return Ok(()),
+                Err(why) => why,
+            },
             // Nothing measures it here.
-            Err(_) => guest::pack_stored(path).await,
-        }
+            Ok(Err(_)) => match guest::pack_kept(self, instance, path).await {
+                Ok(()) => return Ok(()),
+                Err(why) => why,
+            },
+            Err(_) => format!("not done in {PACK_LIMIT:?}"),
+        };
+        // Values may be lost; a VM that must move moves.
+        tracing::error!(%instance, why, "the history of its monitoring stays behind");
+        guest::write(path, History::default()).await
     }
 
     /// Values from the site below: verified against the VM's owners, kept, and owed to the site
@@ -272,39 +297,36 @@ impl Monitor {
             blocks.into_iter().map(|signed| judge(signed, &owners)).collect::<Vec<_>>()
         });
         let judged = judged.await.expect("judging does not panic");
-        let verdicts = judged.iter().map(|judged| match judged {
-            Ok(_) => Verdict::Taken,
-            Err(verdict) => *verdict,
-        });
-        let verdicts: Vec<Verdict> = verdicts.collect();
-        let sound: Vec<(SignedBlock, Block, Option<PeerName>)> = {
-            let known = lock(&self.0.known);
-            let up = |vm: &VmId| known.get(vm).map(|known| known.up.clone());
-            let sound = judged.into_iter().flatten();
-            sound
-                .map(|(signed, block)| (up(&block.vm), signed, block))
-                .map(|(up, signed, block)| (signed, block, up.flatten()))
-                .collect()
-        };
-        let here: HashSet<VmId> = lock(&self.0.known).keys().copied().collect();
         let received = now();
-        let news = self.ledger().run(move |book| {
-            let mut news = Vec::new();
-            for (signed, block, up) in &sound {
+        let kept = self.ledger().run(move |book| {
+            let (mut verdicts, mut news) = (Vec::new(), Vec::new());
+            for judged in judged {
+                let (signed, block) = match judged {
+                    Ok(sound) => sound,
+                    Err(verdict) => {
+                        verdicts.push(verdict);
+                        continue;
+                    }
+                };
                 // A site that has left the path passes on to whoever was above.
-                let up = if here.contains(&block.vm) { up.clone() } else { book.up(block.vm)? };
-                if book.take(signed, block, received, up.as_ref())? {
-                    news.push((block.clone(), up));
+                let Some(up) = book.up(block.vm)? else {
+                    verdicts.push(Verdict::Later);
+                    continue;
+                };
+                if book.take(&signed, &block, received, up.as_ref())? {
+                    news.push((block, up));
                 }
+                verdicts.push(Verdict::Taken);
             }
-            Ok(news)
+            Ok((verdicts, news))
         });
+        let (verdicts, news) = kept.await?;
         let mut told = HashSet::new();
-        for (block, up) in news.await? {
+        for (block, up) in news {
             if told.insert(block.vm) {
                 self.tell(block.vm, up.as_ref());
             }
-            self.weigh(vec![block]);
+            self.weigh(block);
         }
         Ok(verdicts)
     }
@@ -347,12 +369,12 @@ impl Monitor {
     /// Wakes the courier to a peer, and starts it if there is none yet.
     fn wake(&self, peer: &PeerName) {
         let mut couriers = lock(&self.0.couriers);
-        let wake = couriers.entry(peer.clone()).or_insert_with(|| {
+        let courier = couriers.entry(peer.clone()).or_insert_with(|| {
             let wake = Arc::new(Notify::new());
-            tokio::spawn(courier::run(self.clone(), peer.clone(), wake.clone()));
-            wake
+            let task = tokio::spawn(courier::run(self.clone(), peer.clone(), wake.clone()));
+            Courier { wake, task }
         });
-        wake.notify_one();
+        courier.wake.notify_one();
     }
 }
 
@@ -383,14 +405,13 @@ fn sealing_seed(k0: &SecretKey) -> [u8; 32] {
     blake3::derive_key("sojourn 2026 sealing key of a VM v1", &*k0.seed())
 }
 
-/// Gives a new VM a sealing key, with its own key's word for it.
+/// Gives a new VM a sealing key, and its own key's word for what is measured of it.
 ///
 /// A key that its package names stays: then whoever made that opens what is sealed to it.
 pub(crate) fn vouch(monitoring: &mut Monitoring, k0: &SecretKey) {
-    let key = monitoring.sealing_key.unwrap_or_else(|| OpeningKey::from_seed(&sealing_seed(k0)).1);
-    let body = postcard::to_stdvec(&key).expect("a key is plain data");
-    monitoring.sealing_key = Some(key);
-    monitoring.voucher = Some(k0.sign(SealingKey::TYPE, &body));
+    let made = || OpeningKey::from_seed(&sealing_seed(k0)).1;
+    monitoring.sealing_key = Some(monitoring.sealing_key.unwrap_or_else(made));
+    monitoring.vouch(|kind, body| k0.sign(kind, body));
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -40,14 +40,11 @@ pub enum StartError {
     #[error("the site's policies are not sound; `sojourn policy check` shows where")]
     Policy(#[from] policies::PolicyError),
     /// The monitoring database.
-    #[error("the monitoring database cannot be opened; without it, {what}")]
-    Monitoring {
-        /// What an operator can do.
-        what: &'static str,
-        /// Why.
-        #[source]
-        source: monitoring::book::BookError,
-    },
+    #[error(
+        "monitoring.db cannot be opened; moved away, a new one is made: values are lost, VMs are \
+         not"
+    )]
+    Monitoring(#[from] monitoring::book::BookError),
     /// An address cannot be listened at.
     #[error("cannot listen at {address} for {what}; is another node or program using it?")]
     Listen {
@@ -166,12 +163,7 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
     peers.load(journal.peers()?, journal.inviting_until()?);
     let links =
         Links::new(identity.clone(), peers.clone(), driver.clone(), threads.handle().clone());
-    let monitor = Monitor::open(&folder, &driver, policy.clone()).map_err(|source| {
-        StartError::Monitoring {
-            what: "moved away as monitoring.db, values are lost and everything else goes on",
-            source,
-        }
-    })?;
+    let monitor = Monitor::open(&folder, &driver, policy.clone())?;
     let hands = Hands::new(
         folder.clone(),
         config.clone(),

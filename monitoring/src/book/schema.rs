@@ -26,7 +26,8 @@ CREATE TABLE blocks (
     UNIQUE (vm, epoch, first)
 ) STRICT;
 CREATE INDEX owed ON blocks (owed, id) WHERE owed IS NOT NULL;
-CREATE INDEX free ON blocks (vm, id) WHERE owed IS NULL;
+CREATE INDEX of_vm_owed ON blocks (vm, id) WHERE owed IS NOT NULL;
+CREATE INDEX of_vm_free ON blocks (vm, id) WHERE owed IS NULL;
 
 -- Which numbers came, of each epoch, and up to which they went from here since.
 CREATE TABLE runs (
@@ -40,7 +41,7 @@ CREATE TABLE runs (
 CREATE TABLE dropped (vm BLOB PRIMARY KEY, count INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 
 CREATE TABLE producers (
-    vm BLOB PRIMARY KEY, epoch INTEGER NOT NULL, state BLOB NOT NULL
+    vm BLOB PRIMARY KEY, epoch INTEGER NOT NULL, packed INTEGER NOT NULL, state BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE owners (

@@ -54,7 +54,6 @@ fn a_block_that_comes_again_changes_nothing() {
     let standing = fixture.standing();
     assert_eq!((standing.values, standing.missing, standing.owed), (10, 0, 10));
     assert_eq!(fixture.book.owed(&peer("up"), 0, 1 << 20).unwrap().len(), 1);
-    assert_eq!(fixture.book.next(VM).unwrap(), 11);
 }
 
 #[test]
@@ -89,7 +88,7 @@ fn a_site_that_came_to_the_path_later_misses_nothing_of_before() {
 fn what_is_kept_and_owed_is_there_after_a_restart() {
     let mut fixture = fixture(Limits::default());
     fixture.take(VM, 0, 1, 10, Some("up"));
-    let state = KeptState { epoch: Epoch(4), state: vec![1, 2, 3] };
+    let state = KeptState { epoch: Epoch(4), packed: true, state: vec![1, 2, 3] };
     fixture.book.commit(|book| book.keep_state(VM, &state)).unwrap();
     let owners = [(Epoch(4), key().public())];
     fixture
@@ -102,8 +101,8 @@ fn what_is_kept_and_owed_is_there_after_a_restart() {
     assert_eq!(book.creditors().unwrap(), [peer("up")]);
     assert_eq!(book.state(VM).unwrap(), Some(state));
     assert_eq!(book.owner(VM, Epoch(4)).unwrap(), Some(key().public()));
-    assert_eq!(book.up(VM).unwrap(), Some(peer("up")));
-    assert_eq!(book.newest_epoch(VM).unwrap(), Some(Epoch(4)));
+    assert_eq!(book.up(VM).unwrap(), Some(Some(peer("up"))));
+    assert_eq!(book.up(VmId([9; 16])).unwrap(), None);
     assert!(book.sections(VM).unwrap().contains_key(&Monitoring::default().id()));
     assert_eq!(book.newest(VM, 5).unwrap()[0].block().unwrap().last(), 10);
 }
@@ -177,4 +176,14 @@ fn work_that_fails_leaves_nothing() {
     assert!(failed.is_err());
     assert_eq!(fixture.standing(), Standing::default());
     assert_eq!(fixture.book.all, 0);
+}
+
+#[test]
+fn the_state_of_an_earlier_stay_does_not_replace_that_of_a_later_one() {
+    let mut fixture = fixture(Limits::default());
+    let kept = |epoch| KeptState { epoch: Epoch(epoch), packed: false, state: vec![7] };
+    for epoch in [4, 5, 4] {
+        fixture.book.commit(|book| book.keep_state(VM, &kept(epoch))).unwrap();
+    }
+    assert_eq!(fixture.book.state(VM).unwrap(), Some(kept(5)));
 }

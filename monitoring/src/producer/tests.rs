@@ -17,7 +17,7 @@ fn section(specifiers: Vec<Specifier>) -> Monitoring {
 }
 
 fn producer(specifiers: Vec<Specifier>) -> Producer {
-    Producer::new(&section(specifiers), None, State::default(), START)
+    Producer::new(&section(specifiers), State::default(), START)
 }
 
 /// What is told by now: time against the start, number of values, value.
@@ -221,13 +221,13 @@ fn measuring_goes_on_at_the_next_site_where_it_was() {
     let condition = Delivery::When("> 5 for 1 s".parse().unwrap());
     let alarm = specifier("web.users", 0, condition, Format::Raw);
     let section = section(vec![mean, alarm]);
-    let mut source = Producer::new(&section, section.sealing_key, State::default(), START);
+    let mut source = Producer::new(&section, State::default(), START);
     write(&mut source, 100, 1, "10");
     write(&mut source, 200, 2, "20");
     assert_eq!(source.blocks(VM, Epoch(0), at(300)), []);
     let bytes = postcard::to_stdvec(source.state()).unwrap();
     let state: State = postcard::from_bytes(&bytes).unwrap();
-    let mut target = Producer::new(&section, None, state, at(600));
+    let mut target = Producer::new(&section, state, at(600));
     write(&mut target, 600, 2, "20");
     write(&mut target, 700, 3, "60");
     let [block] = &target.blocks(VM, Epoch(1), at(1100))[..] else { panic!() };
@@ -241,10 +241,10 @@ fn measuring_goes_on_at_the_next_site_where_it_was() {
 #[test]
 fn a_clock_that_is_behind_at_the_next_site_makes_nothing_wait() {
     let section = section(vec![specifier("cpu_time", 1000, Delivery::Every(0), Format::Raw)]);
-    let mut source = Producer::new(&section, None, State::default(), at(3_600_000));
+    let mut source = Producer::new(&section, State::default(), at(3_600_000));
     source.sample(at(3_600_000), cpu(1, 1));
     source.blocks(VM, Epoch(0), at(3_600_000));
-    let target = Producer::new(&section, None, source.state().clone(), START);
+    let target = Producer::new(&section, source.state().clone(), START);
     assert_eq!(target.next(), Some(at(1000)));
 }
 
@@ -253,10 +253,10 @@ fn another_section_tells_what_was_gathered_for_the_old_one_and_keeps_what_stays(
     let mean = specifier("web.users", 0, Delivery::Every(1000), Format::Mean);
     let most = specifier("web.users", 0, Delivery::Every(1000), Format::Max);
     let old = section(vec![mean.clone(), most.clone()]);
-    let mut producer = Producer::new(&old, None, State::default(), START);
+    let mut producer = Producer::new(&old, State::default(), START);
     write(&mut producer, 100, 1, "10");
     let new = section(vec![most]);
-    let blocks = producer.set_section(&new, None, (VM, Epoch(0)), at(200));
+    let blocks = producer.set_section(&new, (VM, Epoch(0)), at(200));
     assert_eq!(blocks.len(), 1);
     assert_eq!((blocks[0].section, blocks[0].open.len()), (old.id(), 1));
     write(&mut producer, 300, 2, "4");
@@ -310,7 +310,7 @@ fn sealed_values_travel_in_the_sealed_part_alone() {
     let file = Specifier { sealed: true, ..specifier(file, 0, Delivery::Every(0), Format::Raw) };
     let specifiers = vec![open, hidden, file];
     let section = Monitoring { specifiers, sealing_key: Some(public), voucher: None };
-    let mut producer = Producer::new(&section, section.sealing_key, State::default(), START);
+    let mut producer = Producer::new(&section, State::default(), START);
     write(&mut producer, 0, 1, "5");
     producer.content(at(0), (2, at(0)), "balance", b"42".to_vec());
     producer.content(at(0), (3, at(0)), "other", b"43".to_vec());
@@ -324,15 +324,61 @@ fn sealed_values_travel_in_the_sealed_part_alone() {
 }
 
 #[test]
-fn without_a_key_that_is_vouched_for_sealed_values_are_not_told_at_all() {
-    let (_, public) = seal::OpeningKey::from_seed(&[1; 32]);
+fn without_a_key_sealed_values_are_not_told_at_all() {
     let open = specifier("web.users", 0, Delivery::Every(0), Format::Raw);
     let hidden = Specifier { sealed: true, ..open.clone() };
     let specifiers = vec![hidden, open];
-    let section = Monitoring { specifiers, sealing_key: Some(public), voucher: None };
-    let mut producer = Producer::new(&section, None, State::default(), START);
+    let section = Monitoring { specifiers, ..Monitoring::default() };
+    let mut producer = Producer::new(&section, State::default(), START);
     write(&mut producer, 0, 1, "5");
     let [block] = &producer.blocks(VM, Epoch(0), at(0))[..] else { panic!() };
     assert_eq!((block.open.len(), block.open[0].specifier, &block.sealed), (1, 1, &None));
     assert_eq!(producer.state().next, 2);
+}
+
+#[test]
+fn a_state_that_no_site_can_have_made_is_not_sound() {
+    let median = specifier("web.users", 0, Delivery::Every(1000), Format::Median);
+    let raw = specifier("web.users", 0, Delivery::Every(1000), Format::Raw);
+    let mut producer = producer(vec![median, raw]);
+    write(&mut producer, 1, 1, "5");
+    let sound = producer.state().clone();
+    assert!(sound.is_sound() && State::default().is_sound());
+    let broken = |change: fn(&mut State)| {
+        let mut state = sound.clone();
+        change(&mut state);
+        !state.is_sound()
+    };
+    assert!(broken(|state| state.next = 0));
+    assert!(broken(|state| state.next = u64::MAX));
+    assert!(broken(|state| state.series[0].window.numbers.clear()));
+    assert!(broken(|state| state.series[1].window.numbers.push(1.0)));
+    let large = |state: &mut State| {
+        state.series[1].held = Some(Reading::Text("x".repeat(MAX_VALUE_BYTES + 1)));
+    };
+    assert!(broken(large));
+    let large = |state: &mut State| {
+        let text = Reading::Text("x".repeat(MAX_VALUE_BYTES + 1));
+        state.series[1].window.each.push((START, text));
+    };
+    assert!(broken(large));
+    assert!(sound.without_windows().is_sound());
+}
+
+#[test]
+fn a_state_from_the_far_future_makes_nothing_wait_longer_than_its_interval() {
+    let section = section(vec![
+        specifier("cpu_time", 1000, Delivery::Every(0), Format::Raw),
+        specifier("web.users", 0, Delivery::Every(2000), Format::Max),
+    ]);
+    let mut state = Producer::new(&section, State::default(), START).state().clone();
+    state.newest_row = Time(u64::MAX);
+    for series in &mut state.series {
+        series.measure = Time(u64::MAX);
+        series.deliver = Time(u64::MAX);
+    }
+    let mut producer = Producer::new(&section, state, START);
+    assert_eq!(producer.next(), Some(at(1000)));
+    write(&mut producer, 100, 1, "7");
+    assert_eq!(told(&mut producer, 2000), [(2000, 1, Reading::Integer(7))]);
 }

@@ -1,7 +1,8 @@
 //! Brings values to one peer: all that is owed to it, in order, until it has them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use model::PeerName;
 use monitoring::book::Kept;
@@ -10,11 +11,10 @@ use tokio::sync::Notify;
 
 use super::Monitor;
 use crate::hands::report;
-use crate::link::now;
 
 /// How long a peer that cannot be reached is left alone, at first and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
-/// How long blocks are offered that the peer cannot judge yet.
+/// How long blocks are offered that the peer cannot judge yet, from its first word of that on.
 const LATER: Duration = Duration::from_secs(3600);
 /// How long after a peer could not judge some they are offered again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -24,6 +24,8 @@ pub(super) async fn run(monitor: Monitor, peer: PeerName, wake: Arc<Notify>) {
     // Blocks up to here were offered in this round.
     let mut offered = 0;
     let mut is_patient = false;
+    // When each block that could not be judged was first said so of.
+    let mut later: HashMap<i64, Instant> = HashMap::new();
     loop {
         let (to, after) = (peer.clone(), offered);
         let owed = monitor.ledger().run(move |book| book.owed(&to, after, MAX_VALUES_BYTES)).await;
@@ -43,7 +45,7 @@ pub(super) async fn run(monitor: Monitor, peer: PeerName, wake: Arc<Notify>) {
                 pause = PAUSES.0;
                 offered = last;
                 is_patient |= verdicts.contains(&Verdict::Later);
-                settle(&monitor, owed, &verdicts).await;
+                settle(&monitor, owed, &verdicts, &mut later).await;
             }
             Err(error) => {
                 tracing::debug!(%peer, error = report(&error), "values wait");
@@ -55,18 +57,29 @@ pub(super) async fn run(monitor: Monitor, peer: PeerName, wake: Arc<Notify>) {
     }
 }
 
-async fn settle(monitor: &Monitor, owed: Vec<Kept>, verdicts: &[Verdict]) {
-    let now = now();
-    let verdicts: Vec<Verdict> = verdicts.to_vec();
+async fn settle(
+    monitor: &Monitor,
+    owed: Vec<Kept>,
+    verdicts: &[Verdict],
+    later: &mut HashMap<i64, Instant>,
+) {
+    let mut ended = Vec::new();
+    for (kept, verdict) in owed.iter().zip(verdicts) {
+        let id = kept.id;
+        let is_later = *verdict == Verdict::Later;
+        if is_later && later.entry(id).or_insert_with(Instant::now).elapsed() < LATER {
+            continue;
+        }
+        later.remove(&id);
+        ended.push((id, *verdict));
+    }
     let settled = monitor.ledger().run(move |book| {
-        for (kept, verdict) in owed.iter().zip(verdicts) {
-            match verdict {
-                Verdict::Taken => book.settle(kept.id)?,
-                Verdict::Later if now.since(kept.received) < LATER => {}
-                Verdict::Later | Verdict::Refused => {
-                    tracing::warn!(block = kept.id, ?verdict, "values were not taken above");
-                    book.give_up(kept.id)?;
-                }
+        for (id, verdict) in ended {
+            if verdict == Verdict::Taken {
+                book.settle(id)?;
+            } else {
+                tracing::warn!(block = id, ?verdict, "values were not taken above");
+                book.give_up(id)?;
             }
         }
         Ok(())

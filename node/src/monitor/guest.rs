@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hypervisor::Instance;
 use model::key::Strict;
-use model::monitoring::{Measure, SealingKey};
+use model::monitoring::Measure;
 use model::{FileId, HostName, Monitoring, SecretKey, Time, VmId, limit};
 use monitoring::block::{Block, SignedBlock};
 use monitoring::book::KeptState;
@@ -29,6 +29,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 const WORD_LIMIT: Duration = Duration::from_secs(5);
 /// For the guest's end to say from where on rows come.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// How long samples that nothing was told of may stay in memory alone.
+const SAMPLES_KEPT: Duration = Duration::from_secs(5);
 /// Rows that are taken together, and that wait.
 const ROWS: usize = 1024;
 
@@ -61,8 +63,11 @@ pub(super) struct Task {
     quiet: bool,
     /// Made and not kept yet.
     pending: VecDeque<(SignedBlock, Block)>,
-    /// The state has changed since it was kept.
+    /// The state has changed since it was kept, by what must not be lost, or by samples alone.
     changed: bool,
+    sampled: bool,
+    /// When it was kept last.
+    kept: Time,
 }
 
 impl Task {
@@ -72,9 +77,9 @@ impl Task {
         place: Place,
         mut orders: mpsc::UnboundedReceiver<Order>,
     ) {
-        let state = loop {
+        let (state, packed) = loop {
             match load(&monitor, &place).await {
-                Ok(state) => break state,
+                Ok(loaded) => break loaded,
                 Err(error) => {
                     tracing::warn!(vm = %place.instance, error, "measuring cannot begin yet");
                     if orders.is_closed() {
@@ -84,17 +89,19 @@ impl Task {
                 }
             }
         };
-        let (section, key) = section(&monitor, place.instance.vm).unwrap_or_default();
+        let section = section(&monitor, place.instance.vm).unwrap_or_default();
         let mut task = Self {
-            producer: Producer::new(&section, key, state, now()),
+            producer: Producer::new(&section, state, now()),
             monitor,
             hands,
             place,
             port: None,
             again: Time::default(),
-            quiet: false,
+            quiet: packed,
             pending: VecDeque::new(),
             changed: false,
+            sampled: false,
+            kept: now(),
         };
         task.measure(&mut orders).await;
     }
@@ -102,10 +109,12 @@ impl Task {
     async fn measure(&mut self, orders: &mut mpsc::UnboundedReceiver<Order>) {
         loop {
             let at = now();
-            if at >= self.again {
+            // What cannot be kept is not made more of.
+            let is_kept = self.pending.is_empty();
+            if at >= self.again && is_kept {
                 self.meet(at).await;
             }
-            if !self.quiet {
+            if !self.quiet && is_kept {
                 let Instance { vm, epoch } = self.place.instance;
                 let blocks = self.producer.blocks(vm, epoch, at);
                 self.sign(blocks);
@@ -115,6 +124,8 @@ impl Task {
             tokio::select! {
                 order = orders.recv() => match order {
                     Some(Order::Look) => self.look(),
+                    // Who asked may have given up.
+                    Some(Order::Pack(_, done)) if done.is_closed() => {}
                     Some(Order::Pack(path, done)) => {
                         let _ = done.send(self.pack(&path).await);
                     }
@@ -161,23 +172,25 @@ impl Task {
     /// Measures by what the descriptor says now.
     fn look(&mut self) {
         let Instance { vm, epoch } = self.place.instance;
-        let Some((section, key)) = section(&self.monitor, vm) else { return };
-        if section == *self.producer.section() {
+        let Some(section) = section(&self.monitor, vm) else { return };
+        // What is packed is told where it goes.
+        if self.quiet || section == *self.producer.section() {
             return;
         }
-        let blocks = self.producer.set_section(&section, key, (vm, epoch), now());
+        let blocks = self.producer.set_section(&section, (vm, epoch), now());
         self.sign(blocks);
         self.changed = true;
     }
 
     /// Asks the hypervisor, if it is time, and connects to the guest's port.
     async fn meet(&mut self, at: Time) {
-        let (host, instance) = (&self.place.host, self.place.instance);
+        let (host, instance) = (self.place.host.clone(), self.place.instance);
         if self.producer.wants_sample(at) {
-            match self.hands.measure(host, instance).await {
+            match self.hands.measure(&host, instance).await {
                 Ok(Some(sample)) => {
-                    self.quiet = false;
+                    self.wake();
                     self.producer.sample(now(), sample);
+                    self.sampled = true;
                 }
                 Ok(None) => self.again = at.after(AGAIN),
                 Err(error) => {
@@ -191,9 +204,9 @@ impl Task {
                 self.ask().await;
             }
         } else if self.reads_files() {
-            match self.hands.kpi_port(host, instance).await {
+            match self.hands.kpi_port(&host, instance).await {
                 Ok(Some(stream)) => {
-                    self.quiet = false;
+                    self.wake();
                     self.port = Some(Port::open(stream));
                     self.ask().await;
                 }
@@ -203,6 +216,14 @@ impl Task {
                     self.again = at.after(AGAIN);
                 }
             }
+        }
+    }
+
+    /// The guest is there: measuring goes on, if it was packed.
+    fn wake(&mut self) {
+        if std::mem::take(&mut self.quiet) {
+            self.changed = true;
+            self.look();
         }
     }
 
@@ -255,29 +276,29 @@ impl Task {
     /// Makes what was made durable, with where measuring stands, and only then tells the guest that
     /// its rows are safe. If it cannot be kept it is tried again; no row is taken meanwhile.
     async fn keep(&mut self) {
-        if self.pending.is_empty() && !self.changed {
+        let is_late = self.sampled && now() >= self.kept.after(SAMPLES_KEPT);
+        if self.pending.is_empty() && !self.changed && !is_late {
             return;
         }
         let Instance { vm, epoch } = self.place.instance;
         let row = self.producer.state().row;
         let state = postcard::to_stdvec(self.producer.state()).expect("a state is plain data");
         let blocks: Vec<_> = self.pending.iter().cloned().collect();
-        let up = self.monitor.up(vm);
-        let (received, owed) = (now(), up.clone());
+        let (received, packed) = (now(), self.quiet);
         let kept = self.monitor.ledger().run(move |book| {
+            let up = book.up(vm)?.flatten();
             for (signed, block) in &blocks {
-                book.take(signed, block, received, owed.as_ref())?;
+                book.take(signed, block, received, up.as_ref())?;
             }
-            book.keep_state(vm, &KeptState { epoch, state })
+            book.keep_state(vm, &KeptState { epoch, packed, state })?;
+            Ok(up)
         });
-        if kept.await.is_err() {
-            return;
-        }
-        self.changed = false;
+        let Ok(up) = kept.await else { return };
+        (self.changed, self.sampled, self.kept) = (false, false, received);
         let made: Vec<Block> = self.pending.drain(..).map(|(_, block)| block).collect();
         if !made.is_empty() {
             self.monitor.tell(vm, up.as_ref());
-            self.monitor.weigh(made);
+            made.into_iter().for_each(|block| self.monitor.weigh(block));
         }
         if row > 0 {
             self.say(port::acknowledged(row)).await;
@@ -295,59 +316,116 @@ impl Task {
     }
 
     /// Writes what moves with the VM. Nothing is made from here on, unless the guest runs again.
+    ///
+    /// Said again, it changes nothing: the file may be on its way, and its digest told.
     async fn pack(&mut self, path: &Path) -> Result<(), String> {
         let Instance { vm, epoch } = self.place.instance;
+        if self.quiet && tokio::fs::try_exists(path).await.unwrap_or(false) {
+            return Ok(());
+        }
+        // Rows that nobody has taken yet are in the guest, and move with it.
+        self.port = None;
         if !self.quiet {
             let blocks = self.producer.blocks(vm, epoch, now());
             self.sign(blocks);
         }
         self.changed = true;
         self.keep().await;
-        if !self.pending.is_empty() {
+        if !self.pending.is_empty() || self.changed {
             return Err("the monitoring database failed; its disk may be full".to_owned());
         }
-        self.quiet = true;
         self.again = now().after(AGAIN);
-        let backlog = self.monitor.ledger().run(move |book| book.backlog(vm)).await;
-        let backlog = backlog.map_err(|error| error.to_string())?;
-        let backlog = backlog.into_iter().map(|kept| kept.signed).collect();
-        let history = History { state: Some(self.producer.state().clone()), backlog };
-        write(path, history).await
+        pack(&self.monitor, self.place.instance, self.producer.state().clone(), path).await?;
+        self.quiet = true;
+        Ok(())
     }
 }
 
-/// What is measured of a VM, and the key that sealed values are for.
-fn section(monitor: &Monitor, vm: VmId) -> Option<(Monitoring, Option<SealingKey>)> {
+/// Writes the history that moves with a VM, and then that this was done.
+async fn pack(
+    monitor: &Monitor,
+    Instance { vm, epoch }: Instance,
+    state: State,
+    path: &Path,
+) -> Result<(), String> {
+    let backlog = monitor.ledger().run(move |book| book.backlog(vm)).await;
+    let backlog = backlog.map_err(|error| error.to_string())?;
+    let backlog = backlog.into_iter().map(|kept| kept.signed).collect();
+    let kept = postcard::to_stdvec(&state).expect("a state is plain data");
+    write(path, History { state: Some(state), backlog }).await?;
+    let noted = monitor
+        .ledger()
+        .run(move |book| book.keep_state(vm, &KeptState { epoch, packed: true, state: kept }));
+    noted.await.map_err(|error| error.to_string())
+}
+
+/// Writes the history of a VM that nothing measures here at the moment: what was kept of this stay,
+/// else what came with it, else nothing.
+pub(super) async fn pack_kept(
+    monitor: &Monitor,
+    instance: Instance,
+    path: &Path,
+) -> Result<(), String> {
+    let Instance { vm, epoch } = instance;
+    let is_there = tokio::fs::try_exists(path).await.unwrap_or(false);
+    let kept = monitor.ledger().run(move |book| book.state(vm)).await;
+    let kept = kept.map_err(|error| error.to_string())?.filter(|kept| kept.epoch == epoch);
+    match kept {
+        Some(kept) if !(kept.packed && is_there) => {
+            let state = postcard::from_bytes(&kept.state).unwrap_or_default();
+            pack(monitor, instance, state, path).await
+        }
+        None if !is_there => write(path, History::default()).await,
+        _ => Ok(()),
+    }
+}
+
+/// What is measured of a VM: what its own key has vouched for, or nothing.
+fn section(monitor: &Monitor, vm: VmId) -> Option<Monitoring> {
     let known = lock(&monitor.0.known).get(&vm).cloned()?;
-    let key = known.section.vouched(&known.k0, &Strict);
-    if known.section.sealing_key.is_some() && key.is_none() {
-        tracing::warn!(%vm, "its sealing key is not vouched for: sealed values are not told");
+    if known.section.is_vouched(&known.k0, &Strict) {
+        return Some(known.section);
     }
-    Some((known.section, key))
+    if !known.section.specifiers.is_empty() {
+        tracing::warn!(%vm, "its monitoring section is not vouched for: nothing is measured");
+    }
+    Some(Monitoring::default())
 }
 
-/// Where measuring stands: as this site has kept it, or as it came with the VM.
-async fn load(monitor: &Monitor, place: &Place) -> Result<State, String> {
+/// Where measuring stands, and whether it was packed: as this site has kept it, or as it came with
+/// the VM.
+async fn load(monitor: &Monitor, place: &Place) -> Result<(State, bool), String> {
     let Instance { vm, epoch } = place.instance;
     let kept = monitor.ledger().run(move |book| book.state(vm)).await;
     let kept = kept.map_err(|error| error.to_string())?;
     if let Some(kept) = kept.filter(|kept| kept.epoch == epoch)
         && let Ok(state) = postcard::from_bytes(&kept.state)
     {
-        return Ok(state);
+        return Ok((state, kept.packed));
     }
     let file = place.folder.join(FileId::HISTORY.file_name());
-    let came = match tokio::fs::read(&file).await {
-        Ok(bytes) => History::from_bytes(&bytes).unwrap_or_else(|error| {
-            tracing::warn!(%vm, %error, "its monitoring begins anew");
-            History::default()
-        }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => History::default(),
+    let came = match read(&file).await {
+        Ok(came) => came,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(format!("{}: {error}", file.display())),
     };
+    // Another site may have left anything.
+    let came = came.filter(|came| came.state.as_ref().is_none_or(State::is_sound));
+    let came = came.unwrap_or_else(|| {
+        tracing::debug!(%vm, "its monitoring begins anew");
+        History::default()
+    });
     // What another site has left is taken like what a peer sends.
     monitor.take(came.backlog).await.map_err(|error| error.to_string())?;
-    Ok(came.state.unwrap_or_default())
+    Ok((came.state.unwrap_or_default(), false))
+}
+
+/// Reads a history; none if the file is no legal one.
+async fn read(file: &Path) -> std::io::Result<Option<History>> {
+    if tokio::fs::metadata(file).await?.len() > limit::MAX_HISTORY_BYTES {
+        return Ok(None);
+    }
+    Ok(History::from_bytes(&tokio::fs::read(file).await?).ok())
 }
 
 /// Writes a history so that it is whole, or not there.
@@ -441,12 +519,4 @@ async fn read_line(
             return Ok(fits);
         }
     }
-}
-
-/// What moves with a VM that is only stored here: what came with it, or nothing.
-pub(super) async fn pack_stored(path: &Path) -> Result<(), String> {
-    if tokio::fs::try_exists(path).await.unwrap_or(false) {
-        return Ok(());
-    }
-    write(path, History::default()).await
 }

@@ -17,7 +17,7 @@ const BLOCKS: usize = 1024;
 /// Blocks that are looked through for the newest values.
 const LOOK_BACK: usize = 4096;
 /// Blocks that a query sees.
-const QUERY_BLOCKS: usize = 100_000;
+const QUERY_BLOCKS: usize = 20_000;
 
 /// What is asked of a VM's values.
 pub(crate) struct Asked {
@@ -127,9 +127,16 @@ fn show(
     standing: Standing,
 ) -> Shown {
     let values = query::values(blocks, sections, key);
-    let all: u64 = blocks.iter().filter_map(|kept| kept.block().ok()).map(|b| b.count()).sum();
+    let hidden = |kept: &Kept| {
+        let block = kept.block().ok()?;
+        let place = (block.vm, block.epoch, block.first);
+        let sealed = block.sealed?;
+        let opened = key.is_some_and(|key| key.values(place, &sealed).is_ok());
+        (!opened).then_some(u64::from(sealed.count))
+    };
+    let sealed = blocks.iter().filter_map(hidden).sum();
     let last = blocks.iter().map(|kept| kept.id).max().unwrap_or_default();
-    Shown { sealed: all.saturating_sub(values.len() as u64), values, standing, last }
+    Shown { sealed, values, standing, last }
 }
 
 /// By what condition values of a measure are told, in words; empty if by none.
