@@ -27,9 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const STEP_LIMIT: Duration = Duration::from_secs(RECOVERY_LIMIT.as_secs() + 60);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(40);
-/// Where the guest's disk has its counter: the first sector of its second partition, see
-/// `xtask/src/guest_image.rs`.
-const COUNTER_AT: u64 = (2048 + 38 * 2048) * 512;
+/// Where a disk's first sector says where its second partition begins, in sectors (MBR): the guest
+/// counts in the first sector of that.
+const SECOND_PARTITION_AT: u64 = 446 + 16 + 8;
 /// What a disk is made longer by where arriving bytes must be seen to arrive.
 const NOISE: u64 = 48 << 20;
 
@@ -313,8 +313,11 @@ impl<'a> Trip<'a> {
         let folders = self.federation["a"].files_of(&lock(&self.vm));
         let [folder] = folders.as_slice() else { panic!("its files are in {folders:?}") };
         let disk = File::open(folder.join(FileId::disk(0).file_name())).expect("it has its disk");
+        let mut start = [0; 4];
+        disk.read_exact_at(&mut start, SECOND_PARTITION_AT).expect("it is long enough");
         let mut sector = [0; 512];
-        disk.read_exact_at(&mut sector, COUNTER_AT).expect("it is long enough");
+        let counter_at = 512 * u64::from(u32::from_le_bytes(start));
+        disk.read_exact_at(&mut sector, counter_at).expect("it is long enough");
         let text = String::from_utf8_lossy(&sector);
         let mut words = text.split(' ');
         assert_eq!(words.next(), Some("sojourn"), "the guest's sector: {text}");
