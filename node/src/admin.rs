@@ -34,7 +34,7 @@ use crate::hands::{Hands, report};
 use crate::journal::{EventLine, StoredPeer, operation_subject, vm_subject};
 use crate::library;
 use crate::link::{LinkError, Links};
-use crate::monitor::{Asked, Monitor, Shown, condition, opening_key};
+use crate::monitor::{Asked, Monitor, Shown, condition, opening_key, unvouch};
 use crate::peers::{Peer, Peers};
 
 /// How long a ticket is good if its maker says nothing.
@@ -478,12 +478,16 @@ impl AdminApi for Admin {
         if !path.is_absolute() {
             return Err(bad("the package's path must be absolute"));
         }
-        let stay = self.site(move |site| {
-            let vm = site.state.vms.get(&id)?;
-            Some((vm.descriptor.clone(), vm.stay.clone()?))
+        let stay = self.driver.visit(move |core| {
+            let vm = core.site.state.vms.get(&id)?;
+            let k0 = vm.up.is_none().then(|| core.key(&vm.chain.k0));
+            let mut descriptor = vm.descriptor.clone();
+            unvouch(&mut descriptor.monitoring, k0.as_ref());
+            Some((descriptor, vm.stay.clone()?))
         });
         let text = "this site does not have the VM's files now; bring it home first";
-        let (descriptor, stay) = stay.await?.ok_or_else(|| Status::failed_precondition(text))?;
+        let (descriptor, stay) =
+            stay.await.map_err(down)?.ok_or_else(|| Status::failed_precondition(text))?;
         if stay.power != PowerState::Defined || stay.starting {
             return Err(Status::failed_precondition(format!(
                 "the VM is {}; stop it first, so that its disks are whole",

@@ -346,7 +346,13 @@ impl Federation for Gate {
     async fn values(&self, request: Request<Sealed>) -> Result<Response<Sealed>, Status> {
         let peer = self.peer(&request)?;
         let me = self.identity.site_key();
-        let opened = envelope::open_values(request.into_inner(), peer.key, me, now());
+        let busy = || Status::unavailable("this site is taking values of yours already");
+        let _alone = self.monitor.alone(&peer.name).ok_or_else(busy)?;
+        let (sealed, key) = (request.into_inner(), peer.key);
+        // Not on the thread on which everything between sites is answered.
+        let opened =
+            tokio::task::spawn_blocking(move || envelope::open_values(sealed, key, me, now()));
+        let opened = opened.await.map_err(|_| Status::internal("the values cannot be read"))?;
         let (opened, digest) = opened.map_err(|error| {
             tracing::warn!(peer = %peer.name, %error, "values were refused");
             refusal(error)

@@ -66,6 +66,8 @@ struct Shared {
     guests: Mutex<HashMap<VmId, Guest>>,
     couriers: Mutex<HashMap<PeerName, Courier>>,
     news: broadcast::Sender<VmId>,
+    /// Peers whose values are being taken.
+    receiving: Mutex<HashSet<PeerName>>,
     /// Blocks that may tell of a condition and are to be weighed, of VMs that are being decided.
     weighing: Mutex<HashMap<VmId, Vec<Block>>>,
 }
@@ -87,6 +89,18 @@ struct Known {
 struct Guest {
     epoch: Epoch,
     orders: mpsc::UnboundedSender<guest::Order>,
+}
+
+/// A peer whose values are being taken, until this is dropped.
+pub(crate) struct Alone {
+    monitor: Monitor,
+    peer: PeerName,
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        lock(&self.monitor.0.receiving).remove(&self.peer);
+    }
 }
 
 /// A task that delivers.
@@ -124,6 +138,7 @@ impl Monitor {
             guests: Mutex::default(),
             couriers: Mutex::default(),
             news,
+            receiving: Mutex::default(),
             weighing: Mutex::default(),
         })))
     }
@@ -277,6 +292,12 @@ impl Monitor {
         guest::write(path, History::default()).await
     }
 
+    /// Lets one message of a peer in at a time.
+    pub(crate) fn alone(&self, peer: &PeerName) -> Option<Alone> {
+        let is_first = lock(&self.0.receiving).insert(peer.clone());
+        is_first.then(|| Alone { monitor: self.clone(), peer: peer.clone() })
+    }
+
     /// Values from the site below: verified against the VM's owners, kept, and owed to the site
     /// above.
     pub(crate) async fn receive(
@@ -403,6 +424,16 @@ pub(crate) fn opening_key(k0: &SecretKey) -> OpeningKey {
 
 fn sealing_seed(k0: &SecretKey) -> [u8; 32] {
     blake3::derive_key("sojourn 2026 sealing key of a VM v1", &*k0.seed())
+}
+
+/// Takes away what is this VM's alone, for a package that another may be made of: the voucher, and
+/// the sealing key that its primary made, where that can be told.
+pub(crate) fn unvouch(monitoring: &mut Monitoring, k0: Option<&SecretKey>) {
+    monitoring.voucher = None;
+    let made = k0.map(|k0| OpeningKey::from_seed(&sealing_seed(k0)).1);
+    if made == monitoring.sealing_key {
+        monitoring.sealing_key = None;
+    }
 }
 
 /// Gives a new VM a sealing key, and its own key's word for what is measured of it.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hypervisor::Instance;
@@ -16,7 +17,7 @@ use monitoring::producer::{Producer, State};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::{Monitor, lock};
@@ -31,6 +32,8 @@ const WORD_LIMIT: Duration = Duration::from_secs(5);
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// How long samples that nothing was told of may stay in memory alone.
 const SAMPLES_KEPT: Duration = Duration::from_secs(5);
+/// Bytes of a guest's lines that are in memory, and of those that are taken together.
+const PORT_BYTES: (usize, usize) = (8 << 20, 2 << 20);
 /// Rows that are taken together, and that wait.
 const ROWS: usize = 1024;
 
@@ -236,11 +239,12 @@ impl Task {
     }
 
     /// Takes what the guest has said, and all that waits behind it.
-    fn hear(&mut self, first: Said) {
+    fn hear(&mut self, first: Line) {
         let at = now();
         let mut next = Some(first);
-        let mut left = ROWS;
-        while let (Some(said), Some(port)) = (next, &mut self.port) {
+        let (mut left, mut bytes) = (ROWS, 0);
+        while let (Some((said, room)), Some(port)) = (next, &mut self.port) {
+            bytes += room.num_permits();
             match said {
                 Said::After(row) => {
                     // An answer to an earlier question is as good: all ask for the same row.
@@ -260,7 +264,8 @@ impl Task {
                 }
             }
             left -= 1;
-            next = if left > 0 { port.said.try_recv().ok() } else { None };
+            let goes_on = left > 0 && bytes < PORT_BYTES.1;
+            next = if goes_on { port.said.try_recv().ok() } else { None };
         }
     }
 
@@ -445,9 +450,12 @@ pub(super) async fn write(path: &Path, history: History) -> Result<(), String> {
     written.map_err(|error| format!("the history of its monitoring cannot be written: {error}"))
 }
 
+/// What a guest has said, and the room that it takes until it is done with.
+type Line = (Said, OwnedSemaphorePermit);
+
 /// The guest's end of its KPI port.
 struct Port {
-    said: mpsc::Receiver<Said>,
+    said: mpsc::Receiver<Line>,
     words: OwnedWriteHalf,
     /// Whether it was not said yet from where on rows come, and when that was asked last. A guest
     /// that has not opened its port answers several questions once.
@@ -460,6 +468,7 @@ impl Port {
     fn open(stream: UnixStream) -> Self {
         let (from, words) = stream.into_split();
         let (sender, said) = mpsc::channel(ROWS);
+        let room = Arc::new(Semaphore::new(PORT_BYTES.0));
         let reader = tokio::spawn(async move {
             let mut from = BufReader::new(from);
             let mut line = Vec::new();
@@ -467,7 +476,11 @@ impl Port {
                 match read_line(&mut from, &mut line).await {
                     Ok(true) => match port::said(&line) {
                         Ok(said) => {
-                            if sender.send(said).await.is_err() {
+                            let size = u32::try_from(line.len()).unwrap_or(u32::MAX);
+                            let Ok(taken) = room.clone().acquire_many_owned(size).await else {
+                                return;
+                            };
+                            if sender.send((said, taken)).await.is_err() {
                                 return;
                             }
                         }
@@ -488,7 +501,7 @@ impl Drop for Port {
     }
 }
 
-async fn next_said(port: &mut Option<Port>) -> Option<Said> {
+async fn next_said(port: &mut Option<Port>) -> Option<Line> {
     match port {
         Some(port) => port.said.recv().await,
         None => std::future::pending().await,
