@@ -123,7 +123,7 @@ const DESCRIPTORS: &[(&str, &str, &str)] = &[
 const MONITORING: &[(&str, &str)] = &[
     ("<sj:Monitor/>", "line 45, column 1: sj:Monitor has no measure"),
     ("<sj:Monitor measure=\"cpu\"/>", "measure is \"cpu\"; a measure is cpu_time"),
-    ("<sj:Monitor measure=\"we'b.users\"/>", "a KPI is TABLE.COLUMN"),
+    ("<sj:Monitor measure=\"we'b.users\"/>", "a KPI is FILE.COLUMN"),
     ("<sj:Monitor measure=\"a.b\" intervalMs=\"-1\"/>", "milliseconds are expected"),
     ("<sj:Monitor measure=\"a.b\" intervalMs=\"4294967296\"/>", "milliseconds are expected"),
     ("<sj:Monitor measure=\"a.b\" deliveryMs=\"0\" when=\"&gt; 1\"/>", "exclude each other"),
@@ -131,7 +131,8 @@ const MONITORING: &[(&str, &str)] = &[
     ("<sj:Monitor measure=\"a.b\" format=\"mode\"/>", "a format is raw, min, max"),
     ("<sj:Monitor measure=\"a.b\" sealed=\"maybe\"/>", "true or false is expected"),
     ("<sj:Monitor measure=\"a.b\" every=\"5\"/>", "the attribute every is not known"),
-    ("<sj:Monitor measure=\"a.b\" sealed=\"true\"/>", "a.b is to be sealed, and there is no"),
+    ("<sj:Monitor measure=\"encrypted/a\" format=\"mean\"/>", "a whole file"),
+    ("<sj:Monitor measure=\"encrypted/a b\"/>", "encrypted/FILE"),
     ("<sj:SealingKey>AAAA</sj:SealingKey>", "line 45, column 1: SealingKey is \"AAAA\""),
     ("<sj:Alarm/>", "sj:Alarm is not known here"),
 ];
