@@ -217,7 +217,7 @@ fn shown(value: Option<&Number>) -> String {
         // What an application wrote must not steer a terminal.
         Some(Number::Text(text)) => text.chars().map(visible).collect(),
         Some(Number::Content(content)) => format!("({} bytes)", content.len()),
-        None => "(sealed)".to_owned(),
+        None => "-".to_owned(),
     }
 }
 

@@ -289,10 +289,14 @@ fn say(text: &str) -> std::io::Result<()> {
     out.flush()
 }
 
+/// The digits that a text begins with, and what comes after them.
+fn with_unit(text: &str) -> (&str, &str) {
+    text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()))
+}
+
 /// Reads `64M`: bytes with K, M, G or T for powers of 1,024.
 fn size(text: &str) -> Result<u64, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (digits, unit) = text.split_at(split);
+    let (digits, unit) = with_unit(text);
     let shift = match unit {
         "" => 0,
         "K" => 10,
@@ -307,8 +311,7 @@ fn size(text: &str) -> Result<u64, String> {
 
 /// Reads `10s`.
 fn time(text: &str) -> Result<Duration, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (digits, unit) = text.split_at(split);
+    let (digits, unit) = with_unit(text);
     let millis = match unit {
         "ms" => 1,
         "s" => 1_000,

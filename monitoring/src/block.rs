@@ -6,7 +6,7 @@
 
 use model::key::Payload;
 use model::monitoring::SectionId;
-use model::{Epoch, PublicKey, Signature, Signed, Time, VmId};
+use model::{Epoch, PublicKey, Signature, Time, VmId};
 use serde::{Deserialize, Serialize};
 
 /// Values in one block.
@@ -122,16 +122,10 @@ impl Payload for Block {
     const TYPE: &'static str = "application/vnd.sojourn.values.v1";
 }
 
-/// Why a block does not count.
+/// Bytes that are no block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum BlockError {
-    /// It is too large, or cannot be read.
-    #[error("the block is too large, has too many values or none, or is not well formed")]
-    Malformed,
-    /// Whoever had the VM in the block's epoch did not make it.
-    #[error("the block was not signed by the VM's owner of its epoch")]
-    NotTheOwners,
-}
+#[error("the block is too large, has too many values or none, or is not well formed")]
+pub struct Malformed;
 
 impl Block {
     /// How many values it has.
@@ -144,13 +138,13 @@ impl Block {
         self.first + self.count().saturating_sub(1)
     }
 
-    fn check(self, bytes: usize) -> Result<Self, BlockError> {
+    fn check(self, bytes: usize) -> Result<Self, Malformed> {
         let count = self.count();
         let is_sound = (1..=MAX_VALUES as u64).contains(&count)
             && bytes <= MAX_BLOCK_BYTES
             && self.first >= 1
             && self.first < 1 << 62;
-        if is_sound { Ok(self) } else { Err(BlockError::Malformed) }
+        if is_sound { Ok(self) } else { Err(Malformed) }
     }
 }
 
@@ -172,26 +166,19 @@ impl SignedBlock {
     }
 
     /// What it says, whoever made it.
-    pub fn peek(&self) -> Result<Block, BlockError> {
+    pub fn peek(&self) -> Result<Block, Malformed> {
         if self.size() > MAX_BLOCK_BYTES {
-            return Err(BlockError::Malformed);
+            return Err(Malformed);
         }
         match postcard::take_from_bytes::<Block>(&self.body) {
             Ok((block, [])) => block.check(self.size()),
-            _ => Err(BlockError::Malformed),
+            _ => Err(Malformed),
         }
     }
 
-    /// What it says, if the VM's owner of its epoch made it. `owner` tells the key of an epoch.
-    pub fn open(
-        &self,
-        owner: impl FnOnce(VmId, Epoch) -> Option<PublicKey>,
-        verify: &dyn model::key::Verify,
-    ) -> Result<Block, BlockError> {
-        let block = self.peek()?;
-        let key = owner(block.vm, block.epoch).ok_or(BlockError::NotTheOwners)?;
-        let signed: Signed<Block> = Signed::from_parts(self.body.clone(), key, self.signature);
-        signed.open(&key, verify).map_err(|_| BlockError::NotTheOwners)
+    /// Whether `owner` made it: the VM's owner of the epoch that it names, as the caller knows.
+    pub fn is_of(&self, owner: &PublicKey, verify: &dyn model::key::Verify) -> bool {
+        verify.verify(owner, Block::TYPE, &self.body, &self.signature)
     }
 
     /// Bytes of it on a wire, about.
@@ -232,18 +219,17 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_owner_of_its_epoch_signed_counts_and_only_unaltered() {
+    fn only_what_its_owner_signed_counts_and_only_unaltered() {
         let (key, other) = (SecretKey::from_seed(&[1; 32]), SecretKey::from_seed(&[2; 32]));
         let made = block(vec![value(Reading::Text("007".into()))]);
         let signed = SignedBlock::seal(&made, |kind, body| key.sign(kind, body));
-        let owner = |_, epoch| (epoch == Epoch(2)).then(|| key.public());
-        assert_eq!(signed.open(owner, &Strict).unwrap(), made);
-        assert!(signed.open(|_, _| Some(other.public()), &Strict).is_err());
-        assert!(signed.open(|_, _| None, &Strict).is_err());
+        assert_eq!(signed.peek().unwrap(), made);
+        assert!(signed.is_of(&key.public(), &Strict));
+        assert!(!signed.is_of(&other.public(), &Strict));
         for at in 0..signed.body.len() {
             let mut altered = signed.clone();
             altered.body[at] ^= 1;
-            assert!(altered.open(owner, &Strict).is_err(), "byte {at}");
+            assert!(!altered.is_of(&key.public(), &Strict), "byte {at}");
         }
     }
 

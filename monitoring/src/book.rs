@@ -16,7 +16,7 @@ use model::monitoring::SectionId;
 use model::{Epoch, Monitoring, PeerName, PublicKey, Signature, Time, VmId};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::block::{Block, BlockError, SignedBlock};
+use crate::block::{Block, Malformed, SignedBlock};
 
 pub use schema::BookError;
 
@@ -51,7 +51,7 @@ pub struct Kept {
 
 impl Kept {
     /// What it says.
-    pub fn block(&self) -> Result<Block, BlockError> {
+    pub fn block(&self) -> Result<Block, Malformed> {
         self.signed.peek()
     }
 }

@@ -51,27 +51,32 @@ pub struct Seen {
     pub format: Format,
     /// How many those are.
     pub of: u32,
-    /// The value; none if it is sealed, and this site cannot open it.
-    pub reading: Option<Reading>,
+    /// The value.
+    pub reading: Reading,
 }
 
 /// Reads the values of blocks, with the VM's opening key if this site has it.
 ///
 /// Values whose section is not known here are left out. A sealed part that cannot be opened gives
-/// no values, as nobody else can say how many of which there are.
+/// no values; how many there are of these is told beside.
 pub fn values(
     blocks: &[Kept],
     sections: &HashMap<SectionId, Monitoring>,
     key: Option<&OpeningKey>,
-) -> Vec<Seen> {
-    let mut all = Vec::new();
+) -> (Vec<Seen>, u64) {
+    let (mut all, mut hidden) = (Vec::new(), 0);
     for kept in blocks {
         let Ok(block) = kept.block() else { continue };
         let Some(section) = sections.get(&block.section) else { continue };
         let place = (block.vm, block.epoch, block.first);
-        let opened = match (&block.sealed, key) {
-            (Some(sealed), Some(key)) => key.values(place, sealed).unwrap_or_default(),
-            _ => vec![],
+        let opened = match &block.sealed {
+            None => vec![],
+            Some(sealed) => {
+                key.and_then(|key| key.values(place, sealed).ok()).unwrap_or_else(|| {
+                    hidden += u64::from(sealed.count);
+                    vec![]
+                })
+            }
         };
         for (number, value) in (block.first..).zip(block.open.into_iter().chain(opened)) {
             let Value { specifier, after_ms, of, reading } = value;
@@ -91,11 +96,11 @@ pub fn values(
                 measure: specifier.measure.clone(),
                 format: specifier.format,
                 of,
-                reading: Some(reading),
+                reading,
             });
         }
     }
-    all
+    (all, hidden)
 }
 
 /// What a query gave.
@@ -178,7 +183,7 @@ fn fill(values: &[Seen], tables: &mut String) -> rusqlite::Result<Connection> {
     let mut values: Vec<&Seen> = values.iter().collect();
     values.sort_by_key(|seen| (seen.epoch, seen.number));
     for seen in values {
-        let value = seen.reading.as_ref().map_or(Cell::Null, cell);
+        let value = cell(&seen.reading);
         insert.execute((
             i64::try_from(seen.number).unwrap_or(i64::MAX),
             i64::try_from(seen.at.0).unwrap_or(i64::MAX),
@@ -287,7 +292,7 @@ mod tests {
             measure,
             format: Format::Raw,
             of: 1,
-            reading: Some(reading),
+            reading,
         }
     }
 

@@ -887,7 +887,7 @@ fn kpi_message(shown: &Shown, section: &Monitoring) -> api::KpiUpdate {
         format: seen.format.to_string(),
         of: seen.of,
         condition: condition(section, seen),
-        value: seen.reading.as_ref().map(|reading| match reading.clone() {
+        value: Some(match seen.reading.clone() {
             Reading::Integer(number) => Value::Integer(number),
             Reading::Number(number) => Value::NumberValue(number),
             Reading::Text(text) => Value::Text(text),

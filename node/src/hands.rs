@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hypervisor::{Hypervisor, Instance, Launch, Qemu, QemuConfig, Simulated};
@@ -18,6 +18,7 @@ use transfer_proxy::{End, Pull, Serve};
 use crate::config::{self, Config};
 use crate::driver::Driver;
 use crate::folder::Folder;
+use crate::lock;
 use crate::monitor::Monitor;
 use crate::proxies::Proxies;
 
@@ -499,8 +500,4 @@ pub(crate) fn report(error: &dyn std::error::Error) -> String {
         cause = next.source();
     }
     text
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -32,3 +32,8 @@ pub use folder::{Folder, FolderError};
 pub use journal::JournalError;
 pub use library::LibraryError;
 pub use run::{Running, StartError, start};
+
+/// What a mutex guards. Whoever panicked with it has left it whole: no change here takes two steps.
+pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::driver::Driver;
 use crate::hands::report;
+use crate::lock;
 use crate::peers::Peers;
 
 /// The protocol versions that this program speaks.
@@ -439,8 +440,4 @@ fn status_error(status: &tonic::Status) -> LinkError {
 pub(crate) fn now() -> Time {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     Time(u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

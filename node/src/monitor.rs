@@ -18,14 +18,14 @@ mod trigger;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use hypervisor::Instance;
 use model::key::Strict;
 use model::monitoring::SectionId;
 use model::{Epoch, HostName, Monitoring, PeerName, PublicKey, SecretKey, VmId};
-use monitoring::block::{Block, SignedBlock};
+use monitoring::block::{Block, Malformed, SignedBlock};
 use monitoring::book::{Book, BookError, Limits};
 use monitoring::history::History;
 use monitoring::seal::OpeningKey;
@@ -38,6 +38,7 @@ use crate::driver::{Core, Driver, Ended};
 use crate::folder::Folder;
 use crate::hands::Hands;
 use crate::link::{Links, now};
+use crate::lock;
 use ledger::Ledger;
 
 pub(crate) use ledger::LedgerError;
@@ -73,7 +74,7 @@ struct Shared {
 }
 
 /// What monitoring knows of a VM.
-#[derive(Clone, PartialEq)]
+#[derive(Clone)]
 struct Known {
     k0: PublicKey,
     owners: Arc<BTreeMap<Epoch, PublicKey>>,
@@ -313,9 +314,18 @@ impl Monitor {
         if blocks.is_empty() {
             return Ok(vec![]);
         }
-        let owners = self.owners_of(&blocks).await?;
+        let read = tokio::task::spawn_blocking(move || {
+            let one = |signed: SignedBlock| signed.peek().map(|block| (signed, block));
+            blocks.into_iter().map(one).collect::<Vec<_>>()
+        });
+        let read = read.await.expect("reading does not panic");
+        let owners = self.owners_of(read.iter().flatten().map(|(_, block)| block)).await?;
         let judged = tokio::task::spawn_blocking(move || {
-            blocks.into_iter().map(|signed| judge(signed, &owners)).collect::<Vec<_>>()
+            let one = |read: Result<(SignedBlock, Block), Malformed>| {
+                let (signed, block) = read.map_err(|_| Verdict::Refused)?;
+                judge(&signed, &block, &owners).map(|()| (signed, block))
+            };
+            read.into_iter().map(one).collect::<Vec<_>>()
         });
         let judged = judged.await.expect("judging does not panic");
         let received = now();
@@ -353,10 +363,10 @@ impl Monitor {
     }
 
     /// The owners of the VMs that blocks speak of, as far as this site knows them.
-    async fn owners_of(&self, blocks: &[SignedBlock]) -> Result<Owners, LedgerError> {
+    async fn owners_of(&self, blocks: impl Iterator<Item = &Block>) -> Result<Owners, LedgerError> {
         let mut owners = Owners::new();
         let mut unknown = Vec::new();
-        for block in blocks.iter().filter_map(|signed| signed.peek().ok()) {
+        for block in blocks {
             let known = lock(&self.0.known).get(&block.vm).map(|known| known.owners.clone());
             match known {
                 Some(known) => _ = owners.insert(block.vm, known),
@@ -402,19 +412,16 @@ impl Monitor {
 /// By VM, the owners of its epochs.
 type Owners = HashMap<VmId, Arc<BTreeMap<Epoch, PublicKey>>>;
 
-fn judge(signed: SignedBlock, owners: &Owners) -> Result<(SignedBlock, Block), Verdict> {
-    let block = signed.peek().map_err(|_| Verdict::Refused)?;
-    let Some(of_vm) = owners.get(&block.vm) else { return Err(Verdict::Later) };
-    if !of_vm.contains_key(&block.epoch) {
+/// Whether a block counts: whoever owned its VM in its epoch made it.
+fn judge(signed: &SignedBlock, block: &Block, owners: &Owners) -> Result<(), Verdict> {
+    let of_vm = owners.get(&block.vm).ok_or(Verdict::Later)?;
+    let Some(owner) = of_vm.get(&block.epoch) else {
         // The news of a new owner comes by another way, and may be slower.
         let newest = of_vm.last_key_value().map(|(epoch, _)| *epoch);
         let is_new = newest.is_none_or(|newest| block.epoch > newest);
         return Err(if is_new { Verdict::Later } else { Verdict::Refused });
-    }
-    match signed.open(|_, epoch| of_vm.get(&epoch).copied(), &Strict) {
-        Ok(block) => Ok((signed, block)),
-        Err(_) => Err(Verdict::Refused),
-    }
+    };
+    if signed.is_of(owner, &Strict) { Ok(()) } else { Err(Verdict::Refused) }
 }
 
 /// What opens the sealed values of a VM, at its primary, which alone has the VM's own key.
@@ -443,8 +450,4 @@ pub(crate) fn vouch(monitoring: &mut Monitoring, k0: &SecretKey) {
     let made = || OpeningKey::from_seed(&sealing_seed(k0)).1;
     monitoring.sealing_key = Some(monitoring.sealing_key.unwrap_or_else(made));
     monitoring.vouch(|kind, body| k0.sign(kind, body));
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -20,9 +20,10 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::{Monitor, lock};
+use super::Monitor;
 use crate::hands::{Hands, report};
 use crate::link::now;
+use crate::lock;
 
 /// How long a guest that is not there, or a database that fails, is left alone.
 const AGAIN: Duration = Duration::from_secs(1);

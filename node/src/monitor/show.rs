@@ -108,7 +108,7 @@ impl Monitor {
             self.ledger().run(move |book| Ok((book.newest(vm, QUERY_BLOCKS)?, book.sections(vm)?)));
         let (blocks, sections) = read.await?;
         let run = tokio::task::spawn_blocking(move || {
-            query::run(&query::values(&blocks, &sections, key.as_ref()), &sql)
+            query::run(&query::values(&blocks, &sections, key.as_ref()).0, &sql)
         });
         Ok(run.await.expect("a query does not panic"))
     }
@@ -126,15 +126,7 @@ fn show(
     key: Option<&OpeningKey>,
     standing: Standing,
 ) -> Shown {
-    let values = query::values(blocks, sections, key);
-    let hidden = |kept: &Kept| {
-        let block = kept.block().ok()?;
-        let place = (block.vm, block.epoch, block.first);
-        let sealed = block.sealed?;
-        let opened = key.is_some_and(|key| key.values(place, &sealed).is_ok());
-        (!opened).then_some(u64::from(sealed.count))
-    };
-    let sealed = blocks.iter().filter_map(hidden).sum();
+    let (values, sealed) = query::values(blocks, sections, key);
     let last = blocks.iter().map(|kept| kept.id).max().unwrap_or_default();
     Shown { sealed, values, standing, last }
 }

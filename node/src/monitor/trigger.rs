@@ -10,9 +10,10 @@ use model::{Descriptor, PeerName, SecretKey, Time, VmId};
 use monitoring::block::{Block, Value};
 use protocol::{Ask, Mode, Reply};
 
-use super::{Known, Monitor, lock, opening_key};
+use super::{Known, Monitor, opening_key};
 use crate::driver::new_operation;
 use crate::link::now;
+use crate::lock;
 
 /// Between two rounds of decisions about one VM.
 const PAUSE: Duration = Duration::from_secs(1);
