@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use model::{OperationId, VmId};
+use model::{Monitoring, OperationId, VmId};
 use protocol::{Ask, Reply};
 
 pub use plan::Plan;
@@ -224,6 +224,7 @@ fn name_of(wish: &Wish) -> &'static str {
         Wish::Host(_, false) => "remove a host",
         Wish::Control(..) => "control",
         Wish::Reclaim(..) => "reclaim",
+        Wish::Monitor(_) => "change what is monitored",
     }
 }
 
@@ -257,6 +258,8 @@ fn ask(plan: &Plan, wish: Wish, vms: &[VmId], operations: &mut Vec<OperationId>)
         Wish::Host(at, false) => Ask::RemoveHost(host(HOSTS[at])),
         Wish::Control(vm, action) => Ask::Control(vms[vm], action),
         Wish::Reclaim(vm, at) => Ask::Reclaim { vm: vms[vm], at: site(NAMES[at]) },
+        // What is in it does not matter to the rules; its revision does.
+        Wish::Monitor(vm) => Ask::Monitor(vms[vm], Monitoring::default()),
     }
 }
 
@@ -316,6 +319,11 @@ fn end(plan: &Plan, world: &mut World, vms: &[VmId]) {
         let (owner, runs, wanted) = &owners[0];
         assert!(*runs || !wanted, "{vm} should run at {owner}\n{}", world.story());
         let home = NAMES[0];
+        let before = world.revision(home, *vm);
+        world.ask_until(home, &Ask::Monitor(*vm, Monitoring::default()), |world| {
+            let now = world.revision(home, *vm);
+            now > before && world.revision(owner, *vm) == now
+        });
         if !world.runs(*vm, home) {
             world.insist(
                 home,

@@ -570,6 +570,11 @@ impl World {
             .collect()
     }
 
+    /// The revision of what is monitored of a VM, as a site has it on its disk.
+    pub fn revision(&self, at: &str, vm: VmId) -> u64 {
+        self.state(at).vms[&vm].descriptor.monitoring.revision
+    }
+
     /// Whether no other site knows a newer certificate of any VM that this one holds, other than
     /// that it is to get the VM.
     pub fn remembers_best(&self, at: &str) -> bool {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use federation_tests::world::{Crypto, Fate, Load, World, asks, host, site};
 use model::PowerState::{Active, Defined, Paused, Suspended};
-use model::{Epoch, VmId};
+use model::{Epoch, Monitoring, VmId};
 use protocol::{Action, Answer, Ask, Config, JourneyResult, LIBRARY, Mode, Reply};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -440,5 +440,45 @@ fn a_power_failure_ends_the_guest_and_the_site_boots_it_again() {
     assert_eq!(world.running_at(vm).len(), 0);
     world.start("c");
     world.until_runs(vm, "c");
+    world.settle();
+}
+
+#[test]
+fn what_is_monitored_is_changed_by_the_primary_alone_and_reaches_every_site_on_the_path() {
+    let (mut world, vm) = placed_at_c();
+    let change = || Ask::Monitor(vm, Monitoring::default());
+    let Reply::Answer(answer) = world.ask("a", change()) else { panic!("no answer") };
+    assert!(matches!(*answer, Answer::State { power: Active, .. }), "{answer:?}");
+    assert_eq!(["a", "b", "c"].map(|at| world.revision(at, vm)), [1, 1, 1]);
+    for at in ["b", "c"] {
+        assert!(matches!(world.ask(at, change()), Reply::Conflict(_)), "{at} is not its primary");
+    }
+    assert_eq!(world.revision("c", vm), 1);
+}
+
+#[test]
+fn what_a_source_monitors_does_not_change_while_it_is_moved_and_moves_with_the_vm() {
+    let (mut world, vm) = placed_at_c();
+    world.host("b", "b1", 4);
+    let change = || Ask::Monitor(vm, Monitoring::default());
+    // The offers are asked for with what was monitored before.
+    world.network(|flight| {
+        let late = asks(flight, "forced migration");
+        if late { Fate::Late(Duration::from_secs(5)) } else { Fate::Arrives }
+    });
+    let home = world.move_to("a", vm, &["b"]);
+    let chosen = |world: &World| {
+        world.state("a").journeys.get(&home).is_some_and(|journey| journey.chosen.is_some())
+    };
+    world.run_until("an offer is chosen", MINUTE, chosen);
+    assert!(matches!(world.ask("a", change()), Reply::Answer(_)));
+    assert_eq!(world.revision("c", vm), 1, "the Source has promised nothing yet");
+    let offered = |world: &World| world.state("c").open_source(vm).is_some();
+    world.run_until("the Source makes ready", MINUTE, offered);
+    let Reply::Answer(answer) = world.ask("a", change()) else { panic!("no answer") };
+    assert!(matches!(*answer, Answer::Conflict { .. }), "{answer:?}");
+    assert_eq!(world.result("a", home), JourneyResult::Done);
+    world.until_runs(vm, "b");
+    assert_eq!(world.revision("b", vm), 2, "b passed it on, and has the VM now");
     world.settle();
 }

@@ -15,6 +15,9 @@ use crate::{Digest, PublicKey, Signature, limit};
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Monitoring {
+    /// Grows with each change by the VM's primary: the latest section counts. 0 is one that nobody
+    /// has vouched for.
+    pub revision: u64,
     /// One entry or more for each measure.
     pub specifiers: Vec<Specifier>,
     /// Whom sealed values are for: the VM's own X25519 key, whose other half the primary keeps. It
@@ -205,9 +208,9 @@ pub fn is_kpi_column(text: &str) -> bool {
 )]
 pub struct SectionId(pub [u8; 8]);
 
-/// What a voucher is for: the specifiers, and the sealing key.
+/// What a voucher is for: all of a section but itself.
 #[derive(Serialize, Deserialize)]
-struct Vouched(Vec<Specifier>, Option<SealingKey>);
+struct Vouched(u64, Vec<Specifier>, Option<SealingKey>);
 
 impl Payload for Vouched {
     const TYPE: &'static str = "application/vnd.sojourn.monitoring.v1";
@@ -225,8 +228,14 @@ impl Monitoring {
         self.voucher.is_some_and(holds)
     }
 
+    /// Whether `other` takes its place: a later one that is sound, and that the VM's own key
+    /// vouches for.
+    pub fn yields_to(&self, other: &Self, k0: &PublicKey, verify: &dyn Verify) -> bool {
+        other.revision > self.revision && other.check().is_ok() && other.is_vouched(k0, verify)
+    }
+
     fn vouched(&self) -> Vec<u8> {
-        let vouched = Vouched(self.specifiers.clone(), self.sealing_key);
+        let vouched = Vouched(self.revision, self.specifiers.clone(), self.sealing_key);
         postcard::to_stdvec(&vouched).expect("descriptors are plain data")
     }
 
@@ -529,16 +538,27 @@ mod tests {
             sealed: true,
         };
         let sealing_key = Some(SealingKey([7; 32]));
-        let mut whole = Monitoring { specifiers: vec![sealed], sealing_key, voucher: None };
+        let mut whole =
+            Monitoring { revision: 1, specifiers: vec![sealed], sealing_key, voucher: None };
         assert!(!whole.is_vouched(&k0.public(), &Strict));
         whole.vouch(|kind, body| k0.sign(kind, body));
         assert!(whole.is_vouched(&k0.public(), &Strict));
         assert!(!whole.is_vouched(&other.public(), &Strict));
         let exchanged = Monitoring { sealing_key: Some(SealingKey([8; 32])), ..whole.clone() };
         assert!(!exchanged.is_vouched(&k0.public(), &Strict));
-        let mut opened = whole;
+        let mut opened = whole.clone();
         opened.specifiers[0].sealed = false;
         assert!(!opened.is_vouched(&k0.public(), &Strict), "told in the open");
+        let first = Monitoring::default();
+        assert!(first.yields_to(&whole, &k0.public(), &Strict));
+        assert!(!whole.yields_to(&whole, &k0.public(), &Strict), "not later");
+        assert!(!whole.yields_to(&first, &k0.public(), &Strict), "earlier");
+        let raised = Monitoring { revision: 2, ..whole.clone() };
+        assert!(!whole.yields_to(&raised, &k0.public(), &Strict), "numbered by somebody else");
+        let mut endless = whole.clone();
+        endless.specifiers = vec![whole.specifiers[0].clone(); limit::MAX_SPECIFIERS + 1];
+        endless.vouch(|kind, body| k0.sign(kind, body));
+        assert!(!first.yields_to(&endless, &k0.public(), &Strict), "its owner's, and too long");
     }
 
     #[test]

@@ -324,7 +324,7 @@ impl Federation for Gate {
     }
 
     async fn control(&self, r: Request<Sealed>) -> Result<Response<Sealed>, Status> {
-        operation!(self, r, Op::Control { .. })
+        operation!(self, r, Op::Control { .. } | Op::Monitor { .. })
     }
 
     async fn report(&self, r: Request<Sealed>) -> Result<Response<Sealed>, Status> {

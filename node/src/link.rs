@@ -176,7 +176,7 @@ impl Links {
             Op::Deliver { .. } => client.deliver(sealed).await,
             Op::Handback { .. } => client.handback(sealed).await,
             Op::Retire { .. } => client.retire(sealed).await,
-            Op::Control { .. } => client.control(sealed).await,
+            Op::Control { .. } | Op::Monitor { .. } => client.control(sealed).await,
             Op::Report { .. } => client.report(sealed).await,
             Op::Withdraw { .. } => client.withdraw(sealed).await,
             Op::Confirm { .. } => client.confirm(sealed).await,

@@ -436,7 +436,7 @@ fn sealing_seed(k0: &SecretKey) -> [u8; 32] {
 /// Takes away what is this VM's alone, for a package that another may be made of: the voucher, and
 /// the sealing key that its primary made, where that can be told.
 pub(crate) fn unvouch(monitoring: &mut Monitoring, k0: Option<&SecretKey>) {
-    monitoring.voucher = None;
+    (monitoring.revision, monitoring.voucher) = (0, None);
     let made = k0.map(|k0| OpeningKey::from_seed(&sealing_seed(k0)).1);
     if made == monitoring.sealing_key {
         monitoring.sealing_key = None;
@@ -449,5 +449,6 @@ pub(crate) fn unvouch(monitoring: &mut Monitoring, k0: Option<&SecretKey>) {
 pub(crate) fn vouch(monitoring: &mut Monitoring, k0: &SecretKey) {
     let made = || OpeningKey::from_seed(&sealing_seed(k0)).1;
     monitoring.sealing_key = Some(monitoring.sealing_key.unwrap_or_else(made));
+    monitoring.revision = 1;
     monitoring.vouch(|kind, body| k0.sign(kind, body));
 }

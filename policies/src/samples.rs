@@ -37,6 +37,7 @@ fn monitoring() -> Monitoring {
     };
     let condition = "> 1000 ~ 50 for 30 s".parse().expect("a condition");
     Monitoring {
+        revision: 1,
         specifiers: vec![
             specifier("cpu_share", Delivery::Every(10_000)),
             specifier("web.current_users", Delivery::When(condition)),

@@ -806,6 +806,7 @@ impl Step<'_> {
             chain,
             profile: memory.profile,
             boot: journey.goal.boot || memory.active,
+            monitoring: memory.monitoring,
         };
         let origin = Origin { op, key: chosen.key, sealed: None };
         let hop = Hop {
@@ -916,12 +917,14 @@ impl Step<'_> {
             },
         });
         match (phase, answer) {
-            (Phase::Force, Answer::Prepared { source, chain, active, profile }) => {
+            (Phase::Force, Answer::Prepared { source, chain, active, profile, monitoring }) => {
+                self.renew(journey.vm, &monitoring);
                 let memory = self.memory(operation);
                 memory.source = Some(source);
                 memory.chain = Some(chain);
                 memory.active = active;
                 memory.profile = profile;
+                memory.monitoring = monitoring;
                 // Failures count on: a Destination that is gone for good leads here every time.
                 memory.phase = Phase::Initiate;
                 self.drive(operation);

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use model::{
-    Bytes, Chain, Descriptor, Digest, Epoch, FileId, HostName, MigrationId, OperationId, PeerName,
-    PowerState, PublicKey, Resources, RunProfile, TokenHash, TransferEnd, VmId,
+    Bytes, Chain, Descriptor, Digest, Epoch, FileId, HostName, MigrationId, Monitoring,
+    OperationId, PeerName, PowerState, PublicKey, Resources, RunProfile, TokenHash, TransferEnd,
+    VmId,
 };
 
 use crate::message::{Action, Answer, Request, Told};
@@ -152,6 +153,9 @@ pub enum Ask {
     Cancel(OperationId),
     /// Change or show the run state of a VM, wherever it is.
     Control(VmId, Action),
+    /// Change what is monitored of a VM, at its primary, wherever it is. Its revision and voucher
+    /// are made here; without a sealing key it keeps the one that it has.
+    Monitor(VmId, Monitoring),
 }
 
 /// What a user gets back at once. Long actions go on as operations.

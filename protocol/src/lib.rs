@@ -34,6 +34,7 @@ mod record;
 mod rescue;
 mod restart;
 mod row;
+mod section;
 mod site;
 mod source;
 mod state;

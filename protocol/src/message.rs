@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::{
-    Bytes, Certificate, Chain, Descriptor, Digest, EdgeHandle, Epoch, MigrationId, Offer,
-    PowerState, PublicKey, RequestId, RunProfile, Signature, Signed, SiteKey, Statement,
+    Bytes, Certificate, Chain, Descriptor, Digest, EdgeHandle, Epoch, MigrationId, Monitoring,
+    Offer, PowerState, PublicKey, RequestId, RunProfile, Signature, Signed, SiteKey, Statement,
     TransferEnd, VmId,
 };
 use serde::{Deserialize, Serialize};
@@ -103,6 +103,8 @@ pub enum Op {
         profile: Option<RunProfile>,
         /// Whether the guest is to be started when no run state came along.
         boot: bool,
+        /// What the Source monitors of it, which may be newer than what the offer was made for.
+        monitoring: Monitoring,
     },
     /// To the Source: this is what arrived; release the VM, or tell what became of it.
     TransferVerification {
@@ -146,6 +148,14 @@ pub enum Op {
         vm: VmId,
         /// What to do.
         action: Action,
+    },
+    /// From the VM's primary to the Source, by Control: this is monitored of it from now on.
+    /// Answered by [`Answer::State`].
+    Monitor {
+        /// The VM.
+        vm: VmId,
+        /// The whole section, signed with K0.
+        section: Monitoring,
     },
     /// Up the path: what sites above know of the VM's epoch.
     Report {
@@ -208,6 +218,7 @@ impl Op {
             | Self::Handback { vm, .. }
             | Self::Retire { vm, .. }
             | Self::Control { vm, .. }
+            | Self::Monitor { vm, .. }
             | Self::Report { vm, .. }
             | Self::Confirm { vm }
             | Self::Reclaim { vm, .. }
@@ -241,6 +252,7 @@ impl Op {
             Self::Handback { .. } => "handback",
             Self::Retire { .. } => "retire",
             Self::Control { .. } => "control",
+            Self::Monitor { .. } => "monitor",
             Self::Report { .. } => "report",
             Self::Confirm { .. } => "confirm",
             Self::Reclaim { .. } => "reclaim",
@@ -290,6 +302,8 @@ pub enum Answer {
         active: bool,
         /// The profile of its run state, if it has one.
         profile: Option<RunProfile>,
+        /// What is monitored of it; it does not change until the migration has ended.
+        monitoring: Monitoring,
     },
     /// To an eviction: the receiver looks for another place.
     Accepted,

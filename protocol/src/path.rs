@@ -30,7 +30,12 @@ impl Step<'_> {
         };
         match down {
             Some(Down::Here) => self.at_source(caller, came, request),
-            Some(Down::Edge(edge)) => self.pass_on(caller, came, edge, request),
+            Some(Down::Edge(edge)) => {
+                if let Op::Monitor { vm, section } = &request.origin.op {
+                    self.renew(*vm, section);
+                }
+                self.pass_on(caller, came, edge, request);
+            }
             // The path is closed, but the Controller that closed it may not have heard so.
             None if self.spoke_before(&request.origin) => self.at_source(caller, came, request),
             None => self.answer(caller, Answer::Unknown),
@@ -107,7 +112,7 @@ impl Step<'_> {
                 },
             );
         };
-        let Op::InitiateTransfer { chain, .. } = op else {
+        let Op::InitiateTransfer { chain, monitoring, .. } = op else {
             return self.answer(caller, Answer::Unknown);
         };
         match (offer.at.clone(), from) {
@@ -121,7 +126,7 @@ impl Step<'_> {
                 self.persist(Row::Pending {
                     migration,
                     vm,
-                    descriptor: offer.descriptor,
+                    descriptor: self.renewed(offer.descriptor, chain, monitoring),
                     chain: chain.clone(),
                     up: Edge { peer, handle },
                     down: down.clone(),

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use model::{
-    Certificate, Chain, Descriptor, Digest, EdgeHandle, Epoch, HostName, MigrationId, OperationId,
-    PeerName, PowerState, PublicKey, Resources, RunProfile, Signed, Statement, Time, TokenHash,
-    TransferEnd, VmId,
+    Certificate, Chain, Descriptor, Digest, EdgeHandle, Epoch, HostName, MigrationId, Monitoring,
+    OperationId, PeerName, PowerState, PublicKey, Resources, RunProfile, Signed, Statement, Time,
+    TokenHash, TransferEnd, VmId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -397,6 +397,13 @@ pub enum Row {
         /// Why it is parked, if it is.
         parked: Option<String>,
     },
+    /// The VM's primary changed what is monitored of it.
+    Monitored {
+        /// The VM.
+        vm: VmId,
+        /// The section, of a later revision than the one before.
+        section: Monitoring,
+    },
     /// The VM is gone for good.
     Destroyed {
         /// The VM.
@@ -491,6 +498,7 @@ impl Row {
             Self::Flipped { .. } => "flipped",
             Self::Retired { .. } => "retired",
             Self::Learned { .. } => "learned",
+            Self::Monitored { .. } => "monitored",
             Self::Destroyed { .. } => "destroyed",
             Self::Adopted { .. } => "adopted",
             Self::Superseded { .. } => "superseded",
@@ -502,7 +510,7 @@ impl Row {
     }
 
     /// Every name that [`Row::kind`] can give.
-    pub const KINDS: [&'static str; 37] = [
+    pub const KINDS: [&'static str; 38] = [
         "host_added",
         "host_draining",
         "host_removed",
@@ -533,6 +541,7 @@ impl Row {
         "flipped",
         "retired",
         "learned",
+        "monitored",
         "destroyed",
         "adopted",
         "superseded",

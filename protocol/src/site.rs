@@ -182,6 +182,7 @@ pub(crate) struct JourneyMemory {
     pub chain: Option<model::Chain>,
     pub active: bool,
     pub profile: Option<RunProfile>,
+    pub monitoring: model::Monitoring,
     pub ready: Option<Signed<model::Statement>>,
     pub certificate: Option<Signed<model::Certificate>>,
     pub back: Option<Signed<model::Certificate>>,
@@ -379,6 +380,7 @@ impl Step<'_> {
             | Op::Handback { .. }
             | Op::Retire { .. }
             | Op::Superseded { .. }
+            | Op::Monitor { .. }
             | Op::Control { .. } => self.along_old_path(caller, from, request),
         }
     }
@@ -434,6 +436,7 @@ impl Step<'_> {
             Ask::Unfence => self.ask_unfence(ask),
             Ask::Cancel(operation) => self.cancel(ask, operation),
             Ask::Control(vm, action) => self.ask_control(ask, vm, action),
+            Ask::Monitor(vm, section) => self.ask_monitor(ask, vm, section),
         }
     }
 

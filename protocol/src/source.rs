@@ -31,7 +31,7 @@ const START_AGAIN: std::time::Duration = std::time::Duration::from_secs(60);
 /// How long a fenced Source waits before it looks again whether it may abort.
 pub(crate) const FENCED_RETRY: std::time::Duration = std::time::Duration::from_secs(10);
 /// How long another Controller is told to wait while a migration of the VM is open.
-const CONFLICT_RETRY: std::time::Duration = std::time::Duration::from_secs(5);
+pub(crate) const CONFLICT_RETRY: std::time::Duration = std::time::Duration::from_secs(5);
 
 impl Step<'_> {
     /// A request that reached the site that has the VM, or had it.
@@ -65,6 +65,7 @@ impl Step<'_> {
                 self.answer(caller, Answer::Done);
             }
             Op::Control { vm, action } => self.control(caller, vm, action),
+            Op::Monitor { vm, section } => self.monitor(caller, vm, &section),
             Op::Superseded { vm, chain } => {
                 self.superseded(vm, &chain);
                 self.answer(caller, Answer::Done);
@@ -115,7 +116,7 @@ impl Step<'_> {
             let reason = "this site is finding out what it has; ask again".to_owned();
             return self.answer(caller, Answer::Conflict { reason, retry_after: CONFLICT_RETRY });
         }
-        let chain = entry.chain.clone();
+        let (chain, monitoring) = (entry.chain.clone(), entry.descriptor.monitoring.clone());
         let bound = known.as_ref().filter(|source| {
             source.step > SourceStep::Offered
                 || (source.target_vm_key, source.target_transfer_key)
@@ -157,7 +158,7 @@ impl Step<'_> {
         let ran = stay.power != PowerState::Defined || stay.starting || stay.wanted;
         let profile = self.profile_of(&stay).filter(|_| will_move && ran);
         let active = known.filter(|s| s.step > SourceStep::Offered).map_or(ran, |s| s.active);
-        self.answer(caller, Answer::Prepared { source, chain, active, profile });
+        self.answer(caller, Answer::Prepared { source, chain, active, profile, monitoring });
     }
 
     pub(crate) fn serve(&mut self, migration: MigrationId) {
@@ -737,7 +738,7 @@ impl Step<'_> {
         self.site.controls.entry(vm).or_default().push((caller, action));
     }
 
-    fn answer_state(&mut self, caller: Caller, vm: VmId) {
+    pub(crate) fn answer_state(&mut self, caller: Caller, vm: VmId) {
         let entry = &self.site.state.vms[&vm];
         let Some(stay) = &entry.stay else {
             // Another user destroyed it, or it left, while this one waited for its guest.

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::statement::Fact;
 use model::{
-    Certificate, Chain, Descriptor, Digest, EdgeHandle, Epoch, HostName, MigrationId, OperationId,
-    PowerState, PublicKey, Resources, RunProfile, Signed, Statement, Time, TokenHash, TransferEnd,
-    VmId,
+    Certificate, Chain, Descriptor, Digest, EdgeHandle, Epoch, HostName, MigrationId, Monitoring,
+    OperationId, PowerState, PublicKey, Resources, RunProfile, Signed, Statement, Time, TokenHash,
+    TransferEnd, VmId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +57,18 @@ pub struct Vm {
     pub parked: Option<String>,
     /// It was destroyed: kept as a tombstone.
     pub destroyed: bool,
+}
+
+impl Vm {
+    /// Takes a section over if it is later; whether it is. Rows only have sections that are
+    /// vouched for, or of revision 0.
+    fn renew(&mut self, section: &Monitoring) -> bool {
+        let is_later = section.revision > self.descriptor.monitoring.revision;
+        if is_later {
+            self.descriptor.monitoring = section.clone();
+        }
+        is_later
+    }
 }
 
 /// Where a migration stands at its Source.
@@ -355,6 +367,12 @@ impl State {
                 }
                 entry.parked = parked.clone();
             }
+            Row::Monitored { vm, section } => {
+                let entry = self.vms.get_mut(vm).ok_or(illegal("no such VM"))?;
+                if !entry.renew(section) {
+                    return Err(illegal("its monitoring is as new already"));
+                }
+            }
             Row::Destroyed { vm } => {
                 let entry = self.vms.get_mut(vm).ok_or(illegal("no such VM"))?;
                 entry.destroyed = true;
@@ -618,6 +636,7 @@ impl State {
                 }
                 vm.down = Down::Here;
                 vm.chain = chain;
+                vm.renew(&target.descriptor.monitoring);
                 vm.stay = Some(stay);
                 vm.parked = None;
             }
@@ -663,10 +682,11 @@ impl State {
                 }
                 let vm = self.vms.get_mut(&entry.vm).ok_or("no such VM")?;
                 entry.owned = Some(owned.clone());
-                if let Some((_, chain)) = &entry.relayed
-                    && chain.epoch() > vm.chain.epoch()
-                {
-                    vm.chain = chain.clone();
+                if let Some((descriptor, chain)) = &entry.relayed {
+                    vm.renew(&descriptor.monitoring);
+                    if chain.epoch() > vm.chain.epoch() {
+                        vm.chain = chain.clone();
+                    }
                 }
                 if epoch == vm.chain.epoch().next() {
                     vm.chain = vm.chain.extended(certificate.clone());

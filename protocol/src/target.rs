@@ -186,7 +186,9 @@ impl Step<'_> {
         request: Request,
     ) {
         let controller = request.origin.key;
-        let Op::InitiateTransfer { vm, migration, chain, profile, boot } = request.origin.op else {
+        let Op::InitiateTransfer { vm, migration, chain, profile, boot, monitoring } =
+            request.origin.op
+        else {
             return self.answer(caller, Answer::Unknown);
         };
         let handle = request.hop.edge.expect("the offer was found by it");
@@ -223,7 +225,7 @@ impl Step<'_> {
         self.persist(Row::Admitted {
             migration,
             vm,
-            descriptor: offer.descriptor.clone(),
+            descriptor: self.renewed(offer.descriptor.clone(), &chain, &monitoring),
             asker: from.clone(),
             handle,
             host,

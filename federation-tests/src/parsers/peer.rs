@@ -3,7 +3,7 @@
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use model::{EdgeHandle, OperationId, PublicKey, Signature, TransferEnd, VmId};
+use model::{EdgeHandle, Monitoring, OperationId, PublicKey, Signature, TransferEnd, VmId};
 use protocol::{Action, Answer, Ask, CallId, Config, Hop, Mode, Op, Origin, Request};
 use serde::{Deserialize, Serialize};
 
@@ -147,7 +147,7 @@ fn wish(what: u8, number: usize) -> Ask {
         reason: "maintenance".to_owned(),
         within: Duration::from_secs(30),
     };
-    match what % 8 {
+    match what % 9 {
         0 => moves(home, false),
         1 => moves(away, true),
         2 => evicts(guest),
@@ -155,6 +155,7 @@ fn wish(what: u8, number: usize) -> Ask {
         4 => Ask::Control(away, Action::Show),
         5 => Ask::Control(away, Action::Destroy),
         6 => Ask::Reclaim { vm: away, at: site(PEER) },
+        7 => Ask::Monitor(away, Monitoring::default()),
         _ => Ask::Control(guest, Action::Stop),
     }
 }

@@ -9,11 +9,11 @@ use std::time::Duration;
 use certs::{Identity, Ticket, TicketSecret};
 use model::vm::Disk;
 use model::{
-    Bytes, Chain, Descriptor, Digest, FileId, Manifest, ManifestFile, MigrationId, SiteKey, Time,
-    VmId,
+    Bytes, Chain, Descriptor, Digest, FileId, Manifest, ManifestFile, MigrationId, Monitoring,
+    SiteKey, Time, VmId,
 };
 use policies::samples;
-use protocol::{Action, Answer, Config, Op, Outcome, Told};
+use protocol::{Action, Answer, Ask, Config, Op, Outcome, Told};
 use rustls::SignatureScheme;
 use serde::Serialize;
 
@@ -89,6 +89,7 @@ fn spoken() -> (Vec<Op>, Vec<Answer>) {
     for action in [Action::Pause, Action::Show, Action::Resume] {
         world.control("alpha", vm, action);
     }
+    world.ask("alpha", Ask::Monitor(vm, Monitoring::default()));
     let evicted = world.evict("gamma", vm, Duration::from_secs(60));
     world.result("gamma", evicted);
     world.run(Duration::from_secs(600));

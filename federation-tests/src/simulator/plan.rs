@@ -61,6 +61,8 @@ pub(super) enum Wish {
     Control(usize, Action),
     /// Become the delegator of a peer that has a VM.
     Reclaim(usize, usize),
+    /// Change what is monitored of a VM.
+    Monitor(usize),
 }
 
 /// Something that is done to a federation. Sites, links and hosts are meant by their number.
@@ -243,6 +245,7 @@ fn wish(dice: &mut Dice, plan: &Plan, rare: usize) -> Wish {
         18 => Wish::Drain(dice.below(HOSTS.len()), dice.once_in(2)),
         19 if rare == 4 => Wish::Reclaim(vm, dice.below(plan.sites)),
         20 if rare > 4 => Wish::Host(dice.below(HOSTS.len()), dice.once_in(2)),
+        21 => Wish::Monitor(vm),
         _ => {
             let actions = [
                 Action::Start,

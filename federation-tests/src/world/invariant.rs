@@ -29,6 +29,8 @@ pub(super) struct Ledger {
     mourned: BTreeSet<VmId>,
     /// A site has forgotten what it had decided.
     pub forgotten: bool,
+    /// The latest revision of what is monitored, at any owner so far.
+    revisions: BTreeMap<VmId, u64>,
     /// The newest epoch that each site ever had durable.
     epochs: BTreeMap<(PeerName, VmId), Epoch>,
 }
@@ -99,6 +101,7 @@ impl Federation {
             .into_iter()
             .chain(self.newest_content_exists())
             .chain(self.epochs_never_fall())
+            .chain(self.sections_are_kept())
             .collect();
         for violation in broken {
             self.violate(violation);
@@ -197,6 +200,29 @@ impl Federation {
                 if before.is_some_and(|before| before > epoch) {
                     broken.push(format!("at {name} the epoch of {vm} fell to {epoch}"));
                 }
+            }
+        }
+        broken
+    }
+
+    /// What an owner has taken to be monitored, every later owner monitors.
+    fn sections_are_kept(&mut self) -> Vec<String> {
+        let mut broken = vec![];
+        if self.ledger.forgotten {
+            return broken;
+        }
+        let mut owners: BTreeMap<VmId, (Epoch, u64)> = BTreeMap::new();
+        for node in self.nodes.values() {
+            for (vm, entry) in node.durable.vms.iter().filter(|(_, vm)| vm.stay.is_some()) {
+                let now = (entry.chain.epoch(), entry.descriptor.monitoring.revision);
+                // One that was overtaken, and does not know yet, monitors nothing that counts.
+                owners.entry(*vm).and_modify(|newest| *newest = now.max(*newest)).or_insert(now);
+            }
+        }
+        for (vm, (_, revision)) in owners {
+            let before = self.ledger.revisions.insert(vm, revision);
+            if before.is_some_and(|before| before > revision) {
+                broken.push(format!("what is monitored of {vm} fell to revision {revision}"));
             }
         }
         broken

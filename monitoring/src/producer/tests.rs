@@ -309,7 +309,7 @@ fn sealed_values_travel_in_the_sealed_part_alone() {
     let file = "encrypted/balance";
     let file = Specifier { sealed: true, ..specifier(file, 0, Delivery::Every(0), Format::Raw) };
     let specifiers = vec![open, hidden, file];
-    let section = Monitoring { specifiers, sealing_key: Some(public), voucher: None };
+    let section = Monitoring { specifiers, sealing_key: Some(public), ..Monitoring::default() };
     let mut producer = Producer::new(&section, State::default(), START);
     write(&mut producer, 0, 1, "5");
     producer.content(at(0), (2, at(0)), "balance", b"42".to_vec());

@@ -28,6 +28,7 @@ fn vm(disks: &[u64]) -> Descriptor {
             max_price_milli: Some(12_005),
         },
         monitoring: Monitoring {
+            revision: 0,
             specifiers: vec![
                 monitor("cpu_share", Delivery::Every(10_000), Format::Mean, false),
                 monitor("web.current_users", when("> 1000 ~ 50 for 30 s"), Format::Raw, true),
