@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use federation_tests::world::{Fate, When, World, host};
-use model::VmId;
+use model::{Monitoring, VmId};
 use protocol::{Action, Ask, Row};
 
 const SITES: [&str; 3] = ["a", "b", "c"];
@@ -30,12 +30,15 @@ fn place_evict_home(prepare: &dyn Fn(&mut World)) -> World {
     world.host("c", "c1", 1);
     let vm = world.import("a");
     world.insist("a", "the VM is placed", |w| w.place("a", vm), |w| w.runs(vm, "c"));
+    let changed = |world: &World| world.revision("c", vm) > 0;
+    world.ask_until("a", &Ask::Monitor(vm, Monitoring::default()), changed);
     world.host("b", "b1", 1);
     world.insist("c", "the VM leaves", |w| w.evict("c", vm, HOUR), |w| w.runs(vm, "b"));
     world.host("a", "a1", 1);
     home(&mut world, "a", vm);
     world.settle();
     assert!(world.runs(vm, "a"));
+    assert!(world.revision("a", vm) > 0);
     assert_eq!(world.path("a", vm), ["a"]);
     for other in ["b", "c"] {
         assert!(

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use federation_tests::parsers::TARGETS;
+use federation_tests::parsers::seeds::seeds;
 use hypervisor::ImageFormat;
 use hypervisor::image::inspect;
 use model::Bytes;
@@ -59,6 +60,18 @@ fn every_parser_has_a_fuzz_target_and_a_kept_corpus() {
     let manifest = fs::read_to_string(fuzz().join("Cargo.toml")).unwrap();
     for parser in parsers {
         assert!(manifest.contains(&format!("name = \"{parser}\"")), "{parser} is not built");
+    }
+}
+
+#[test]
+fn the_inputs_that_fuzzing_starts_from_can_be_made_for_every_target_and_keep_their_promises() {
+    let seeds = seeds().unwrap();
+    for (name, check) in TARGETS {
+        let inputs: Vec<_> = seeds.iter().filter(|seed| seed.0 == name).collect();
+        assert!(!inputs.is_empty(), "{name} starts from nothing");
+        for (_, input) in inputs {
+            check(input);
+        }
     }
 }
 

@@ -473,10 +473,13 @@ fn archives() -> Result<Vec<Vec<u8>>, Failure> {
     let disk = folder.path().join("disk");
     std::fs::write(&disk, [0x5a; 512])?;
     let mut inputs = vec![];
-    for (name, descriptor, disks) in [
-        ("full.ova", full_descriptor(), vec![disk.clone()]),
-        ("bare.ova", Descriptor { disks: vec![], nics: vec![], ..full_descriptor() }, vec![]),
-    ] {
+    let mut full = full_descriptor();
+    // A package is nobody's yet.
+    (full.monitoring.revision, full.monitoring.voucher) = (0, None);
+    let bare = Descriptor { disks: vec![], nics: vec![], ..full.clone() };
+    for (name, descriptor, disks) in
+        [("full.ova", full, vec![disk.clone()]), ("bare.ova", bare, vec![])]
+    {
         let path = folder.path().join(name);
         ovf::write_ova(&path, &descriptor, &disks)?;
         inputs.push(std::fs::read(path)?);
