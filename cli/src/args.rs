@@ -223,6 +223,17 @@ pub(crate) enum Vm {
     Show {
         /// Name or id.
         vm: String,
+        /// Instead: what is monitored of it, as `set` takes it.
+        #[arg(long)]
+        monitoring: bool,
+    },
+    /// Change what is monitored of it, wherever it is; at the site that it was imported at.
+    Set {
+        /// Name or id.
+        vm: String,
+        /// A file with a MonitoringSection, or an OVF descriptor that has one; - for stdin.
+        #[arg(long, value_name = "FILE")]
+        monitoring: PathBuf,
     },
     /// What happened to a VM, as seen here.
     Events {

@@ -1,6 +1,7 @@
 //! What each command does: ask the node, print what it says.
 
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::CommandFactory;
@@ -285,7 +286,22 @@ async fn vm(verb: Vm, node: &mut Client, output: &Output) -> Result<(), Failure>
                 ]
             });
         }
-        Vm::Show { vm } => {
+        Vm::Show { vm, monitoring: true } => {
+            let found = node.get_monitoring(api::Name { name: vm }).await?.into_inner();
+            let value = json!({ "section": found.section, "revision": found.revision });
+            output.one(&value, || found.section);
+        }
+        Vm::Set { vm, monitoring } => {
+            let monitoring = section(&monitoring)?;
+            let vm = node.set_vm(api::SetRequest { vm, monitoring }).await?.into_inner();
+            for warning in &vm.warnings {
+                output.remark(&format!("warning: {warning}"));
+            }
+            output.one(&vm_value(&vm), || {
+                format!("{} is monitored so from now on, where it is", vm.name)
+            });
+        }
+        Vm::Show { vm, monitoring: false } => {
             let vm = node.get_vm(api::Name { name: vm }).await?.into_inner();
             output.one(&vm_value(&vm), || vm_words(&vm));
         }
@@ -331,6 +347,27 @@ async fn vm(verb: Vm, node: &mut Client, output: &Output) -> Result<(), Failure>
     }
     Ok(())
 }
+
+/// Reads a file that a section or a descriptor fits in, or standard input.
+fn section(path: &Path) -> Result<String, Failure> {
+    let wrong = |why: String| Failure::new(USAGE, format!("{}: {why}", path.display()));
+    let opened: std::io::Result<Box<dyn Read>> = match path.to_str() {
+        Some("-") => Ok(Box::new(std::io::stdin())),
+        _ => std::fs::File::open(path).map(|file| Box::new(file) as Box<dyn Read>),
+    };
+    let read = opened.and_then(|file| {
+        let mut text = vec![];
+        file.take(MAX_SECTION + 1).read_to_end(&mut text).map(|_| text)
+    });
+    let text = read.map_err(|error| wrong(error.to_string()))?;
+    if text.len() as u64 > MAX_SECTION {
+        return Err(wrong("a descriptor has at most 2 MiB".to_owned()));
+    }
+    String::from_utf8(text).map_err(|_| wrong("it is not UTF-8 text".to_owned()))
+}
+
+/// Bytes of a descriptor that are taken; a call to the node takes 4 MiB.
+const MAX_SECTION: u64 = 2 << 20;
 
 async fn control(
     vm: String,

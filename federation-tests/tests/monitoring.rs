@@ -96,6 +96,58 @@ fn what_the_application_writes_reaches_the_primary_two_sites_away_and_every_site
 }
 
 #[test]
+fn the_primary_changes_what_is_monitored_while_the_guest_runs_elsewhere_and_moves() {
+    let (federation, vm) = placed_at_c(&users());
+    let mut application = Application::new(&federation.folder().join("kpi.db"));
+    application.connect(&guest(&federation, &vm, "c"));
+    application.write("web", "users,load\n1,0.5\n");
+    wait_for_numbers(&federation, "a", &[1]);
+    let file = federation.folder().join("section.xml");
+    let set = |measure: &str| {
+        let text = format!(
+            "<sj:MonitoringSection xmlns:sj='https://sojourn.example/ovf/1'>\n<Info>new</Info>\n\
+             <sj:Monitor measure='{measure}'/>\n</sj:MonitoringSection>\n"
+        );
+        std::fs::write(&file, text).unwrap();
+        vec!["vm", "set", "web", "--monitoring", file.to_str().unwrap()]
+    };
+    for (site, measure, why) in [
+        ("a", "cpu", "line 3"),
+        ("b", "web.load", "only the site that the VM was imported at"),
+        ("c", "web.load", "only the site that the VM was imported at"),
+    ] {
+        let refused = federation[site].run(&set(measure));
+        assert!(refused.code != 0 && refused.err.contains(why), "{site}: {refused:?}");
+    }
+    federation["a"].done(&set("web.visits"));
+    for site in ["a", "b", "c"] {
+        let shown = federation[site].done(&["vm", "show", "web", "--monitoring"]);
+        assert_eq!(shown["revision"], 2, "{site}: {shown}");
+        assert!(shown["section"].as_str().unwrap().contains("web.visits"), "{site}: {shown}");
+    }
+    let until = |application: &mut Application, rows: &str, site: &str, expected: i64| {
+        federation.wait_for("the new section counts", SOON, || {
+            application.write("web", rows);
+            let newest = numbers(&shown(&federation, site)).last().copied();
+            if newest == Some(expected) { Ok(()) } else { Err(format!("{newest:?}")) }
+        });
+    };
+    until(&mut application, "users,visits\n2,7\n", "a", 7);
+    // What is printed can be edited and set again; it moves with the VM.
+    let shown = federation["a"].done(&["vm", "show", "web", "--monitoring"]);
+    let printed = shown["section"].as_str().unwrap().replace("web.visits", "web.errors");
+    std::fs::write(&file, printed).unwrap();
+    federation["a"].done(&["vm", "set", "web", "--monitoring", file.to_str().unwrap()]);
+    federation["b"].host("b1", 4);
+    federation["c"].done(&["vm", "evict", "web", "--reason", "maintenance"]);
+    federation.wait_for("it runs at b", SOON, || {
+        federation.runs_at(&vm, "b").map(|_| ()).ok_or_else(|| "it does not".to_owned())
+    });
+    application.connect(&guest(&federation, &vm, "b"));
+    until(&mut application, "visits,errors\n8,9\n", "a", 9);
+}
+
+#[test]
 fn values_wait_while_a_site_between_is_down_and_none_is_lost_or_shown_twice() {
     let (federation, vm) = placed_at_c(&users());
     let mut application = Application::new(&federation.folder().join("kpi.db"));

@@ -587,6 +587,31 @@ impl AdminApi for Admin {
         }
     }
 
+    async fn set_vm(&self, r: Request<api::SetRequest>) -> Result<api::Vm> {
+        let ask = r.into_inner();
+        let vm = self.find(&ask.vm).await?;
+        let (section, warnings) = ovf::read_monitoring(&ask.monitoring).map_err(bad)?;
+        let Reply::Answer(answer) = self.ask(Ask::Monitor(vm, section)).await? else {
+            return Err(Status::internal("an unexpected reply"));
+        };
+        let why = match *answer {
+            Answer::State { .. } => {
+                return ok(api::Vm { warnings, ..self.vm(vm).await? });
+            }
+            Answer::Failed { reason } | Answer::Conflict { reason, .. } => reason,
+            Answer::Refused { reasons } => reasons.join("; "),
+            _ => "it cannot be asked now".to_owned(),
+        };
+        let text = "the site that has the VM goes on as before";
+        Err(Status::aborted(format!("{text}: {why}; repeat the command when that has ended")))
+    }
+
+    async fn get_monitoring(&self, r: Request<api::Name>) -> Result<api::Monitoring> {
+        let vm = self.find(&r.into_inner().name).await?;
+        let section = self.watched(vm).await?.section;
+        ok(api::Monitoring { section: ovf::monitoring_text(&section), revision: section.revision })
+    }
+
     async fn adopt_vm(&self, r: Request<api::AdoptRequest>) -> Result<api::Vm> {
         let ask = r.into_inner();
         let vm = self.find(&ask.vm).await?;

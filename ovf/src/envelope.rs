@@ -119,6 +119,31 @@ pub(crate) fn read(
     Ok(Envelope { name, resources, nics, restrictions, monitoring, disks, references, warnings })
 }
 
+/// What is to be monitored of a VM, as the text of a descriptor says it, or the section alone.
+///
+/// Gives warnings about what was passed over, too.
+///
+/// # Errors
+///
+/// The first thing that makes no sense, with its place; or that nothing is said of monitoring.
+pub fn read_monitoring(text: &str) -> Result<(Monitoring, Vec<String>), Fault> {
+    let document = xml::parse(text)?;
+    let root: Node<'_> = document.root_element();
+    if monitoring::is_ours(root) {
+        return Ok((monitoring::read_alone(&mut Reading::new(text, NAMESPACES[0]), root)?, vec![]));
+    }
+    let place = Place::at(text, root.range().start);
+    if root.tag_name().name() != "Envelope" {
+        return Err(Fault { place, problem: Problem::NotMonitoring });
+    }
+    if !root.descendants().any(monitoring::is_section) {
+        let (element, part) = ("the descriptor".to_owned(), "MonitoringSection");
+        return Err(Fault { place, problem: Problem::Missing { element, part } });
+    }
+    let envelope = read(text, None, &mut || [0; 6])?;
+    Ok((envelope.monitoring, envelope.warnings))
+}
+
 /// Finds all virtual systems, and judges the sections on the way to them.
 fn systems_of<'a>(
     reading: &mut Reading<'a>,

@@ -63,6 +63,9 @@ pub enum Problem {
     /// The root element is something else.
     #[error("the root element is no OVF envelope of version 1 or 2 (DMTF DSP0243)")]
     NotAnEnvelope,
+    /// The root element says nothing of monitoring.
+    #[error("the root element is neither a MonitoringSection nor an OVF envelope with one")]
+    NotMonitoring,
     /// An element lacks a part.
     #[error("{element} has no {part}")]
     Missing {

@@ -112,8 +112,10 @@ mod unit;
 mod xml;
 
 pub use archive::ArchiveError;
+pub use envelope::read_monitoring;
 pub use export::{ExportError, write_ova};
 pub use fault::{Fault, Place, Problem};
 pub use format::DiskFormat;
 pub use manifest::ManifestError;
+pub use monitoring::monitoring_text;
 pub use package::{DiskSource, ExtractError, Limits, OpenError, Package, VerifyError};

@@ -49,12 +49,29 @@ pub(crate) fn read<'a>(reading: &mut Reading<'a>, system: Node<'a>) -> Result<Mo
         ours(reading, node, &mut monitoring)?;
     }
     claudia(reading, system, &mut monitoring)?;
-    let whole = section.unwrap_or(system);
-    monitoring.check().map_err(|error| {
+    checked(reading, section.unwrap_or(system), monitoring)
+}
+
+/// Reads a section that stands alone.
+pub(crate) fn read_alone<'a>(
+    reading: &mut Reading<'a>,
+    section: Node<'a>,
+) -> Result<Monitoring, Fault> {
+    let mut monitoring = Monitoring::default();
+    ours(reading, section, &mut monitoring)?;
+    checked(reading, section, monitoring)
+}
+
+fn checked<'a>(
+    reading: &Reading<'a>,
+    whole: Node<'a>,
+    monitoring: Monitoring,
+) -> Result<Monitoring, Fault> {
+    let checked = monitoring.check().map_err(|error| {
         let problem = Problem::Monitoring(cut(&error.to_string()));
         reading.fault(whole, problem)
-    })?;
-    Ok(monitoring)
+    });
+    checked.map(|()| monitoring)
 }
 
 fn ours<'a>(
@@ -63,7 +80,8 @@ fn ours<'a>(
     monitoring: &mut Monitoring,
 ) -> Result<(), Fault> {
     for node in section.children().filter(Node::is_element) {
-        if reading.is(node, "Info") {
+        // Of the envelope's namespace, or of none where the section stands alone.
+        if reading.is(node, "Info") || node.has_tag_name("Info") {
             continue;
         }
         let known = node.tag_name().namespace() == Some(NAMESPACE);
@@ -302,13 +320,25 @@ fn attribute<'a>(node: Node<'a>, name: &str) -> Option<&'a str> {
 
 /// Writes the section, if there is something to say.
 pub(crate) fn write(writer: &mut Writer<Vec<u8>>, what: &Monitoring) -> io::Result<()> {
-    if *what == Monitoring::default() {
-        return Ok(());
-    }
-    let section = writer
-        .create_element("sj:MonitoringSection")
-        .with_attribute(("ovf:required", "false"))
-        .with_attribute(("xmlns:sj", NAMESPACE));
+    let here = [("ovf:required", "false"), ("xmlns:sj", NAMESPACE)];
+    if *what == Monitoring::default() { Ok(()) } else { write_section(writer, &here, what) }
+}
+
+/// The section as a document of its own, which [`read_monitoring`](crate::read_monitoring) reads.
+pub fn monitoring_text(what: &Monitoring) -> String {
+    let mut writer = Writer::new_with_indent(vec![], b' ', 2);
+    write_section(&mut writer, &[("xmlns:sj", NAMESPACE)], what)
+        .expect("memory takes what is written");
+    String::from_utf8(writer.into_inner()).expect("it is written as UTF-8")
+}
+
+fn write_section(
+    writer: &mut Writer<Vec<u8>>,
+    attributes: &[(&str, &str)],
+    what: &Monitoring,
+) -> io::Result<()> {
+    let section = writer.create_element("sj:MonitoringSection");
+    let section = section.with_attributes(attributes.iter().copied());
     section.write_inner_content(|writer| {
         let info = BytesText::new("What is measured of this virtual machine");
         writer.create_element("Info").write_text_content(info)?;

@@ -29,8 +29,8 @@ pub(super) struct Ledger {
     mourned: BTreeSet<VmId>,
     /// A site has forgotten what it had decided.
     pub forgotten: bool,
-    /// The latest revision of what is monitored, at any owner so far.
-    revisions: BTreeMap<VmId, u64>,
+    /// The newest epoch in which a VM had an owner, and the revision of what is monitored there.
+    revisions: BTreeMap<VmId, (Epoch, u64)>,
     /// The newest epoch that each site ever had durable.
     epochs: BTreeMap<(PeerName, VmId), Epoch>,
 }
@@ -211,18 +211,18 @@ impl Federation {
         if self.ledger.forgotten {
             return broken;
         }
-        let mut owners: BTreeMap<VmId, (Epoch, u64)> = BTreeMap::new();
         for node in self.nodes.values() {
             for (vm, entry) in node.durable.vms.iter().filter(|(_, vm)| vm.stay.is_some()) {
-                let now = (entry.chain.epoch(), entry.descriptor.monitoring.revision);
+                let (epoch, revision) = (entry.chain.epoch(), entry.descriptor.monitoring.revision);
+                let newest = self.ledger.revisions.entry(*vm).or_default();
                 // One that was overtaken, and does not know yet, monitors nothing that counts.
-                owners.entry(*vm).and_modify(|newest| *newest = now.max(*newest)).or_insert(now);
-            }
-        }
-        for (vm, (_, revision)) in owners {
-            let before = self.ledger.revisions.insert(vm, revision);
-            if before.is_some_and(|before| before > revision) {
-                broken.push(format!("what is monitored of {vm} fell to revision {revision}"));
+                if epoch < newest.0 {
+                    continue;
+                }
+                if revision < newest.1 {
+                    broken.push(format!("what is monitored of {vm} fell to revision {revision}"));
+                }
+                *newest = (epoch, revision);
             }
         }
         broken

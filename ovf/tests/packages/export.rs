@@ -95,6 +95,29 @@ fn a_vm_with_odd_memory_and_without_our_sections_survives_too() {
 }
 
 #[test]
+fn a_monitoring_section_stands_alone_too_and_is_read_back_as_the_same() {
+    let many = vm(&[]).monitoring;
+    for section in [many, Monitoring::default()] {
+        let text = ovf::monitoring_text(&section);
+        assert_eq!(ovf::read_monitoring(&text).unwrap(), (section, vec![]), "{text}");
+    }
+}
+
+#[test]
+fn what_says_nothing_of_monitoring_is_not_taken_for_an_empty_section() {
+    let silent = "<Envelope xmlns='http://schemas.dmtf.org/ovf/envelope/1'/>";
+    let other = "<sj:Monitor xmlns:sj='https://sojourn.example/ovf/1' measure='cpu_share'/>";
+    for (text, wanted) in [
+        (silent, "has no MonitoringSection"),
+        (other, "neither a MonitoringSection nor"),
+        ("", "not well-formed XML"),
+    ] {
+        let fault = ovf::read_monitoring(text).unwrap_err().to_string();
+        assert!(fault.contains(wanted), "{text:?} gave {fault:?}");
+    }
+}
+
+#[test]
 fn the_archive_is_what_other_readers_expect() {
     let folder = tempfile::tempdir().unwrap();
     let sizes = [1000, 2000];
