@@ -163,7 +163,8 @@ impl Plan {
     }
 }
 
-/// VMs are moved while they are being started, which by chance alone they seldom are.
+/// VMs are moved while they are being started, and what is monitored of them is changed while they
+/// are moved, which by chance alone seldom happens.
 fn at_once(dice: &mut Dice, vms: usize) -> Vec<(Deed, Duration)> {
     const STOPPED: Duration = Duration::from_secs(30);
     let mut deeds = vec![];
@@ -178,7 +179,8 @@ fn at_once(dice: &mut Dice, vms: usize) -> Vec<(Deed, Duration)> {
         };
         deeds.push((Deed::Ask(0, Wish::Control(vm, Action::Stop)), STOPPED));
         deeds.push((Deed::Ask(0, Wish::Control(vm, Action::Start)), a_moment));
-        deeds.push((Deed::Ask(0, wish), STOPPED));
+        deeds.push((Deed::Ask(0, wish), a_moment));
+        deeds.push((Deed::Ask(0, Wish::Monitor(vm)), STOPPED));
     }
     deeds
 }
