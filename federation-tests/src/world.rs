@@ -570,6 +570,12 @@ impl World {
             .collect()
     }
 
+    /// The contracts of a site, which must be up.
+    pub fn contracts(&self, at: &str) -> Vec<protocol::ContractView> {
+        let machine = self.federation.nodes[&site(at)].machine.as_ref();
+        machine.expect("the site is up").contracts().collect()
+    }
+
     /// The revision of what is monitored of a VM, as a site has it on its disk.
     pub fn revision(&self, at: &str, vm: VmId) -> u64 {
         self.state(at).vms[&vm].descriptor.monitoring.revision

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use federation_tests::world::{Crypto, Fate, Load, World, asks, host, site};
+use federation_tests::world::{Crypto, Fate, Flight, Load, World, asks, host, site};
 use model::PowerState::{Active, Defined, Paused, Suspended};
-use model::{Epoch, Monitoring, VmId};
+use model::key::Strict;
+use model::{Epoch, Monitoring, Signature, VmId};
 use protocol::{Action, Answer, Ask, Config, JourneyResult, LIBRARY, Mode, Reply};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -462,9 +463,13 @@ fn what_a_source_monitors_does_not_change_while_it_is_moved_and_moves_with_the_v
     world.host("b", "b1", 4);
     let change = || Ask::Monitor(vm, Monitoring::default());
     // The offers are asked for with what was monitored before.
-    world.network(|flight| {
-        let late = asks(flight, "forced migration");
-        if late { Fate::Late(Duration::from_secs(5)) } else { Fate::Arrives }
+    let mut held = 0;
+    world.network(move |flight| {
+        if !asks(flight, "forced migration") || held > 0 {
+            return Fate::Arrives;
+        }
+        held += 1;
+        Fate::Late(Duration::from_secs(5))
     });
     let home = world.move_to("a", vm, &["b"]);
     let chosen = |world: &World| {
@@ -481,4 +486,67 @@ fn what_a_source_monitors_does_not_change_while_it_is_moved_and_moves_with_the_v
     world.until_runs(vm, "b");
     assert_eq!(world.revision("b", vm), 2, "b passed it on, and has the VM now");
     world.settle();
+}
+
+#[test]
+fn each_edge_of_a_path_has_a_contract_that_both_of_its_sites_have_signed() {
+    let mut world = World::with(&["a", "b", "c"], Crypto::Real, &Config::default());
+    world.peer("a", "b");
+    world.peer("b", "c");
+    world.host("c", "c1", 4);
+    let vm = world.import("a");
+    let placed = world.place("a", vm);
+    assert_eq!(world.result("a", placed), JourneyResult::Done);
+    world.settle();
+    let contracts = |world: &World, at: &str| {
+        let of = |contract: protocol::ContractView| {
+            assert!(contract.agreed.holds(&Strict), "{contract:?}");
+            let other = contract.peer.to_string();
+            (other, contract.provides, contract.in_force, contract.agreed)
+        };
+        world.contracts(at).into_iter().map(of).collect::<Vec<_>>()
+    };
+    let [of_a] = &contracts(&world, "a")[..] else { panic!("a has one contract") };
+    let [up, down] = &contracts(&world, "b")[..] else { panic!("b has two contracts") };
+    let [of_c] = &contracts(&world, "c")[..] else { panic!("c has one contract") };
+    assert_eq!((of_a.0.as_str(), of_a.1, of_a.2), ("b", false, true));
+    assert_eq!((up.0.as_str(), up.1, up.2), ("a", true, true));
+    assert_eq!((down.0.as_str(), down.1, down.2), ("c", false, true));
+    assert_eq!((of_c.0.as_str(), of_c.1, of_c.2), ("b", true, true));
+    // The two ends of an edge have the same, and nobody has that of two others.
+    assert_eq!((&of_a.3, &of_c.3), (&up.3, &down.3));
+    assert_ne!(of_a.3.contract.provider, of_c.3.contract.provider);
+    // It is kept when the VM has gone another way, also over a restart.
+    world.host("a", "a1", 4);
+    let home = world.bring_home("a", vm);
+    assert_eq!(world.result("a", home), JourneyResult::Done);
+    world.settle();
+    for (at, count) in [("a", 1), ("b", 2), ("c", 1)] {
+        world.crash(at);
+        world.start(at);
+        let all = contracts(&world, at);
+        assert_eq!(all.len(), count, "{at}");
+        assert!(all.iter().all(|contract| !contract.2), "{at}: {all:?}");
+    }
+}
+
+#[test]
+fn an_offer_is_taken_by_who_signs_its_contract_alone() {
+    let (mut world, vm) = placed_at_c();
+    world.host("b", "b1", 4);
+    let forged = Signature([7; 64]);
+    for taken in [None, Some(forged)] {
+        let moved = world.move_to("a", vm, &["b"]);
+        let takes = |flight: &Flight| asks(flight, "initiate transfer");
+        let is_sent = |world: &World| world.federation.flights.iter().any(takes);
+        world.run_until("the offer is taken", MINUTE, is_sent);
+        for flight in world.federation.flights.iter_mut().filter(|flight| takes(flight)) {
+            let Load::Request { request, .. } = &mut flight.load else { panic!("a request") };
+            request.hop.taken = taken;
+        }
+        let result = world.result("a", moved);
+        let JourneyResult::GaveUp(why) = &result else { panic!("{result:?}") };
+        assert!(why.contains("the contract is not signed"), "{why}");
+        assert!(world.runs(vm, "c"));
+    }
 }

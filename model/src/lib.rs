@@ -3,6 +3,7 @@
 //! Nothing here does I/O, knows a clock, or knows how a value travels.
 //! Every identity and every unit has a type of its own, so that the wrong one does not compile.
 
+pub mod contract;
 pub mod decision;
 pub mod digest;
 pub mod id;
@@ -17,6 +18,7 @@ pub mod time;
 pub mod token;
 pub mod vm;
 
+pub use contract::{Agreed, Contract, Proposal};
 pub use digest::Digest;
 pub use id::{
     EdgeHandle, Epoch, HostName, MigrationId, OperationId, PeerName, RequestId, VmId, VmName,

@@ -88,6 +88,9 @@ impl TransferEnd {
 pub struct Terms {
     /// Price per hour, in thousandths of the contract's currency.
     pub price_milli: u64,
+    /// What the provider owes for each time that a limit of service is broken, in thousandths of
+    /// the contract's currency.
+    pub penalty_milli: u64,
     /// Name of the capacity class, such as `standard`.
     pub class: String,
     /// Country (ISO 3166-1, two letters) that the VM would run in; empty if not told.
@@ -107,6 +110,9 @@ pub struct Offer {
     pub target: TransferEnd,
     /// Price, class, expiry.
     pub terms: Terms,
+    /// The answering site's signature of the contract that this makes with who asked; none where
+    /// a site asks itself. Replaced at each hop.
+    pub proposal: Option<Signature>,
     /// How many sites further on the Destination is, as far as the answering peer says: 0 for
     /// the answering site itself.
     pub distance: u8,

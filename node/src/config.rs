@@ -126,6 +126,8 @@ pub struct OfferConfig {
     pub country: String,
     /// Price per hour, in thousandths of the contracts' currency.
     pub price_milli: u64,
+    /// What is owed for each time that a limit of service is broken, in thousandths.
+    pub penalty_milli: u64,
 }
 
 /// How long things may take, in seconds.
@@ -227,6 +229,7 @@ impl Config {
         protocol::Config {
             country: self.offer.country.clone(),
             price_milli: self.offer.price_milli,
+            penalty_milli: self.offer.penalty_milli,
             request_limit: seconds(self.time.request_s),
             offer_life: seconds(self.time.offer_s),
             admit_life: seconds(self.time.migration_s),

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use certs::Identity;
 use model::decision::Policy;
 use model::key::{Strict, Verify};
 use model::{
@@ -110,7 +111,7 @@ pub(crate) struct NodeWorld {
     token_secret: [u8; 32],
     proxies: Proxies,
     policy: Arc<policies::Engine>,
-    site: SiteKey,
+    identity: Arc<Identity>,
     known: Peers,
     /// How long keys of offers that nobody took are kept in memory.
     key_life: Duration,
@@ -143,6 +144,10 @@ impl World for NodeWorld {
         self.key(key).sign(kind, body)
     }
 
+    fn sign_as_site(&self, kind: &str, body: &[u8]) -> Signature {
+        self.identity.sign(kind, body)
+    }
+
     fn source_token(&self, migration: MigrationId) -> Token {
         Token(*blake3::keyed_hash(&self.token_secret, &migration.0).as_bytes())
     }
@@ -153,7 +158,7 @@ impl World for NodeWorld {
 
     fn identity(&self, party: &Party) -> Option<SiteKey> {
         match party {
-            Party::Here => Some(self.site),
+            Party::Here => Some(self.identity.site_key()),
             Party::Peer(name) => self.known.get(name).map(|peer| peer.key),
         }
     }
@@ -216,7 +221,7 @@ pub(crate) struct Start {
     pub config: protocol::Config,
     pub journal: Journal,
     pub policy: Arc<policies::Engine>,
-    pub site: SiteKey,
+    pub identity: Arc<Identity>,
     pub known: Peers,
     pub proxies: Proxies,
     /// Every host's profile, where its hypervisor could tell.
@@ -254,7 +259,7 @@ impl Driver {
             token_secret: loaded.token_secret,
             proxies: start.proxies,
             policy: start.policy,
-            site: start.site,
+            identity: start.identity,
             known: start.known,
             key_life: 2 * start.config.offer_life + KEY_GRACE,
         };

@@ -195,7 +195,7 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
         config: config.protocol(),
         journal,
         policy,
-        site: identity.site_key(),
+        identity: identity.clone(),
         known: peers.clone(),
         proxies,
         profiles,

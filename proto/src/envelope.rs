@@ -65,6 +65,7 @@ struct HopPart {
     hops_left: u8,
     time_left_ms: u64,
     source: Option<TransferEnd>,
+    taken: Option<Signature>,
     /// Length of the sender's journal.
     journal: u64,
 }
@@ -180,6 +181,7 @@ pub fn seal_request(
         hops_left: request.hop.hops_left,
         time_left_ms: u64::try_from(request.hop.time_left.as_millis()).unwrap_or(u64::MAX),
         source: request.hop.source.clone(),
+        taken: request.hop.taken,
         journal: sealer.journal,
     };
     let hop = sealed_part(sealer, &hop);
@@ -224,6 +226,7 @@ pub fn open_request(
             hops_left: hop.hops_left.min(limit::MAX_HOPS),
             time_left: Duration::from_millis(hop.time_left_ms),
             source: hop.source,
+            taken: hop.taken,
         },
     };
     Ok((Opened { content: Verified(request), journal: hop.journal }, digest))
@@ -394,6 +397,7 @@ mod tests {
                 hops_left: 3,
                 time_left: Duration::from_secs(5),
                 source: None,
+                taken: None,
             },
         }
     }

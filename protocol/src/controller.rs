@@ -15,6 +15,7 @@ use std::time::Duration;
 use model::decision::{Candidate, Delegate, Expose, Rank};
 use model::{EdgeHandle, HostName, MigrationId, Offer, OperationId, PeerName, RequestId, VmId};
 
+use crate::contract::proposal;
 use crate::effect::{CallError, CallId, Caller, Effect, Reply};
 use crate::message::{Answer, Hop, Op, Origin, Outcome, Request};
 use crate::path::{Verifier, back_off};
@@ -153,8 +154,12 @@ impl Step<'_> {
         match answer {
             Ok(Answer::Offers { offers, reasons }) => {
                 let verify = Verifier(self.world);
-                let sound = offers.into_iter().filter(|offer| offer.target.is_proven(&verify));
-                let offers = sound.take(model::limit::MAX_OFFERS);
+                let (vm, asked_for) = (gathering.vm, gathering.descriptor.digest());
+                let is_sound = |offer: &Offer| {
+                    let proposal = proposal(self.world, &peer, vm, asked_for, offer);
+                    offer.target.is_proven(&verify) && proposal.is_some()
+                };
+                let offers = offers.into_iter().filter(is_sound).take(model::limit::MAX_OFFERS);
                 gathering.offers.extend(offers.map(|offer| (Some(peer.clone()), offer)));
                 for reason in reasons.into_iter().take(model::limit::MAX_REASONS) {
                     if !gathering.reasons.contains(&reason) {
@@ -205,6 +210,7 @@ impl Step<'_> {
     fn expose(&mut self, id: RequestId, peer: &PeerName, gathering: Gathering) -> Answer {
         let input = Expose { peer: peer.clone(), offers: candidates(&gathering.offers) };
         let shown = self.world.policy().expose(&input);
+        let asked_for = gathering.descriptor.digest();
         let mut offers = Vec::new();
         for (at, (via, mut offer)) in gathering.offers.into_iter().enumerate() {
             if !shown.contains(&at) || offers.len() >= model::limit::MAX_OFFERS {
@@ -214,17 +220,26 @@ impl Step<'_> {
                 continue;
             }
             if let Some(via) = via {
+                let vm = gathering.vm;
+                // It may have been revoked since.
+                let Some(below) = proposal(self.world, &via, vm, asked_for, &offer) else {
+                    continue;
+                };
+                let asker = Party::Peer(peer.clone());
                 let edge = EdgeHandle(self.random16());
+                let proposal = self.propose(&asker, vm, asked_for, edge, &offer.terms);
+                let signature = proposal.as_ref().map(|proposal| proposal.provider);
                 let made = OfferMade {
-                    vm: gathering.vm,
+                    vm,
                     request: id,
-                    asker: Party::Peer(peer.clone()),
+                    asker,
                     descriptor: gathering.descriptor.clone(),
                     terms: offer.terms.clone(),
-                    at: OfferAt::Peer(Edge { peer: via, handle: offer.edge }),
+                    proposal,
+                    at: OfferAt::Peer(Edge { peer: via, handle: offer.edge }, below),
                 };
                 self.keep_offer(edge, made);
-                offer.edge = edge;
+                (offer.edge, offer.proposal) = (edge, signature);
                 offer.distance = offer.distance.saturating_add(1);
             }
             offers.push(offer);
@@ -668,6 +683,7 @@ impl Step<'_> {
         }
         let memory = self.memory(operation);
         memory.left = left;
+        memory.asked_for = Some(gathering.descriptor.digest());
         memory.tries = 0;
         if !reasons.is_empty() {
             memory.last_failure = Some(reasons.join("; "));
@@ -692,7 +708,15 @@ impl Step<'_> {
             return self.no_place(&journey, reasons);
         }
         memory.tries += 1;
+        let asked_for = memory.asked_for;
         let (at, offer) = memory.left.remove(0);
+        let taken = match (&at, asked_for) {
+            (Party::Peer(peer), Some(asked_for)) => {
+                let proposal = proposal(self.world, peer, journey.vm, asked_for, &offer);
+                proposal.map(|proposal| self.take(proposal))
+            }
+            _ => None,
+        };
         let whence = match &at {
             Party::Here => "this site".to_owned(),
             Party::Peer(peer) => format!("peer {peer}"),
@@ -706,6 +730,7 @@ impl Step<'_> {
             at,
             handle: offer.edge,
             target: offer.target,
+            taken,
         });
         self.tell(operation, format!("chose the offer of {whence}; migration {migration}"));
         self.go(operation, Phase::Force);
@@ -814,6 +839,7 @@ impl Step<'_> {
             hops_left: model::limit::MAX_HOPS,
             time_left: self.site.config.source_patience,
             source: Some(source),
+            taken: self.taken_of(chosen.migration),
         };
         self.busy(journey.operation);
         self.tell(journey.operation, "the Source is ready; the files move");

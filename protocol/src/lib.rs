@@ -25,6 +25,7 @@
 //!   retire ---------------->  (path row gone)
 //! ```
 
+mod contract;
 mod controller;
 mod effect;
 mod law;
@@ -54,4 +55,4 @@ pub use state::{
     Chosen, Host, Illegal, Journey, Migration, SourceRole, SourceStep, State, Stay, TargetRole,
     TargetStep, Vm, library,
 };
-pub use view::{NextMove, OfferView, Progress, VmView};
+pub use view::{ContractView, NextMove, OfferView, Progress, VmView};

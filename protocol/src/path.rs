@@ -115,11 +115,15 @@ impl Step<'_> {
         let Op::InitiateTransfer { chain, monitoring, .. } = op else {
             return self.answer(caller, Answer::Unknown);
         };
+        let promised = match self.taken_up(&from, &offer, request.hop.taken) {
+            Ok(promised) => promised,
+            Err(reason) => return self.answer(caller, Answer::Gone { reason: reason.to_owned() }),
+        };
         match (offer.at.clone(), from) {
             (OfferAt::Local { host, end }, from) => {
-                self.admit(caller, &from, &offer, host, end, request);
+                self.admit(caller, &from, &offer, (host, end), request, promised);
             }
-            (OfferAt::Peer(down), Party::Peer(peer)) => {
+            (OfferAt::Peer(down, proposal), Party::Peer(peer)) => {
                 if let Err(error) = chain.verify(vm, &Verifier(self.world)) {
                     return self.answer(caller, Answer::Gone { reason: error.to_string() });
                 }
@@ -130,11 +134,13 @@ impl Step<'_> {
                     chain: chain.clone(),
                     up: Edge { peer, handle },
                     down: down.clone(),
+                    promised,
+                    taken: Some(self.take(proposal)),
                 });
                 self.pass_on(caller, None, down, request);
             }
             // This site's own journeys go to the peer directly.
-            (OfferAt::Peer(_), Party::Here) => self.answer(caller, Answer::Unknown),
+            (OfferAt::Peer(..), Party::Here) => self.answer(caller, Answer::Unknown),
         }
     }
 
@@ -146,8 +152,12 @@ impl Step<'_> {
             let reason = "the request has passed as many sites as it may".to_owned();
             return self.answer(caller, Answer::Failed { reason });
         }
-        let hop =
-            Hop { edge: Some(edge.handle), hops_left: request.hop.hops_left - 1, ..request.hop };
+        let taken = match request.origin.op {
+            Op::InitiateTransfer { migration, .. } => self.taken_of(migration),
+            _ => None,
+        };
+        let hops_left = request.hop.hops_left - 1;
+        let hop = Hop { edge: Some(edge.handle), hops_left, taken, ..request.hop };
         let waiting = Waiting::Relay(caller, came, Box::new(request.origin.op.clone()));
         let request = Request { origin: request.origin, hop };
         self.send(&Party::Peer(edge.peer), request, waiting);

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use model::{
-    Certificate, Chain, Descriptor, Digest, EdgeHandle, Epoch, HostName, MigrationId, Monitoring,
-    OperationId, PeerName, PowerState, PublicKey, Resources, RunProfile, Signed, Statement, Time,
-    TokenHash, TransferEnd, VmId,
+    Agreed, Certificate, Chain, Descriptor, Digest, EdgeHandle, Epoch, HostName, MigrationId,
+    Monitoring, OperationId, PeerName, PowerState, PublicKey, Resources, RunProfile, Signed,
+    Statement, Time, TokenHash, TransferEnd, VmId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -159,6 +159,9 @@ pub enum Row {
         handle: EdgeHandle,
         /// The Destination's end of the transfer.
         target: TransferEnd,
+        /// The contract with whoever made the offer; none with this site itself.
+        #[serde(default)]
+        taken: Option<Agreed>,
     },
     /// A journey ended.
     Concluded {
@@ -276,6 +279,9 @@ pub enum Row {
         boot: bool,
         /// When the capacity is freed if nothing more is heard.
         expires: Time,
+        /// The contract with the asker; none with this site itself.
+        #[serde(default)]
+        promised: Option<Agreed>,
     },
     /// Destination: bytes arrive.
     Receiving {
@@ -368,6 +374,12 @@ pub enum Row {
         up: Edge,
         /// The edge to the one who made the offer.
         down: Edge,
+        /// The contract with the asker.
+        #[serde(default)]
+        promised: Option<Agreed>,
+        /// The contract with the one who made the offer.
+        #[serde(default)]
+        taken: Option<Agreed>,
     },
     /// Controller and Intermediaries: the new path counts.
     Flipped {

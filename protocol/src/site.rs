@@ -6,8 +6,8 @@ use std::time::Duration;
 use model::decision::Policy;
 use model::key::Verify;
 use model::{
-    EdgeHandle, Epoch, HostName, MigrationId, OperationId, PeerName, PublicKey, RequestId,
-    RunProfile, Signature, Signed, SiteKey, Terms, Time, Token, TransferEnd, VmId,
+    Digest, EdgeHandle, Epoch, HostName, MigrationId, OperationId, PeerName, Proposal, PublicKey,
+    RequestId, RunProfile, Signature, Signed, SiteKey, Terms, Time, Token, TransferEnd, VmId,
 };
 
 use crate::effect::{Ask, CallError, CallId, Caller, Command, Duty, Effect, Event, Output, Reply};
@@ -25,6 +25,8 @@ pub trait World: Verify {
     fn create_key(&mut self) -> PublicKey;
     /// A signature by a key that [`World::create_key`] made.
     fn sign(&self, key: &PublicKey, payload_type: &str, body: &[u8]) -> Signature;
+    /// A signature by this site's own identity.
+    fn sign_as_site(&self, payload_type: &str, body: &[u8]) -> Signature;
     /// The token that this site's Source gives out for a migration: always the same one, derived
     /// from a secret of the site, so that it need not be stored.
     fn source_token(&self, migration: MigrationId) -> Token;
@@ -43,6 +45,8 @@ pub struct Config {
     pub country: String,
     /// Price per hour that it asks, in thousandths.
     pub price_milli: u64,
+    /// What it owes for each time that a limit of service is broken, in thousandths.
+    pub penalty_milli: u64,
     /// How long a peer may take to answer a Migration request.
     pub request_limit: Duration,
     /// How long an offer stands.
@@ -62,6 +66,7 @@ impl Default for Config {
         Self {
             country: String::new(),
             price_milli: 0,
+            penalty_milli: 0,
             request_limit: Duration::from_secs(10),
             offer_life: Duration::from_secs(120),
             admit_life: Duration::from_secs(24 * 3600),
@@ -105,6 +110,8 @@ pub(crate) struct OfferMade {
     pub asker: Party,
     pub descriptor: model::Descriptor,
     pub terms: Terms,
+    /// The contract that its asker may take.
+    pub proposal: Option<Proposal>,
     pub at: OfferAt,
 }
 
@@ -113,8 +120,8 @@ pub(crate) struct OfferMade {
 pub(crate) enum OfferAt {
     /// A host of this site.
     Local { host: HostName, end: TransferEnd },
-    /// A peer, by its own edge.
-    Peer(Edge),
+    /// A peer, by its own edge, and the contract with it that may be taken.
+    Peer(Edge, Proposal),
 }
 
 /// A Migration request on its way: this site's own journey, or one that it passes on.
@@ -191,6 +198,8 @@ pub(crate) struct JourneyMemory {
     pub ending: Option<crate::row::Result>,
     /// A call of this journey is on its way.
     pub busy: bool,
+    /// Digest of the descriptor that offers were asked for with.
+    pub asked_for: Option<Digest>,
 }
 
 /// The steps of the main migration algorithm (papers/003, III-C-1).

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::statement::Fact;
 use model::{
-    Certificate, Chain, Descriptor, Digest, EdgeHandle, Epoch, HostName, MigrationId, Monitoring,
-    OperationId, PowerState, PublicKey, Resources, RunProfile, Signed, Statement, Time, TokenHash,
-    TransferEnd, VmId,
+    Agreed, Certificate, Chain, Descriptor, Digest, EdgeHandle, Epoch, HostName, MigrationId,
+    Monitoring, OperationId, PowerState, PublicKey, Resources, RunProfile, Signed, Statement, Time,
+    TokenHash, TransferEnd, VmId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -221,6 +221,10 @@ pub struct Migration {
     pub owned: Option<Signed<Statement>>,
     /// The old path is closed.
     pub retired: bool,
+    /// The contract in which this site answers for the VM to the one above.
+    pub promised: Option<Agreed>,
+    /// The contract in which the one below answers for it to this site.
+    pub taken: Option<Agreed>,
 }
 
 impl Migration {
@@ -339,7 +343,7 @@ impl State {
                 };
                 self.journeys.insert(*operation, journey);
             }
-            Row::Chosen { operation, migration, key, at, handle, target } => {
+            Row::Chosen { operation, migration, key, at, handle, target, taken } => {
                 let journey =
                     self.journeys.get_mut(operation).ok_or(illegal("no such operation"))?;
                 journey.chosen = Some(Chosen {
@@ -350,7 +354,7 @@ impl State {
                     target: target.clone(),
                 });
                 let vm = journey.vm;
-                self.migration(*migration, vm);
+                self.migration(*migration, vm).taken = taken.clone();
             }
             Row::Concluded { operation, result } => {
                 let journey =
@@ -554,12 +558,14 @@ impl State {
             profile,
             boot,
             expires,
+            promised,
         } = row
         {
             let entry = self.migration(*migration, *vm);
             if entry.target.as_ref().is_some_and(|target| target.step > T::Receiving) {
                 return Err("the migration is under way");
             }
+            entry.promised = promised.clone();
             entry.target = Some(TargetRole {
                 step: T::Admitted,
                 descriptor: descriptor.clone(),
@@ -647,10 +653,11 @@ impl State {
 
     fn apply_to_path(&mut self, row: &Row) -> std::result::Result<(), &'static str> {
         match row {
-            Row::Pending { migration, vm, descriptor, chain, up, down } => {
+            Row::Pending { migration, vm, descriptor, chain, up, down, promised, taken } => {
                 let entry = self.migration(*migration, *vm);
                 entry.pending = Some((up.clone(), down.clone()));
                 entry.relayed = Some((descriptor.clone(), chain.clone()));
+                (entry.promised, entry.taken) = (promised.clone(), taken.clone());
             }
             Row::Flipped { migration, certificate, owned } => {
                 let chosen = self
@@ -722,6 +729,8 @@ impl State {
             old: None,
             owned: None,
             retired: false,
+            promised: None,
+            taken: None,
         })
     }
 

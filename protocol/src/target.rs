@@ -13,8 +13,9 @@
 use model::decision::{Admit, Verdict};
 use model::statement::{Cause, Fact};
 use model::{
-    Bytes, Certificate, Descriptor, Digest, EdgeHandle, Epoch, FileId, HostName, MigrationId,
-    Offer, PeerName, RequestId, Resources, Signed, Statement, Terms, TransferEnd, VmId,
+    Agreed, Bytes, Certificate, Descriptor, Digest, EdgeHandle, Epoch, FileId, HostName,
+    MigrationId, Offer, PeerName, RequestId, Resources, Signed, Statement, Terms, TransferEnd,
+    VmId,
 };
 
 use crate::effect::{Caller, Command};
@@ -138,22 +139,26 @@ impl Step<'_> {
         let target = TransferEnd { uri, token, transfer_key, vm_key, proof };
         let terms = Terms {
             price_milli: self.site.config.price_milli,
+            penalty_milli: self.site.config.penalty_milli,
             class: CLASS.to_owned(),
             country: self.site.config.country.clone(),
             expires: self.world.now().after(self.site.config.offer_life),
             runs,
         };
         let edge = EdgeHandle(self.random16());
+        let proposal = self.propose(asker, vm, descriptor.digest(), edge, &terms);
+        let signature = proposal.as_ref().map(|proposal| proposal.provider);
         let made = OfferMade {
             vm,
             request,
             asker: asker.clone(),
             descriptor: descriptor.clone(),
             terms: terms.clone(),
+            proposal,
             at: OfferAt::Local { host, end: target.clone() },
         };
         self.keep_offer(edge, made);
-        Offer { edge, target, terms, distance: 0 }
+        Offer { edge, target, terms, distance: 0, proposal: signature }
     }
 
     pub(crate) fn keep_offer(&mut self, edge: EdgeHandle, made: OfferMade) {
@@ -181,9 +186,9 @@ impl Step<'_> {
         caller: Caller,
         from: &Party,
         offer: &OfferMade,
-        host: HostName,
-        end: TransferEnd,
+        (host, end): (HostName, TransferEnd),
         request: Request,
+        promised: Option<Agreed>,
     ) {
         let controller = request.origin.key;
         let Op::InitiateTransfer { vm, migration, chain, profile, boot, monitoring } =
@@ -237,6 +242,7 @@ impl Step<'_> {
             profile,
             boot,
             expires,
+            promised,
         });
         self.site.offers.remove(&handle);
         let unused = self.world.now().after(UNUSED_LIFE);

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use model::{Descriptor, Epoch, HostName, MigrationId, PeerName, PowerState, Time, VmId};
+use model::{Agreed, Descriptor, Epoch, HostName, MigrationId, PeerName, PowerState, Time, VmId};
 
-use crate::row::{Down, Party};
+use crate::row::{Down, Edge, Party};
 use crate::site::{OfferAt, Phase, Site, Timer};
 use crate::state::{Journey, SourceStep, TargetRole, TargetStep};
 
@@ -68,7 +68,53 @@ pub struct OfferView {
     pub terms: model::Terms,
 }
 
+/// A contract with a neighbour, about a VM on whose path this site stands or stood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContractView {
+    /// What was agreed, with both signatures.
+    pub agreed: Agreed,
+    /// The neighbour.
+    pub peer: PeerName,
+    /// Whether this site answers for the VM by it, and the neighbour pays.
+    pub provides: bool,
+    /// The migration that it came of.
+    pub migration: MigrationId,
+    /// The epoch that began with it.
+    pub since: Epoch,
+    /// Whether the VM's path still goes along it.
+    pub in_force: bool,
+}
+
 impl Site {
+    /// Every contract of this site that came to count: whose VM came.
+    pub fn contracts(&self) -> impl Iterator<Item = ContractView> + '_ {
+        let chosen = |id: &MigrationId| {
+            let mut journeys = self.state.journeys.values();
+            journeys.find_map(|journey| journey.chosen.as_ref().filter(|c| c.migration == *id))
+        };
+        self.state.migrations.iter().flat_map(move |(id, migration)| {
+            let vm = self.state.vms.get(&migration.vm).filter(|vm| !vm.destroyed);
+            let (up, down) = match &migration.pending {
+                Some((up, down)) => (Some(up.peer.clone()), Some(down.peer.clone())),
+                None => {
+                    let asker = migration.target.as_ref().map(|target| &target.asker);
+                    (asker.and_then(peer_of), chosen(id).and_then(|chosen| peer_of(&chosen.at)))
+                }
+            };
+            let promised = migration.promised.clone().map(|agreed| (agreed, up, true));
+            let taken = migration.taken.clone().map(|agreed| (agreed, down, false));
+            [promised, taken].into_iter().flatten().filter_map(move |(agreed, peer, provides)| {
+                let (peer, since) = (peer?, migration.left_at()?);
+                let edge = Edge { peer: peer.clone(), handle: agreed.contract.edge };
+                let in_force = vm.is_some_and(|vm| match provides {
+                    true => vm.up.as_ref() == Some(&edge),
+                    false => vm.down == Down::Edge(edge),
+                });
+                Some(ContractView { agreed, peer, provides, migration: *id, since, in_force })
+            })
+        })
+    }
+
     /// Every offer that this site has out, made here or passed on.
     pub fn offers(&self) -> impl Iterator<Item = OfferView> + '_ {
         self.offers.values().map(|offer| OfferView {
@@ -79,7 +125,7 @@ impl Site {
             },
             at: match &offer.at {
                 OfferAt::Local { host, .. } => format!("host {host}"),
-                OfferAt::Peer(edge) => format!("peer {}", edge.peer),
+                OfferAt::Peer(edge, _) => format!("peer {}", edge.peer),
             },
             terms: offer.terms.clone(),
         })
@@ -235,4 +281,11 @@ impl Site {
 /// Whether the VM of this role is on its way here.
 fn arrives(target: &TargetRole) -> bool {
     target.step <= TargetStep::Ready
+}
+
+fn peer_of(party: &Party) -> Option<PeerName> {
+    match party {
+        Party::Peer(peer) => Some(peer.clone()),
+        Party::Here => None,
+    }
 }

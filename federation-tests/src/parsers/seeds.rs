@@ -207,6 +207,7 @@ fn a_peers_words() -> Vec<Vec<u8>> {
                 hops_left: request.hop.hops_left,
                 time_left_ms: request.hop.time_left.as_millis().try_into().unwrap_or(u64::MAX),
                 source: request.hop.source.clone(),
+                taken: request.hop.taken,
                 key: request.origin.key,
                 op: request.origin.op.clone(),
             }),
@@ -219,7 +220,7 @@ fn a_peers_words() -> Vec<Vec<u8>> {
     let together = |said: &[Said]| said.iter().flat_map(bytes).collect::<Vec<u8>>();
     let mut inputs: Vec<Vec<u8>> = said.iter().map(bytes).collect();
     inputs.extend(said.chunks(3).map(together));
-    for what in 0..8 {
+    for what in 0..9 {
         let wish = Said::Wishes { what };
         inputs.push(together(&[wish.clone(), Said::Waits { seconds: 40 }]));
         for answer in said.iter().filter(|said| matches!(said, Said::Answers(_))).take(4) {

@@ -215,8 +215,9 @@ impl Federation {
             for (vm, entry) in node.durable.vms.iter().filter(|(_, vm)| vm.stay.is_some()) {
                 let (epoch, revision) = (entry.chain.epoch(), entry.descriptor.monitoring.revision);
                 let newest = self.ledger.revisions.entry(*vm).or_default();
-                // One that was overtaken, and does not know yet, monitors nothing that counts.
-                if epoch < newest.0 {
+                // One that was overtaken, or adopted over, and does not know yet, monitors nothing
+                // that counts.
+                if epoch < newest.0 || self.ledger.mourned.contains(vm) {
                     continue;
                 }
                 if revision < newest.1 {

@@ -7,7 +7,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use model::decision::Policy;
 use model::key::{Strict, Verify};
 use model::{
-    HostName, MigrationId, PeerName, ProxyUri, PublicKey, SecretKey, Signature, Time, Token,
+    Digest, HostName, MigrationId, PeerName, ProxyUri, PublicKey, SecretKey, Signature, SiteKey,
+    Time, Token,
 };
 
 use super::rules::Willing;
@@ -77,6 +78,17 @@ impl Verify for Outside {
     }
 }
 
+impl Outside {
+    /// What the identity of a site is made of, and its public half.
+    fn identity_of(&self, name: &str) -> ([u8; 32], SiteKey) {
+        let seed = Digest::of(name.as_bytes()).0;
+        match self.crypto {
+            Crypto::Fast => (seed, SiteKey(seed)),
+            Crypto::Real => (seed, SiteKey(SecretKey::from_seed(&seed).public().0)),
+        }
+    }
+}
+
 impl protocol::World for Outside {
     fn now(&self) -> Time {
         self.now
@@ -103,6 +115,14 @@ impl protocol::World for Outside {
         }
     }
 
+    fn sign_as_site(&self, payload_type: &str, body: &[u8]) -> Signature {
+        let (seed, key) = self.identity_of(self.name.as_str());
+        match self.crypto {
+            Crypto::Fast => stand_in(&key.public(), payload_type, body),
+            Crypto::Real => SecretKey::from_seed(&seed).sign(payload_type, body),
+        }
+    }
+
     fn source_token(&self, migration: MigrationId) -> Token {
         let mut token = [self.site; 32];
         token[..16].copy_from_slice(&migration.0);
@@ -113,12 +133,12 @@ impl protocol::World for Outside {
         format!("quic://{}:4433", self.name).parse().expect("a legal URI")
     }
 
-    fn identity(&self, party: &protocol::Party) -> Option<model::SiteKey> {
+    fn identity(&self, party: &protocol::Party) -> Option<SiteKey> {
         let name = match party {
             protocol::Party::Here => self.name.as_str(),
             protocol::Party::Peer(peer) => peer.as_str(),
         };
-        Some(model::SiteKey(model::Digest::of(name.as_bytes()).0))
+        Some(self.identity_of(name).1)
     }
 
     fn policy(&self) -> &dyn Policy {
