@@ -43,6 +43,7 @@ pub(crate) fn init(
         offer: OfferConfig::default(),
         time: TimeConfig::default(),
         proxies: Vec::new(),
+        metrics: None,
     };
     let path = absolute(&folder)?;
     let identity = Folder::at(&path).init(&config)?;

@@ -7,6 +7,7 @@
 //! first, delivered before owed; owed values that had to go are counted, and the gap is seen by
 //! whoever misses their numbers.
 
+mod census;
 mod schema;
 
 use std::collections::HashMap;
@@ -18,6 +19,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::block::{Block, Malformed, SignedBlock};
 
+pub use census::Census;
 pub use schema::BookError;
 
 /// What a book holds at most.
@@ -263,10 +265,13 @@ impl Book {
         Ok(names.into_iter().filter_map(|name| name.parse().ok()).collect())
     }
 
-    /// Notes that nobody waits for a block any more.
-    pub fn settle(&mut self, id: i64) -> Result<(), BookError> {
-        self.db.prepare_cached("UPDATE blocks SET owed = NULL WHERE id = ?1")?.execute([id])?;
-        Ok(())
+    /// Notes that nobody waits for a block any more; answers how many values somebody did wait for.
+    pub fn settle(&mut self, id: i64) -> Result<u64, BookError> {
+        let mut settle = self.db.prepare_cached(
+            "UPDATE blocks SET owed = NULL WHERE id = ?1 AND owed IS NOT NULL RETURNING count",
+        )?;
+        let count: Option<i64> = settle.query_row([id], |row| row.get(0)).optional()?;
+        Ok(unsigned(count.unwrap_or_default()))
     }
 
     /// Notes that a site would not take a block, which is lost to those above.
@@ -278,7 +283,7 @@ impl Book {
                  ON CONFLICT DO UPDATE SET count = count + excluded.count",
             )?
             .execute([id])?;
-        self.settle(id)
+        self.settle(id).map(drop)
     }
 
     /// What is owed of a VM is owed to this site from now on: its path has changed.

@@ -85,11 +85,17 @@ pub(crate) async fn serve(
         .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
         .build_v1()
         .expect("the committed descriptors are sound");
+    // What tools of before the first version ask.
+    let old_reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+        .build_v1alpha()
+        .expect("the committed descriptors are sound");
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<AdminServer<Admin>>().await;
     tonic::transport::Server::builder()
         .add_service(AdminServer::new(admin))
         .add_service(reflection)
+        .add_service(old_reflection)
         .add_service(health_service)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
         .await

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use model::monitoring::Measure;
 use model::{HostName, PeerName, SiteKey};
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +36,51 @@ pub struct Config {
     /// Transfer proxies in processes of their own; the node's own one serves all other hosts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub proxies: Vec<ProxyConfig>,
+    /// Metrics and health, over HTTP; without it nothing of them is served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<MetricsConfig>,
+}
+
+/// Metrics (`/metrics`) and health (`/livez`, `/readyz`), over HTTP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsConfig {
+    /// Where to listen. Whoever reaches it sees the site's inside, such as its hosts and peers,
+    /// without a password: keep it on loopback, or behind something that asks for one.
+    pub listen: SocketAddr,
+    /// Measures whose newest values are shown of each VM that this site is the primary of, as in
+    /// the VM's monitoring section: `cpu_share`, `web.current_users`. What of them is told sealed
+    /// is shown in the open.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "measures")]
+    pub kpis: Vec<Measure>,
+    /// How many series these measures may make, at most [`MAX_KPI_SERIES`]; further ones are
+    /// counted and not shown.
+    #[serde(default = "default_max_series")]
+    pub max_series: usize,
+}
+
+/// The most that an operator may allow for `metrics.max_series`.
+pub const MAX_KPI_SERIES: usize = 100_000;
+
+fn default_max_series() -> usize {
+    1000
+}
+
+/// Measures by their names.
+mod measures {
+    use model::monitoring::Measure;
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(all: &[Measure], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(all.iter().map(ToString::to_string))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Vec<Measure>, D::Error> {
+        let names = Vec::<String>::deserialize(from)?;
+        names.iter().map(|name| name.parse().map_err(de::Error::custom)).collect()
+    }
 }
 
 /// An address that is listened at, and how others reach it.
@@ -212,6 +258,9 @@ impl Config {
                 return Err(format!("each of [[proxies]] has its own name, got {:?}", proxy.name));
             }
         }
+        if let Some(metrics) = &config.metrics {
+            metrics.check()?;
+        }
         Ok(config)
     }
 
@@ -237,6 +286,19 @@ impl Config {
             purge_after: seconds(self.time.purge_s),
             ..protocol::Config::default()
         }
+    }
+}
+
+impl MetricsConfig {
+    fn check(&self) -> Result<(), String> {
+        if let Some(file) = self.kpis.iter().find(|m| matches!(m, Measure::Encrypted { .. })) {
+            return Err(format!("metrics.kpis are numbers, and {file} is a whole file"));
+        }
+        if !(1..=MAX_KPI_SERIES).contains(&self.max_series) {
+            let got = self.max_series;
+            return Err(format!("metrics.max_series is 1 to {MAX_KPI_SERIES}, got {got}"));
+        }
+        Ok(())
     }
 }
 
@@ -295,6 +357,31 @@ mod tests {
         assert_eq!(Config::parse(&config.to_toml()).unwrap(), config);
         let error = Config::parse(&format!("name = \"alpha\"\n{proxy}{proxy}")).unwrap_err();
         assert!(error.contains("its own name"), "{error}");
+    }
+
+    #[test]
+    fn metrics_are_off_unless_an_address_is_given_and_are_read_and_written() {
+        assert_eq!(Config::parse("name = \"a\"").unwrap().metrics, None);
+        let text = "name = \"a\"\n[metrics]\nlisten = \"127.0.0.1:9464\"\n";
+        let config = Config::parse(text).unwrap();
+        assert_eq!(config.metrics.as_ref().unwrap().max_series, 1000);
+        assert_eq!(Config::parse(&config.to_toml()).unwrap(), config);
+        let config =
+            Config::parse(&format!("{text}kpis = [\"web.users\", \"cpu_share\"]")).unwrap();
+        let names = config.metrics.iter().flat_map(|metrics| &metrics.kpis);
+        assert_eq!(names.map(ToString::to_string).collect::<Vec<_>>(), ["web.users", "cpu_share"]);
+        assert_eq!(Config::parse(&config.to_toml()).unwrap(), config);
+        for (wrong, why) in [
+            ("name = \"a\"\n[metrics]\nkpis = []", "missing field `listen`"),
+            ("name = \"a\"\n[metrics]\nlisten = \"here\"", "line 3"),
+            (&format!("{text}kpis = [\"users\"]"), "a measure is cpu_time"),
+            (&format!("{text}kpis = [\"encrypted/a\"]"), "encrypted/a is a whole file"),
+            (&format!("{text}max_series = 0"), "1 to 100000, got 0"),
+            (&format!("{text}max_serie = 9"), "did you mean `max_series`?"),
+        ] {
+            let error = Config::parse(wrong).unwrap_err();
+            assert!(error.contains(why), "{wrong}: {error}");
+        }
     }
 
     #[test]

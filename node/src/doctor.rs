@@ -59,6 +59,22 @@ pub async fn examine(folder: &Folder) -> Vec<Finding> {
                 Err(error) => add("proxy port", Health::Bad, format!("{udp} UDP: {error}")),
             }
         }
+        if let Some(metrics) = &config.metrics {
+            let at = metrics.listen;
+            match TcpListener::bind(at) {
+                _ if running => {}
+                Err(error) => add("metrics port", Health::Bad, format!("{at} TCP: {error}")),
+                Ok(_) if !at.ip().is_loopback() => {
+                    let text = "whoever reaches it sees this site's hosts, peers and load";
+                    add(
+                        "metrics port",
+                        Health::Note,
+                        format!("{at} TCP is not on loopback: {text}"),
+                    );
+                }
+                Ok(_) => add("metrics port", Health::Good, format!("{at} TCP is free")),
+            }
+        }
         let advertised = config.control.advertise.is_some();
         if config.control.listen.ip().is_unspecified() && !advertised {
             let text = "control.advertise is not set: tickets will name an address that peers \

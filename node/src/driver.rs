@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use certs::Identity;
 use model::decision::Policy;
@@ -25,6 +25,7 @@ use tokio::task::block_in_place;
 use crate::hands::Hands;
 use crate::journal::{EventLine, Journal, JournalError, operation_subject, vm_subject};
 use crate::link::Links;
+use crate::metrics::{CountedPolicy, Metrics};
 use crate::peers::Peers;
 use crate::proxies::Proxies;
 
@@ -74,6 +75,7 @@ pub(crate) struct Driver {
     changes: broadcast::Sender<()>,
     /// How long the journals of peers are that spoke since the last commit.
     seen: Seen,
+    metrics: Metrics,
 }
 
 /// The driver has ended; the node is going down.
@@ -99,6 +101,7 @@ struct Desk {
     lines: Vec<EventLine>,
     lines_since: Option<Time>,
     changes: broadcast::Sender<()>,
+    metrics: Metrics,
 }
 
 /// The world, as the machine of a real node sees it.
@@ -110,7 +113,7 @@ pub(crate) struct NodeWorld {
     fresh: VecDeque<(Time, PublicKey)>,
     token_secret: [u8; 32],
     proxies: Proxies,
-    policy: Arc<policies::Engine>,
+    policy: Arc<CountedPolicy>,
     identity: Arc<Identity>,
     known: Peers,
     /// How long keys of offers that nobody took are kept in memory.
@@ -220,7 +223,7 @@ fn clock() -> Time {
 pub(crate) struct Start {
     pub config: protocol::Config,
     pub journal: Journal,
-    pub policy: Arc<policies::Engine>,
+    pub policy: Arc<CountedPolicy>,
     pub identity: Arc<Identity>,
     pub known: Peers,
     pub proxies: Proxies,
@@ -233,10 +236,10 @@ pub(crate) struct Start {
 
 impl Driver {
     /// Makes the channel; the loop is started with [`Driver::run`].
-    pub(crate) fn channel() -> (Self, mpsc::Receiver<Input>) {
+    pub(crate) fn channel(metrics: Metrics) -> (Self, mpsc::Receiver<Input>) {
         let (inputs, receiver) = mpsc::channel(QUEUE);
         let (changes, _) = broadcast::channel(16);
-        (Self { inputs, changes, seen: Seen::default() }, receiver)
+        (Self { inputs, changes, seen: Seen::default(), metrics }, receiver)
     }
 
     /// The loop. It ends with [`Input::Stop`], or with the error after which nothing may be promised
@@ -275,6 +278,7 @@ impl Driver {
                 lines: Vec::new(),
                 lines_since: None,
                 changes: self.changes.clone(),
+                metrics: self.metrics.clone(),
             },
             world,
         };
@@ -339,6 +343,11 @@ impl Driver {
         });
         self.inputs.send(Input::Visit(visit)).await.map_err(|_| Ended)?;
         receiver.await.map_err(|_| Ended)
+    }
+
+    /// Where everything that has a driver's handle counts what happens.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Wakes whenever something changed that a user may watch.
@@ -497,8 +506,15 @@ impl Desk {
         let seen = self.take_seen();
         block_in_place(|| {
             journal.write(self.now, &[], &[], &lines, &seen)?;
-            journal.sync()
+            self.sync(journal)
         })
+    }
+
+    fn sync(&self, journal: &mut Journal) -> Result<(), JournalError> {
+        let begun = Instant::now();
+        journal.sync()?;
+        self.metrics.synced(begun.elapsed());
+        Ok(())
     }
 }
 
@@ -535,7 +551,8 @@ impl protocol::Driver<NodeWorld> for Doors<'_> {
     }
 
     fn sync(&mut self, rows: &[Row]) -> Result<(), JournalError> {
-        block_in_place(|| self.journal.sync())?;
+        block_in_place(|| self.desk.sync(self.journal))?;
+        self.desk.metrics.durable(rows);
         self.durable = kinds(rows);
         fail_point("after", &self.durable);
         tracing::debug!(rows = ?self.durable, "durable");

@@ -6,7 +6,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use certs::{Identity, TicketSecret};
 use model::{PeerName, SiteKey, limit};
@@ -26,6 +26,7 @@ use crate::driver::Driver;
 use crate::hands::report;
 use crate::journal::StoredPeer;
 use crate::link::{VERSIONS, now};
+use crate::metrics::{self, Direction};
 use crate::monitor::Monitor;
 use crate::peers::{Peer, Peers};
 
@@ -175,11 +176,13 @@ impl Gate {
         request: Request<Sealed>,
         fits: impl Fn(&Op) -> bool,
     ) -> Result<Response<Sealed>, Status> {
+        let begun = Instant::now();
         let peer = self.peer(&request)?;
         let me = self.identity.site_key();
         let opened = envelope::open_request(request.into_inner(), peer.key, me, now());
         let (opened, digest) = opened.map_err(|error| {
             tracing::warn!(peer = %peer.name, %error, "a request was refused");
+            self.count(&peer.name, metrics::UNREADABLE, "error", begun);
             refusal(error)
         })?;
         self.driver.saw_journal(peer.key, opened.journal);
@@ -188,12 +191,26 @@ impl Gate {
             return Err(Status::invalid_argument("the operation is not the one that was called"));
         }
         self.peers.heard(&peer.name, Ok(()));
-        let answer = self.driver.request(peer.name, request).await;
+        let operation = request.origin.op.name();
+        let answer = self.driver.request(peer.name.clone(), request).await;
         let answered = answer.map_err(|ended| Status::unavailable(ended.to_string()))?;
+        self.count(&peer.name, operation, metrics::kind(&answered.answer), begun);
         let sign = |kind: &str, body: &[u8]| self.identity.sign(kind, body);
         let sealer = Sealer { site: me, sign: &sign, journal: answered.journal };
         let sealed = envelope::seal_answer(&sealer, peer.key, digest, answered.answer);
         Ok(Response::new(sealed))
+    }
+
+    /// Counts a request of a peer.
+    fn count(
+        &self,
+        peer: &PeerName,
+        operation: &'static str,
+        answer: &'static str,
+        begun: Instant,
+    ) {
+        let (received, took) = (Direction::Received, begun.elapsed());
+        self.driver.metrics().request(received, peer, operation, answer, took);
     }
 
     async fn accept_ticket(&self, key: SiteKey, ask: JoinRequest) -> Result<JoinReply, Status> {
@@ -344,6 +361,7 @@ impl Federation for Gate {
     }
 
     async fn values(&self, request: Request<Sealed>) -> Result<Response<Sealed>, Status> {
+        let begun = Instant::now();
         let peer = self.peer(&request)?;
         let me = self.identity.site_key();
         let busy = || Status::unavailable("this site is taking values of yours already");
@@ -355,11 +373,14 @@ impl Federation for Gate {
         let opened = opened.await.map_err(|_| Status::internal("the values cannot be read"))?;
         let (opened, digest) = opened.map_err(|error| {
             tracing::warn!(peer = %peer.name, %error, "values were refused");
+            self.count(&peer.name, metrics::UNREADABLE, "error", begun);
             refusal(error)
         })?;
         self.driver.saw_journal(peer.key, opened.journal);
         self.peers.heard(&peer.name, Ok(()));
         let verdicts = self.monitor.receive(opened.content.into_inner()).await;
+        let answer = if verdicts.is_ok() { "verdicts" } else { "error" };
+        self.count(&peer.name, metrics::VALUES, answer, begun);
         let verdicts = verdicts.map_err(|error| Status::unavailable(error.to_string()))?;
         let journal = self.driver.visit(|core| core.journal.len()).await;
         let journal = journal.map_err(|ended| Status::unavailable(ended.to_string()))?;

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hypervisor::{Hypervisor, Instance, Launch, Qemu, QemuConfig, Simulated};
 use model::{Bytes, FileId, HostName, MigrationId, PowerState, PublicKey, RunProfile, SecretKey};
@@ -122,7 +122,47 @@ impl Hands {
         instance: Instance,
     ) -> Result<Option<Sample>, hypervisor::Error> {
         let Some(opened) = self.host(host) else { return Ok(None) };
-        Ok(opened.measure(instance).await?.as_ref().map(sample))
+        let begun = Instant::now();
+        let measured = opened.measure(instance).await?;
+        if measured.is_some() {
+            self.0.driver.metrics().measured(begun.elapsed());
+        }
+        Ok(measured.as_ref().map(sample))
+    }
+
+    /// What is wrong with hosts, each by its name: its hypervisor does not answer, or the folder
+    /// where that keeps its guests is gone.
+    pub(crate) async fn trouble_of_hosts(&self) -> Vec<String> {
+        let hosts: Vec<_> = lock(&self.0.hosts).clone().into_iter().collect();
+        let mut trouble = Vec::new();
+        for (host, opened) in hosts {
+            let runtime = self.0.folder.host(&host).join("run");
+            let wrong = match opened.profile().await {
+                Err(error) => Some(report(&error)),
+                Ok(_) => match tokio::fs::read_dir(&runtime).await {
+                    Err(error) => Some(format!("{}: {error}", runtime.display())),
+                    Ok(_) => None,
+                },
+            };
+            trouble.extend(wrong.map(|why| format!("{host}: {why}")));
+        }
+        trouble
+    }
+
+    /// Counts what has crossed the network by now for the transfers that are open.
+    pub(crate) fn count_transfers(&self) {
+        for (migration, end) in self.0.driver.metrics().transfers() {
+            self.count_transfer(migration, end);
+        }
+    }
+
+    fn count_transfer(&self, migration: MigrationId, end: End) {
+        let metrics = self.0.driver.metrics();
+        match self.0.proxies.wire(migration, end) {
+            Some(wire) => metrics.transferred(migration, end, wire),
+            // An order that waited for its proxy in vain is not known any more.
+            None => metrics.transfer_is_closed(migration, end),
+        }
     }
 
     /// The host's end of a guest's KPI port; none if it has none.
@@ -179,8 +219,9 @@ impl Hands {
                     peer_key,
                     byte_budget: budget,
                 };
-                if let Err(error) = proxy.serve(serve) {
-                    self.transfer_failed(migration, End::Source, report(&error));
+                match proxy.serve(serve) {
+                    Ok(()) => self.0.driver.metrics().transfer_is_open(migration, End::Source),
+                    Err(error) => self.transfer_failed(migration, End::Source, report(&error)),
                 }
             }
             Command::Provide { migration, host, vm, epoch, files } => {
@@ -214,7 +255,10 @@ impl Hands {
                     expected: files,
                 };
                 match proxy.pull(pull) {
-                    Ok(()) => self.watch_first_bytes(migration, host),
+                    Ok(()) => {
+                        self.0.driver.metrics().transfer_is_open(migration, End::Target);
+                        self.watch_first_bytes(migration, host);
+                    }
                     Err(error) => self.transfer_failed(migration, End::Target, report(&error)),
                 }
             }
@@ -225,7 +269,11 @@ impl Hands {
                     tracing::debug!(%migration, error = report(&error), "not told");
                 }
             }
-            Command::Close { migration, source } => proxy.close(migration, end(source)),
+            Command::Close { migration, source } => {
+                self.count_transfer(migration, end(source));
+                self.0.driver.metrics().transfer_is_closed(migration, end(source));
+                proxy.close(migration, end(source));
+            }
             _ => unreachable!("commands about guests went to their workers"),
         }
     }
@@ -257,6 +305,9 @@ impl Hands {
     /// Passes the proxy's events on, until the proxy ends.
     pub(crate) async fn relay_transfers(self, mut events: mpsc::Receiver<transfer_proxy::Event>) {
         while let Some(event) = events.recv().await {
+            if let transfer_proxy::Event::Received { migration, wire, .. } = &event {
+                self.0.driver.metrics().transferred(*migration, End::Target, *wire);
+            }
             if let Some((migration, event)) = transfer_event(event) {
                 self.0.driver.event(Event::Transfer { migration, event }).await;
             }

@@ -7,7 +7,8 @@
 //!   hands ──────────┘        (journal)      └─▶ answers, replies
 //! ```
 //!
-//! Monitoring goes beside it, with a database of its own: nothing of it decides about a VM.
+//! Monitoring goes beside it, with a database of its own: nothing of it decides about a VM. So do
+//! the node's own metrics and health, which only count and look.
 //!
 //! **Architecture invariant.** Only the driver touches the [`protocol::Site`] and the
 //! journal. Everything else hands it inputs and gets effects.
@@ -22,6 +23,7 @@ mod hands;
 mod journal;
 mod library;
 mod link;
+mod metrics;
 mod monitor;
 mod peers;
 mod proxies;

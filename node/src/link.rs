@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use certs::Identity;
 use hyper_util::rt::TokioIo;
@@ -23,6 +23,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use crate::driver::Driver;
 use crate::hands::report;
 use crate::lock;
+use crate::metrics::{self, Direction};
 use crate::peers::Peers;
 
 /// The protocol versions that this program speaks.
@@ -91,6 +92,21 @@ pub(crate) enum LinkError {
     Tls(#[from] certs::TlsError),
 }
 
+impl LinkError {
+    /// Its kind, as metrics tell it in place of an answer's.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "no connection",
+            Self::Version(..) => "no common version",
+            Self::Refused => "hung up",
+            Self::Status(_) => "error",
+            Self::Time => "no answer in time",
+            Self::Envelope(_) => "garbled",
+            Self::Tls(_) => "no TLS",
+        }
+    }
+}
+
 impl Links {
     /// The connections are served by `runtime`.
     pub(crate) fn new(
@@ -128,8 +144,12 @@ impl Links {
             envelope::seal_request(&sealer, peer.key, &request, sign_origin, now(), rand::random());
         let op = request.origin.op;
         self.0.runtime.spawn(async move {
+            let begun = Instant::now();
             let answer = links.call(peer.key, &peer.addresses, &op, sealed, digest, limit, journal);
             let answer = answer.await;
+            let kind = answer.as_ref().map_or_else(LinkError::kind, metrics::kind);
+            let (sent, took) = (Direction::Sent, begun.elapsed());
+            links.0.driver.metrics().request(sent, &peer.name, op.name(), kind, took);
             let heard = answer.as_ref().map(|_| ()).map_err(|error| report(error));
             if let Err(why) = &heard {
                 tracing::warn!(peer = %peer.name, operation = op.name(), why, "call failed");
@@ -188,6 +208,19 @@ impl Links {
 
     /// Brings blocks of values to a peer; the answer has a verdict for each.
     pub(crate) async fn values(
+        &self,
+        to: &PeerName,
+        blocks: Vec<ValueBlock>,
+    ) -> Result<Vec<Verdict>, LinkError> {
+        let begun = Instant::now();
+        let answer = self.bring(to, blocks).await;
+        let kind = answer.as_ref().map_or_else(LinkError::kind, |_| "verdicts");
+        let (sent, took) = (Direction::Sent, begun.elapsed());
+        self.0.driver.metrics().request(sent, to, metrics::VALUES, kind, took);
+        answer
+    }
+
+    async fn bring(
         &self,
         to: &PeerName,
         blocks: Vec<ValueBlock>,

@@ -10,6 +10,7 @@
 //! Nothing here decides about a VM, and nothing of it goes through the journal: a site that loses
 //! its monitoring database loses values, never a VM.
 
+mod census;
 mod courier;
 mod guest;
 mod ledger;
@@ -39,6 +40,7 @@ use crate::folder::Folder;
 use crate::hands::Hands;
 use crate::link::{Links, now};
 use crate::lock;
+use crate::metrics::{CountedPolicy, Metrics, Origin};
 use ledger::Ledger;
 
 pub(crate) use ledger::LedgerError;
@@ -58,7 +60,7 @@ pub(crate) struct Monitor(Arc<Shared>);
 struct Shared {
     folder: Folder,
     driver: Driver,
-    policy: Arc<policies::Engine>,
+    policy: Arc<CountedPolicy>,
     ledger: Ledger,
     links: OnceLock<Links>,
     hands: OnceLock<Hands>,
@@ -124,7 +126,7 @@ impl Monitor {
     pub(crate) fn open(
         folder: &Folder,
         driver: &Driver,
-        policy: Arc<policies::Engine>,
+        policy: Arc<CountedPolicy>,
     ) -> Result<Self, BookError> {
         let book = Book::open(&folder.monitoring(), Limits::default())?;
         let (news, _) = broadcast::channel(NEWS);
@@ -163,6 +165,10 @@ impl Monitor {
 
     fn ledger(&self) -> &Ledger {
         &self.0.ledger
+    }
+
+    fn metrics(&self) -> &Metrics {
+        self.0.driver.metrics()
     }
 
     fn links(&self) -> &Links {
@@ -352,6 +358,10 @@ impl Monitor {
             Ok((verdicts, news))
         });
         let (verdicts, news) = kept.await?;
+        let refused = verdicts.iter().filter(|verdict| **verdict == Verdict::Refused).count();
+        self.metrics().values_refused(refused as u64);
+        let values = news.iter().map(|(block, _)| block.count()).sum();
+        self.metrics().values_taken(Origin::Peer, news.len() as u64, values);
         let mut told = HashSet::new();
         for (block, up) in news {
             if told.insert(block.vm) {

@@ -6,7 +6,7 @@ use certs::Identity;
 use model::{Bytes, HostName, MigrationId, ProxyUri};
 use tokio::sync::mpsc;
 use transfer_proxy::{
-    Connection, End, Event, PATIENCE, Proxy, RemoteConfig, RemoteProxy, TransferProxy,
+    Connection, End, Event, PATIENCE, Progress, Proxy, RemoteConfig, RemoteProxy, TransferProxy,
 };
 
 use crate::config::ProxyConfig;
@@ -64,10 +64,25 @@ impl Proxies {
 
     /// How far a transfer is, wherever it is: bytes done and in all.
     pub(crate) fn progress(&self, migration: MigrationId) -> Option<(Bytes, Bytes)> {
-        let remote = self.0.remote.iter().map(|remote| &remote.proxy as &dyn TransferProxy);
-        let all: Vec<_> = remote.chain([&self.0.here as &dyn TransferProxy]).collect();
-        let of = |end| all.iter().find_map(|proxy| proxy.progress(migration, end));
+        let of = |end| self.progress_of(migration, end);
         of(End::Target).or_else(|| of(End::Source)).map(|now| (now.done, now.total))
+    }
+
+    /// What has crossed the network for an end of a transfer, as far as its proxy has said.
+    pub(crate) fn wire(&self, migration: MigrationId, end: End) -> Option<Bytes> {
+        self.progress_of(migration, end).map(|now| now.wire)
+    }
+
+    fn progress_of(&self, migration: MigrationId, end: End) -> Option<Progress> {
+        let remote = self.0.remote.iter().map(|remote| &remote.proxy as &dyn TransferProxy);
+        let mut all = remote.chain([&self.0.here as &dyn TransferProxy]);
+        all.find_map(|proxy| proxy.progress(migration, end))
+    }
+
+    /// The proxies in processes of their own that there is no connection to now, by name.
+    pub(crate) fn unconnected(&self) -> Vec<&str> {
+        let away = self.0.remote.iter().filter(|remote| !remote.proxy.is_connected());
+        away.map(|remote| remote.config.name.as_str()).collect()
     }
 }
 

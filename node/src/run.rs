@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use certs::Identity;
 use tokio::net::TcpListener;
@@ -20,6 +21,7 @@ use crate::hands::{Hands, report};
 use crate::journal::{Journal, JournalError};
 use crate::library;
 use crate::link::Links;
+use crate::metrics::{self, CountedPolicy, Health, Metrics, Page};
 use crate::monitor::Monitor;
 use crate::peers::Peers;
 use crate::proxies::Proxies;
@@ -96,6 +98,8 @@ pub struct Running {
     stop: watch::Sender<bool>,
     driving: JoinHandle<Result<(), JournalError>>,
     doors: Vec<JoinHandle<()>>,
+    /// Shows metrics and health, also that the node is shutting down.
+    page: Option<JoinHandle<()>>,
     transfer_proxy: Proxy,
     _control_plane: ControlPlane,
     _lock: std::fs::File,
@@ -134,10 +138,12 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
     let config = folder.config()?;
     let lock = folder.lock()?;
     let identity = Arc::new(Identity::load(folder.path()).map_err(FolderError::from)?);
-    let policy = Arc::new(match folder.policies().exists() {
+    let metrics = Metrics::default();
+    let policy = match folder.policies().exists() {
         true => policies::Engine::load(&folder.policies())?,
         false => policies::Engine::defaults(),
-    });
+    };
+    let policy = Arc::new(CountedPolicy::new(policy, metrics.clone()));
     let journal = Journal::open(&folder.journal())?;
     let state = journal.load()?.state;
     library::sweep(&folder, |vm| {
@@ -151,6 +157,12 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
     let listener = threads.spawn(TcpListener::bind(listen)).await.expect("it does not panic");
     let listener = listener.map_err(listen_error)?;
     let control_at = listener.local_addr().map_err(listen_error)?;
+    let watched = match &config.metrics {
+        None => None,
+        Some(watching) => Some(metrics::listen(watching).await.map_err(|source| {
+            StartError::Listen { what: "metrics", address: watching.listen, source }
+        })?),
+    };
     let (transfers, transfer_events) = mpsc::channel(TRANSFER_EVENTS);
     let data = proxy_config(&config.proxy, control_at, &identity);
     let proxy = Proxy::start(data, transfers.clone()).await?;
@@ -158,7 +170,7 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
         Proxies::new(proxy.clone(), &config.proxies, &identity, &transfers);
     let control = advertised(&config.control, control_at);
 
-    let (driver, inputs) = Driver::channel();
+    let (driver, inputs) = Driver::channel(metrics);
     let peers = Peers::default();
     peers.load(journal.peers()?, journal.inviting_until()?);
     let links =
@@ -197,7 +209,7 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
         policy,
         identity: identity.clone(),
         known: peers.clone(),
-        proxies,
+        proxies: proxies.clone(),
         profiles,
         found,
         journal_seen,
@@ -222,6 +234,7 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
         monitor: monitor.clone(),
     };
     let tls = certs::server_config(&identity, Arc::new(peers.clone()))?;
+    let (watching, known) = (config.metrics.clone(), peers.clone());
     let socket = folder.socket();
     let proxy_at = proxy.uri().authority().to_owned();
     let admin = Admin {
@@ -239,8 +252,23 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
     let admin_listener = admin::listen(&socket)
         .map_err(|source| StartError::Socket { path: socket.clone(), source })?;
     let for_peers = gate::serve(gate, listener, tls, stopped(stopping.clone()));
+    let peers_door = Arc::new(AtomicBool::new(true));
+    let page = watched.zip(watching).map(|(listener, watching)| {
+        let health = Health {
+            driver: driver.clone(),
+            proxies,
+            hands: hands.clone(),
+            monitor: monitor.clone(),
+            peers_door: peers_door.clone(),
+            stopping: stopping.clone(),
+        };
+        tokio::spawn(Page::new(&watching, known, health).serve(listener))
+    });
     let mut doors = vec![
-        threads.spawn(door("peers", for_peers)),
+        threads.spawn(async move {
+            door("peers", for_peers).await;
+            peers_door.store(false, Ordering::Relaxed);
+        }),
         tokio::spawn(door("users", admin::serve(admin, admin_listener, stopped(stopping)))),
         tokio::spawn(hands.clone().relay_transfers(transfer_events)),
         tokio::spawn(hands.clone().look_after_guests()),
@@ -256,6 +284,7 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
         stop,
         driving,
         doors,
+        page,
         transfer_proxy: proxy,
         _control_plane: control_plane,
         _lock: lock,
@@ -280,6 +309,7 @@ impl Running {
         }
         self.transfer_proxy.shut_down().await;
         let _ = self.driving.await;
+        self.page.inspect(|page| page.abort());
         let _ = std::fs::remove_file(self.folder.socket());
     }
 }

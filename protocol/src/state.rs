@@ -751,18 +751,24 @@ impl State {
         self.journeys.values().find(|journey| journey.vm == vm && journey.result.is_none())
     }
 
-    /// What VMs and admitted migrations take of a host.
-    pub fn used(&self, host: &HostName) -> Resources {
+    /// What each VM and each admitted migration takes, and of which host.
+    pub fn taken(&self) -> impl Iterator<Item = (&HostName, Resources)> {
         let stays = self.vms.values().filter_map(|vm| {
             let stay = vm.stay.as_ref()?;
-            (stay.host == *host).then_some(vm.descriptor.resources)
+            Some((&stay.host, vm.descriptor.resources))
         });
         let admitted = self.migrations.values().filter_map(|migration| {
             let target = migration.target.as_ref()?;
-            let holds = target.step < TargetStep::Owned && target.host == *host;
-            holds.then_some(target.descriptor.resources)
+            let holds = target.step < TargetStep::Owned;
+            holds.then_some((&target.host, target.descriptor.resources))
         });
-        stays.chain(admitted).fold(Resources::default(), |sum, one| sum.plus(&one))
+        stays.chain(admitted)
+    }
+
+    /// What VMs and admitted migrations take of a host.
+    pub fn used(&self, host: &HostName) -> Resources {
+        let of_host = self.taken().filter(|(taken, _)| *taken == host);
+        of_host.fold(Resources::default(), |sum, (_, one)| sum.plus(&one))
     }
 }
 

@@ -187,3 +187,45 @@ fn the_state_of_an_earlier_stay_does_not_replace_that_of_a_later_one() {
     }
     assert_eq!(fixture.book.state(VM).unwrap(), Some(kept(5)));
 }
+
+#[test]
+fn the_census_is_the_sum_of_what_stands_of_each_vm() {
+    let limits = Limits { vm: 3 * (2 * 5 + 200), all: 1 << 20 };
+    let mut fixture = fixture(limits);
+    let [here, above, unheard] = [1, 2, 3].map(|byte| VmId([byte; 16]));
+    for (vm, up) in [(here, None), (above, Some(peer("up")))] {
+        let section = Monitoring::default();
+        fixture.book.commit(|book| book.remember(vm, &[], &section, up.as_ref())).unwrap();
+    }
+    // Gaps before the first, within an epoch, and between two.
+    for (vm, owed) in [(here, None), (above, Some("up")), (unheard, Some("other"))] {
+        for (epoch, first, last) in [(0, 3, 4), (0, 7, 7), (2, 11, 12), (3, 2, 3)] {
+            fixture.take(vm, epoch, first, last, owed);
+        }
+    }
+    let (book, census) = (&fixture.book, fixture.book.census().unwrap());
+    let standings = [(here, true), (above, false), (unheard, false)]
+        .map(|(vm, is_primary)| book.standing(vm, is_primary).unwrap());
+    assert_eq!(standings.map(|standing| standing.missing), [7, 5, 5]);
+    assert_eq!(census.missing, 17);
+    let dropped = standings.map(|standing| standing.dropped);
+    assert!(dropped[0] == 0 && dropped[1] > 0, "the limit was met: {dropped:?}");
+    assert_eq!(census.dropped, dropped.iter().sum::<u64>());
+    let owed = [("other", standings[2].owed), ("up", standings[1].owed)];
+    assert_eq!(census.owed, owed.map(|(name, count)| (peer(name), count)).into());
+    assert_eq!(
+        Book::open(&fixture.folder.path().join("new"), limits).unwrap().census().unwrap(),
+        Census::default()
+    );
+}
+
+#[test]
+fn settling_tells_once_how_many_values_somebody_waited_for() {
+    let mut fixture = fixture(Limits::default());
+    fixture.take(VM, 0, 1, 10, Some("up"));
+    fixture.take(VM, 0, 11, 12, None);
+    let settled =
+        fixture.book.commit(|book| Ok([book.settle(1)?, book.settle(1)?, book.settle(2)?]));
+    assert_eq!(settled.unwrap(), [10, 0, 0]);
+    assert_eq!(fixture.standing().owed, 0);
+}

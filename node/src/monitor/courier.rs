@@ -45,7 +45,7 @@ pub(super) async fn run(monitor: Monitor, peer: PeerName, wake: Arc<Notify>) {
                 pause = PAUSES.0;
                 offered = last;
                 is_patient |= verdicts.contains(&Verdict::Later);
-                settle(&monitor, owed, &verdicts, &mut later).await;
+                settle(&monitor, &peer, owed, &verdicts, &mut later).await;
             }
             Err(error) => {
                 tracing::debug!(%peer, error = report(&error), "values wait");
@@ -59,6 +59,7 @@ pub(super) async fn run(monitor: Monitor, peer: PeerName, wake: Arc<Notify>) {
 
 async fn settle(
     monitor: &Monitor,
+    peer: &PeerName,
     owed: Vec<Kept>,
     verdicts: &[Verdict],
     later: &mut HashMap<i64, Instant>,
@@ -74,16 +75,20 @@ async fn settle(
         ended.push((id, *verdict));
     }
     let settled = monitor.ledger().run(move |book| {
+        let (mut blocks, mut values) = (0, 0);
         for (id, verdict) in ended {
             if verdict == Verdict::Taken {
-                book.settle(id)?;
+                blocks += 1;
+                values += book.settle(id)?;
             } else {
                 tracing::warn!(block = id, ?verdict, "values were not taken above");
                 book.give_up(id)?;
             }
         }
-        Ok(())
+        Ok((blocks, values))
     });
     // What is not settled is offered again, and known there.
-    let _ = settled.await;
+    if let Ok((blocks, values)) = settled.await {
+        monitor.metrics().values_forwarded(peer, blocks, values);
+    }
 }

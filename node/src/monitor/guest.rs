@@ -24,6 +24,7 @@ use super::Monitor;
 use crate::hands::{Hands, report};
 use crate::link::now;
 use crate::lock;
+use crate::metrics::Origin;
 
 /// How long a guest that is not there, or a database that fails, is left alone.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -303,6 +304,8 @@ impl Task {
         (self.changed, self.sampled, self.kept) = (false, false, received);
         let made: Vec<Block> = self.pending.drain(..).map(|(_, block)| block).collect();
         if !made.is_empty() {
+            let values = made.iter().map(Block::count).sum();
+            self.monitor.metrics().values_taken(Origin::Guest, made.len() as u64, values);
             self.monitor.tell(vm, up.as_ref());
             made.into_iter().for_each(|block| self.monitor.weigh(block));
         }
