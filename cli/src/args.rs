@@ -52,6 +52,9 @@ pub(crate) enum Noun {
     /// Offers that this site has out.
     #[command(subcommand)]
     Offer(Offer),
+    /// What was agreed with neighbours about VMs, signed by both.
+    #[command(subcommand)]
+    Contract(Contract),
     /// The site's own rules.
     #[command(subcommand)]
     Policy(Policy),
@@ -374,6 +377,17 @@ pub(crate) enum Op {
     /// Stop it, as long as nothing is handed over.
     Cancel {
         /// Its id.
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Contract {
+    /// List them, ended ones too.
+    List,
+    /// Show one; with -o json also what was signed, and both signatures (base64).
+    Show {
+        /// Its id, or the beginning of it.
         id: String,
     },
 }

@@ -83,6 +83,7 @@ async fn ask_node(noun: Noun, node: &mut Client, output: &Output) -> Result<(), 
             );
             Ok(())
         }
+        Noun::Contract(verb) => crate::contract::run(verb, node, output).await,
         _ => unreachable!("handled without a node"),
     }
 }

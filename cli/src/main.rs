@@ -3,6 +3,7 @@
 mod args;
 mod client;
 mod commands;
+mod contract;
 mod exit;
 mod kpi;
 mod local;

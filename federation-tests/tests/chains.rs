@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use federation_tests::process::{Federation, Guest, SOON};
 use protocol::JourneyResult;
+use serde_json::{Value, json};
 
 /// Waits until the VM's one guest executes at a site.
 fn running(federation: &Federation, vm: &str, site: &str) -> Guest {
@@ -31,6 +32,19 @@ fn there_and_back(names: &[&str]) {
         let seen = federation[site].done(&["vm", "show", "web"]);
         assert_eq!(seen["host"], "", "{site} only passes it on");
         assert_eq!(seen["state"], "running", "{site} asks the site that has it");
+    }
+
+    for pair in names.windows(2) {
+        let [one, other] = [0, 1].map(|at| {
+            let listed = federation[pair[at]].done(&["contract", "list"]);
+            let listed = listed.as_array().unwrap();
+            let with = |contract: &&Value| contract["peer"] == pair[1 - at];
+            listed.iter().find(with).unwrap_or_else(|| panic!("{listed:?}")).clone()
+        });
+        assert_eq!((&one["role"], &other["role"]), (&json!("customer"), &json!("provider")));
+        for field in ["id", "signed", "provider_signature", "customer_signature"] {
+            assert_eq!(one[field], other[field], "both have the same contract");
+        }
     }
 
     let guest = control(&federation, first, last, &vm, &guest.boot);

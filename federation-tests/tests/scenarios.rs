@@ -502,7 +502,7 @@ fn each_edge_of_a_path_has_a_contract_that_both_of_its_sites_have_signed() {
         let of = |contract: protocol::ContractView| {
             assert!(contract.agreed.holds(&Strict), "{contract:?}");
             let other = contract.peer.to_string();
-            (other, contract.provides, contract.in_force, contract.agreed)
+            (other, contract.provides, contract.ended.is_none(), contract.agreed)
         };
         world.contracts(at).into_iter().map(of).collect::<Vec<_>>()
     };

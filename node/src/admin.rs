@@ -18,7 +18,8 @@ use proto::admin as api;
 use proto::admin::admin_server::{Admin as AdminApi, AdminServer};
 use proto::federation::JoinRequest;
 use protocol::{
-    Action, Answer, Ask, Event, JourneyResult, Mode, NextMove, Progress, Reply, Site, VmView,
+    Action, Answer, Ask, ContractView, Event, JourneyResult, Mode, NextMove, Progress, Reply, Site,
+    VmView,
 };
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixListener;
@@ -826,6 +827,41 @@ impl AdminApi for Admin {
                 .collect()
         });
         ok(api::Offers { offers: offers.await? })
+    }
+
+    async fn list_contracts(&self, _: Request<api::Nothing>) -> Result<api::Contracts> {
+        let contracts = self.site(|site| {
+            let mut all: Vec<_> = site.contracts().collect();
+            all.sort_by_key(|one| (one.since, one.agreed.contract.vm, one.provides));
+            all.into_iter().map(|one| contract(site, one)).collect()
+        });
+        ok(api::Contracts { contracts: contracts.await? })
+    }
+}
+
+fn contract(site: &Site, one: ContractView) -> api::Contract {
+    let body = one.agreed.contract.bytes();
+    let model::Contract { vm, descriptor, edge, provider, customer, terms } = one.agreed.contract;
+    let known = site.state.vms.get(&vm);
+    api::Contract {
+        id: edge.to_string(),
+        vm: vm.to_string(),
+        name: known.map(|vm| vm.descriptor.name.to_string()).unwrap_or_default(),
+        peer: one.peer.to_string(),
+        provides: one.provides,
+        price_milli: terms.price_milli,
+        penalty_milli: terms.penalty_milli,
+        class: terms.class,
+        country: terms.country,
+        runs: terms.runs,
+        since_epoch: one.since.0,
+        ended_epoch: one.ended.map(|epoch| epoch.0),
+        descriptor: descriptor.to_string(),
+        provider_key: provider.to_string(),
+        customer_key: customer.to_string(),
+        body,
+        provider_signature: one.agreed.provider.0.to_vec(),
+        customer_signature: one.agreed.customer.0.to_vec(),
     }
 }
 

@@ -225,6 +225,8 @@ pub struct Migration {
     pub promised: Option<Agreed>,
     /// The contract in which the one below answers for it to this site.
     pub taken: Option<Agreed>,
+    /// The first epoch in which the VM's path did not go along each of them any more.
+    pub ended: [Option<Epoch>; 2],
 }
 
 impl Migration {
@@ -296,6 +298,52 @@ pub struct Illegal {
 impl State {
     /// The state after `row`. Total: a row is legal here, or a typed error and nothing changed.
     pub fn apply(&mut self, row: &Row) -> std::result::Result<(), Illegal> {
+        let turned = match row {
+            Row::Owned { migration, .. } | Row::Flipped { migration, .. } => {
+                self.migrations.get(migration).map(|migration| migration.vm)
+            }
+            Row::Retired { vm, .. }
+            | Row::Adopted { vm, .. }
+            | Row::Reclaimed { vm, .. }
+            | Row::Rerouted { vm, .. } => Some(*vm),
+            _ => None,
+        };
+        let before = turned.and_then(|vm| Some((vm, self.edges(vm)?)));
+        self.apply_row(row)?;
+        if let Some((vm, before)) = before {
+            self.end_contracts(vm, before);
+        }
+        Ok(())
+    }
+
+    /// A VM's edges here, up and down, and the epoch after the newest that is known.
+    fn edges(&self, vm: VmId) -> Option<([Option<Edge>; 2], Epoch)> {
+        let vm = self.vms.get(&vm)?;
+        let down = match &vm.down {
+            Down::Edge(edge) => Some(edge.clone()),
+            Down::Here => None,
+        };
+        Some(([vm.up.clone(), down], vm.chain.epoch().next()))
+    }
+
+    /// Takes down when the path of a VM left the edges that it had.
+    fn end_contracts(&mut self, vm: VmId, (before, next): ([Option<Edge>; 2], Epoch)) {
+        let (after, epoch) = match self.vms.get(&vm).map(|vm| vm.chain.epoch()) {
+            Some(epoch) => (self.edges(vm).map(|(edges, _)| edges).unwrap_or_default(), epoch),
+            None => (Default::default(), next),
+        };
+        let left = |at: usize| before[at].as_ref().filter(|edge| after[at].as_ref() != Some(edge));
+        for (at, edge) in [0, 1].into_iter().filter_map(|at| Some((at, left(at)?))) {
+            for migration in self.migrations.values_mut().filter(|m| m.vm == vm) {
+                let contract = [&migration.promised, &migration.taken][at].as_ref();
+                if contract.is_some_and(|agreed| agreed.contract.edge == edge.handle) {
+                    migration.ended[at].get_or_insert(epoch);
+                }
+            }
+        }
+    }
+
+    fn apply_row(&mut self, row: &Row) -> std::result::Result<(), Illegal> {
         let illegal = |why| Illegal { row: row.kind(), why };
         match row {
             Row::HostAdded { host, capacity } => {
@@ -731,6 +779,7 @@ impl State {
             retired: false,
             promised: None,
             taken: None,
+            ended: [None, None],
         })
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use model::{Agreed, Descriptor, Epoch, HostName, MigrationId, PeerName, PowerState, Time, VmId};
 
-use crate::row::{Down, Edge, Party};
+use crate::row::{Down, Party};
 use crate::site::{OfferAt, Phase, Site, Timer};
 use crate::state::{Journey, SourceStep, TargetRole, TargetStep};
 
@@ -81,8 +81,8 @@ pub struct ContractView {
     pub migration: MigrationId,
     /// The epoch that began with it.
     pub since: Epoch,
-    /// Whether the VM's path still goes along it.
-    pub in_force: bool,
+    /// The first epoch in which the VM's path did not go along it any more; none while it does.
+    pub ended: Option<Epoch>,
 }
 
 impl Site {
@@ -93,7 +93,6 @@ impl Site {
             journeys.find_map(|journey| journey.chosen.as_ref().filter(|c| c.migration == *id))
         };
         self.state.migrations.iter().flat_map(move |(id, migration)| {
-            let vm = self.state.vms.get(&migration.vm).filter(|vm| !vm.destroyed);
             let (up, down) = match &migration.pending {
                 Some((up, down)) => (Some(up.peer.clone()), Some(down.peer.clone())),
                 None => {
@@ -105,12 +104,8 @@ impl Site {
             let taken = migration.taken.clone().map(|agreed| (agreed, down, false));
             [promised, taken].into_iter().flatten().filter_map(move |(agreed, peer, provides)| {
                 let (peer, since) = (peer?, migration.left_at()?);
-                let edge = Edge { peer: peer.clone(), handle: agreed.contract.edge };
-                let in_force = vm.is_some_and(|vm| match provides {
-                    true => vm.up.as_ref() == Some(&edge),
-                    false => vm.down == Down::Edge(edge),
-                });
-                Some(ContractView { agreed, peer, provides, migration: *id, since, in_force })
+                let ended = migration.ended[usize::from(!provides)];
+                Some(ContractView { agreed, peer, provides, migration: *id, since, ended })
             })
         })
     }

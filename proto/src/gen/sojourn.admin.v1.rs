@@ -250,7 +250,7 @@ pub struct ControlRequest {
 pub struct SetRequest {
     #[prost(string, tag = "1")]
     pub vm: ::prost::alloc::string::String,
-    /// An OVF envelope with a monitoring section, or the section alone; of at most 4 MiB.
+    /// An OVF envelope with a monitoring section, or the section alone.
     #[prost(string, tag = "2")]
     pub monitoring: ::prost::alloc::string::String,
 }
@@ -462,6 +462,58 @@ pub struct Offer {
 pub struct Offers {
     #[prost(message, repeated, tag = "1")]
     pub offers: ::prost::alloc::vec::Vec<Offer>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Contract {
+    /// The edge that it is about, which is its name.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub vm: ::prost::alloc::string::String,
+    /// The VM's name, where it is known.
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub peer: ::prost::alloc::string::String,
+    /// Whether this site answers for the VM by it, and the peer pays.
+    #[prost(bool, tag = "5")]
+    pub provides: bool,
+    #[prost(uint64, tag = "6")]
+    pub price_milli: u64,
+    #[prost(uint64, tag = "7")]
+    pub penalty_milli: u64,
+    #[prost(string, tag = "8")]
+    pub class: ::prost::alloc::string::String,
+    #[prost(string, tag = "9")]
+    pub country: ::prost::alloc::string::String,
+    /// Whether the VM may run by it, or is only stored.
+    #[prost(bool, tag = "10")]
+    pub runs: bool,
+    /// The epoch that began with it.
+    #[prost(uint64, tag = "11")]
+    pub since_epoch: u64,
+    /// The first epoch in which it did not count any more; absent while it does.
+    #[prost(uint64, optional, tag = "12")]
+    pub ended_epoch: ::core::option::Option<u64>,
+    /// Digest of the descriptor that was offered for.
+    #[prost(string, tag = "13")]
+    pub descriptor: ::prost::alloc::string::String,
+    #[prost(string, tag = "14")]
+    pub provider_key: ::prost::alloc::string::String,
+    #[prost(string, tag = "15")]
+    pub customer_key: ::prost::alloc::string::String,
+    /// What both have signed.
+    #[prost(bytes = "vec", tag = "16")]
+    pub body: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "17")]
+    pub provider_signature: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "18")]
+    pub customer_signature: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Contracts {
+    #[prost(message, repeated, tag = "1")]
+    pub contracts: ::prost::alloc::vec::Vec<Contract>,
 }
 /// Generated client implementations.
 pub mod admin_client {
@@ -1204,6 +1256,28 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("sojourn.admin.v1.Admin", "ListOffers"));
             self.inner.unary(req, path, codec).await
         }
+        /// The contracts with neighbours, of VMs that came to pass, the newest last.
+        pub async fn list_contracts(
+            &mut self,
+            request: impl tonic::IntoRequest<super::Nothing>,
+        ) -> std::result::Result<tonic::Response<super::Contracts>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sojourn.admin.v1.Admin/ListContracts",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sojourn.admin.v1.Admin", "ListContracts"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1371,6 +1445,11 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::Nothing>,
         ) -> std::result::Result<tonic::Response<super::Offers>, tonic::Status>;
+        /// The contracts with neighbours, of VMs that came to pass, the newest last.
+        async fn list_contracts(
+            &self,
+            request: tonic::Request<super::Nothing>,
+        ) -> std::result::Result<tonic::Response<super::Contracts>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct AdminServer<T> {
@@ -2732,6 +2811,49 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListOffersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sojourn.admin.v1.Admin/ListContracts" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListContractsSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::Nothing>
+                    for ListContractsSvc<T> {
+                        type Response = super::Contracts;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::Nothing>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::list_contracts(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListContractsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
