@@ -55,6 +55,9 @@ pub(crate) enum Noun {
     /// What was agreed with neighbours about VMs, signed by both.
     #[command(subcommand)]
     Contract(Contract),
+    /// What VMs have used.
+    #[command(subcommand)]
+    Usage(Usage),
     /// The site's own rules.
     #[command(subcommand)]
     Policy(Policy),
@@ -398,6 +401,70 @@ pub(crate) enum Offer {
     List,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum Usage {
+    /// Print what VMs have used, as stated and signed by the sites that ran them.
+    #[command(long_about = EXPORT_ABOUT)]
+    Export(Export),
+    /// Check an export by stay in JSON against its signatures and certificates; needs no node.
+    Verify {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+const EXPORT_ABOUT: &str = "\
+Print what VMs have used, as stated and signed by the sites that ran them.
+
+Columns: for whom (the peer above, or own), through whom (the peer below, or here), since, until, \
+state, cpu_seconds (of all processors together), memory_gib_hours (memory that the VM had, times \
+the time for which its guest existed), disk_read_bytes, disk_written_bytes, \
+network_received_bytes, network_sent_bytes (empty where nobody counts, which is not zero). JSON \
+has times as *_unix_ms, null for own and here, and by stay the signed statements.
+
+States: final; open, it goes on; at_least, it is over, and its last statement has not come.
+
+A period begins and ends at full hours (UTC). The first statement of an hour, made in its first \
+minute, counts as made at the full hour; what was stated late counts in the hour in which it was \
+stated, so that periods add up.";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Export {
+    /// Only this VM: name or id.
+    #[arg(long)]
+    pub(crate) vm: Option<String>,
+    /// What a line is.
+    #[arg(long, value_enum, default_value_t = UsageBy::Vm)]
+    pub(crate) by: UsageBy,
+    /// From this full hour on: 2026-11-01 or 2026-11-01T13:00Z.
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub(crate) since: Option<u64>,
+    /// Up to this full hour: 2026-12-01 or 2026-12-01T13:00Z.
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub(crate) until: Option<u64>,
+    /// CSV unless `-o json` says otherwise.
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<UsageFormat>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum UsageBy {
+    /// A VM in an epoch, as long as one site owned it.
+    Stay,
+    /// A VM.
+    Vm,
+    /// For whom and through whom.
+    Peer,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum UsageFormat {
+    /// A heading and a record a line.
+    Csv,
+    /// An array of objects.
+    Json,
+}
+
 /// How the parts of `proxy` play together.
 const PROXY_ABOUT: &str = "\
 Transfer proxies in processes of their own, on other machines of the site.
@@ -467,6 +534,20 @@ fn seconds(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).filter(|seconds| *seconds > 0).ok_or_else(error)
 }
 
+/// A point in time in milliseconds, from a date (UTC) or a time with its offset.
+fn moment(text: &str) -> Result<u64, String> {
+    let date = || {
+        // Its own parser passes over a time that follows.
+        let date = jiff::civil::Date::strptime("%Y-%m-%d", text).ok()?;
+        Some(date.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp())
+    };
+    // A date is no timestamp, and so cannot be taken for one.
+    let at = text.parse::<jiff::Timestamp>().ok().or_else(date);
+    at.and_then(|at| u64::try_from(at.as_millisecond()).ok()).ok_or_else(|| {
+        format!("a time is a date or a time with its zone, such as 2026-11-01T13:00Z, got {text:?}")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -476,6 +557,16 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn moments_are_dates_or_times_with_their_zone() {
+        assert_eq!(moment("2026-11-01"), Ok(1_793_491_200_000));
+        assert_eq!(moment("2026-11-01T13:00Z"), Ok(1_793_491_200_000 + 13 * 3_600_000));
+        assert_eq!(moment("2026-11-01T13:00+01:00"), moment("2026-11-01T12:00:00Z"));
+        for bad in ["", "13:00", "2026-11-01T13:00", "tomorrow", "1960-01-01"] {
+            assert!(moment(bad).is_err(), "{bad:?} was taken");
+        }
     }
 
     #[test]

@@ -9,7 +9,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use proto::admin as api;
 use serde_json::json;
 
-use crate::args::{Args, Format, Host, Move, Noun, Offer, Op, Peer, Policy, Proxy, Site, Vm};
+use crate::args::{
+    Args, Format, Host, Move, Noun, Offer, Op, Peer, Policy, Proxy, Site, Usage, Vm,
+};
 use crate::client::{Client, connect};
 use crate::exit::{FAILED, Failure, REFUSED, TIMED_OUT, USAGE};
 use crate::local;
@@ -34,6 +36,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         Noun::Proxy(Proxy::Run { folder }) => local::proxy_run(&folder).await,
         Noun::Doctor => local::doctor(&folder, &output).await,
         Noun::Policy(Policy::Check) => local::policy_check(&folder, &output),
+        Noun::Usage(Usage::Verify { file }) => crate::usage::verify(&file, &output),
         Noun::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "sojourn", &mut script);
@@ -70,6 +73,7 @@ async fn ask_node(noun: Noun, node: &mut Client, output: &Output) -> Result<(), 
         Noun::Host(verb) => host(verb, node, output).await,
         Noun::Vm(verb) => vm(verb, node, output).await,
         Noun::Op(verb) => op(verb, node, output).await,
+        Noun::Usage(Usage::Export(ask)) => crate::usage::export(ask, node, output).await,
         Noun::Offer(Offer::List) => {
             let offers = node.list_offers(api::Nothing {}).await?.into_inner().offers;
             output.list(

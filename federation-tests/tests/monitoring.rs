@@ -320,6 +320,24 @@ fn the_owner_of_a_real_guest_follows_its_users_and_its_use_while_it_moves() {
     let users = [of(&shown, "web.current_users", 1), of(&shown, "web.current_users", 2)].concat();
     assert!(users.iter().all(|users| (0.0..=2_000.0).contains(users)), "{users:?}");
     assert!(users.iter().any(|users| *users > 0.0), "{users:?}");
+    // What it used is stated of each stay up to its end, and is at least what was measured in it.
+    let last = |epoch: u64| of(&shown, "cpu_time", epoch).pop().unwrap();
+    federation.wait_for("all of its use is stated", SLOW, || {
+        let stays = federation["a"].done(&["usage", "export", "--by", "stay"]);
+        let seconds = |at: usize| stays[at]["cpu_seconds"].as_f64().unwrap_or_default();
+        let (first, both) = (seconds(0), seconds(0) + seconds(1));
+        let is_all = first >= last(1) - 1e-6 && both >= last(2) - 1e-6;
+        if !is_all || stays[0]["state"] != "final" {
+            return Err(format!("{} and {} of {stays:#}", last(1), last(2)));
+        }
+        assert!(first < last(2), "the second counts on: {stays:#}");
+        let unknown = |at: usize| stays[at]["network_sent_bytes"].is_null();
+        assert!(unknown(0) && unknown(1), "nobody counts there, which is not zero: {stays:#}");
+        let total = federation["a"].done(&["usage", "export"]);
+        let sum = total[0]["cpu_seconds"].as_f64().unwrap();
+        // The newest statement may be newer by now.
+        if sum >= both - 1e-6 { Ok(()) } else { Err(format!("{both} and not {sum}")) }
+    });
 }
 
 #[test]

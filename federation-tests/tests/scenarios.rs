@@ -70,6 +70,24 @@ fn draining_a_host_moves_its_guest_to_another_host_of_the_site_with_its_memory()
 }
 
 #[test]
+fn news_from_below_reaches_the_primary_though_the_site_between_restarts_before_it_could_pass_it_on()
+{
+    let (mut world, vm) = placed_at_c();
+    world.host("c", "c2", 4);
+    world.crash("a");
+    let Reply::BeganMany(operations) = world.ask("c", Ask::DrainHost(host("c1"), true)) else {
+        panic!("draining began nothing")
+    };
+    assert_eq!(world.result("c", operations[0]), JourneyResult::Done);
+    world.run_until("b has heard of it", MINUTE, |world| world.epoch("b", vm) == Some(Epoch(2)));
+    world.crash("b");
+    world.start("b");
+    world.start("a");
+    world.run_until("a has heard of it", HOUR, |world| world.epoch("a", vm) == Some(Epoch(2)));
+    world.settle();
+}
+
+#[test]
 fn a_guest_forced_out_of_its_site_comes_up_at_the_delegator_with_its_memory() {
     let (mut world, vm) = placed_at_c();
     let memory = world.memory(vm);

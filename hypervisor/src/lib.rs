@@ -96,13 +96,15 @@ pub trait Hypervisor: Send + Sync {
     /// Ends the guest as a power cut would. Returns when its process is gone, or was none.
     async fn kill(&self, instance: Instance) -> Result<(), Error>;
 
-    /// Pauses the guest, saves its run state to the file `state`, and ends its process.
+    /// Pauses the guest, saves its run state to the file `state`, and ends its process. Returns what
+    /// the guest had used when it was paused; none when its process had ended before, or nobody
+    /// could tell.
     ///
     /// The file appears under its name only when it is complete and on the disk, so that a caller
     /// who crashed may say it again: with no process, a complete file and the record of this very
     /// hibernation is success. A leftover file that an earlier hibernation wrote is not.
     /// On failure no part of a file is left and [`Error::Hibernate`] says how the guest was left.
-    async fn hibernate(&self, instance: Instance, state: &Path) -> Result<(), Error>;
+    async fn hibernate(&self, instance: Instance, state: &Path) -> Result<Option<Measured>, Error>;
 
     /// The guest's state, or none when it does not exist.
     async fn state(&self, instance: Instance) -> Result<Option<PowerState>, Error>;

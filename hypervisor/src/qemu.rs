@@ -536,10 +536,10 @@ impl Hypervisor for Qemu {
         self.force(instance).await
     }
 
-    async fn hibernate(&self, instance: Instance, state: &Path) -> Result<(), Error> {
-        if self.process(instance)?.is_none() {
-            return self.recall_hibernation(instance, state);
-        }
+    async fn hibernate(&self, instance: Instance, state: &Path) -> Result<Option<Measured>, Error> {
+        let Some(process) = self.process(instance)? else {
+            return self.recall_hibernation(instance, state).map(|()| None);
+        };
         let control = |source| Error::Control { instance, source };
         let mut qmp = self.connect(instance, CONTROL).await?;
         let status: Status = qmp.ask("query-status").await.map_err(control)?;
@@ -548,10 +548,14 @@ impl Hypervisor for Qemu {
         }
         let partial = files::partial(state);
         let hibernated = self.folder(instance).join(HIBERNATED);
+        let mut used = None;
         let saving = async {
             if status.running {
                 qmp.run("stop", json!({})).await.map_err(control)?;
             }
+            // It stands still, so this is all; a guest that cannot be measured is saved all the same.
+            let told = Told::ask(&mut qmp).await.map_err(control);
+            used = told.and_then(|told| told.measured(&process.proc_folder())).ok();
             if status.status == "postmigrate" && hibernated.exists() && !partial.exists() {
                 // An earlier call did all but the end.
                 return Ok(());
@@ -568,7 +572,7 @@ impl Hypervisor for Qemu {
             return Err(Error::Hibernate { instance, left, source: Box::new(source) });
         }
         // It has flushed its disks and given them up, so there is nothing that force could lose.
-        self.force(instance).await
+        self.force(instance).await.map(|()| used)
     }
 
     async fn state(&self, instance: Instance) -> Result<Option<PowerState>, Error> {

@@ -93,6 +93,9 @@ struct Size {
     nics: u64,
     /// Its uptime then: its counters are counted from here.
     uptime_ms: u64,
+    /// The wall-clock time then, which tells this process from others.
+    #[serde(default)]
+    launched_ms: u64,
 }
 
 impl Record {
@@ -103,7 +106,7 @@ impl Record {
     /// A guest that is a quarter busy, keeps half of its memory in use, and every 100 ms reads 2 KiB
     /// in 1 ms, writes 4 KiB in 2 ms, and gets and sends a packet through each card.
     fn measured(&self) -> Measured {
-        let Size { resources, nics, uptime_ms } = self.size;
+        let Size { resources, nics, uptime_ms, launched_ms } = self.size;
         let ran_ms = self.memory.uptime_ms.saturating_sub(uptime_ms);
         let rounds = ran_ms / 100;
         let io = |bytes: u64, ms: u64| IoCounters {
@@ -115,8 +118,7 @@ impl Record {
         let traffic =
             |bytes: u64| PacketCounters { bytes: Bytes(packets.saturating_mul(bytes)), packets };
         Measured {
-            // A guest that was booted anew has the same; its counters say the rest.
-            process: uptime_ms,
+            process: launched_ms,
             cpu_time: Duration::from_millis(ran_ms) * resources.cpus / 4,
             memory_resident: Bytes(resources.memory.0 / 2),
             memory_balloon: Some(resources.memory),
@@ -300,6 +302,7 @@ impl Hypervisor for Simulated {
             resources: launch.descriptor.resources,
             nics: launch.descriptor.nics.len() as u64,
             uptime_ms: memory.uptime_ms,
+            launched_ms: now_ms(),
         };
         self.store(instance, &Record { memory, active_since_ms: None, size })
     }
@@ -337,12 +340,12 @@ impl Hypervisor for Simulated {
         self.end(instance)
     }
 
-    async fn hibernate(&self, instance: Instance, state: &Path) -> Result<(), Error> {
+    async fn hibernate(&self, instance: Instance, state: &Path) -> Result<Option<Measured>, Error> {
         let _turn = self.turn();
         let hibernated = self.folder(instance).join(HIBERNATED);
         let Some(record) = self.load(instance)? else {
             let done = hibernated.exists() && state.exists();
-            return if done { Ok(()) } else { Err(Error::NoGuest(instance)) };
+            return if done { Ok(None) } else { Err(Error::NoGuest(instance)) };
         };
         let save = || {
             self.faults().check(SimulatedFault::Hibernate)?;
@@ -362,7 +365,8 @@ impl Hypervisor for Simulated {
             },
             source: Box::new(source),
         })?;
-        self.end(instance)
+        self.end(instance)?;
+        Ok(Some(record.measured()))
     }
 
     async fn state(&self, instance: Instance) -> Result<Option<PowerState>, Error> {

@@ -248,9 +248,14 @@ async fn a_hibernated_guest_goes_on_at_another_host(kind: Kind) {
     source.resume(i).await.unwrap();
     beat(&*source, i, |beat| beat.uptime >= 2).await;
 
-    source.hibernate(i, &state).await.unwrap();
+    let before = source.measure(i).await.unwrap().expect("it runs");
+    let used = source.hibernate(i, &state).await.unwrap().expect("it could be measured");
     assert_eq!(source.state(i).await.unwrap(), None, "its process is gone");
-    source.hibernate(i, &state).await.expect("a hibernation may be repeated");
+    assert_eq!(used.process, before.process);
+    assert!(used.cpu_time >= before.cpu_time, "{used:?} after {before:?}");
+    assert!(used.disks.written.bytes >= before.disks.written.bytes, "{used:?} after {before:?}");
+    let again = source.hibernate(i, &state).await.expect("a hibernation may be repeated");
+    assert_eq!(again, None, "the process that used it is gone");
     site.host("a").hibernate(i, &state).await.expect("also after a restart of the node");
     let last = beats(&source.console(i)).pop().expect("the console outlives the guest");
 

@@ -9,6 +9,7 @@
 
 mod census;
 mod schema;
+mod usage;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -21,6 +22,7 @@ use crate::block::{Block, Malformed, SignedBlock};
 
 pub use census::Census;
 pub use schema::BookError;
+pub use usage::{Asked, Entry, KeptStatement, MAX_STATEMENTS, MAX_STATEMENTS_VM, USAGE_KEPT};
 
 /// What a book holds at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,13 +91,15 @@ pub struct Book {
     limits: Limits,
     all: u64,
     vms: HashMap<VmId, u64>,
+    /// How many statements of usage there are of each VM.
+    statements: HashMap<VmId, u64>,
 }
 
 impl Book {
     /// Opens the book at `path`, making it if there is none.
     pub fn open(path: &Path, limits: Limits) -> Result<Self, BookError> {
         let db = schema::open(path)?;
-        let mut book = Self { db, limits, all: 0, vms: HashMap::new() };
+        let mut book = Self { db, limits, all: 0, vms: HashMap::new(), statements: HashMap::new() };
         book.weigh()?;
         Ok(book)
     }
@@ -107,8 +111,9 @@ impl Book {
         self.vms = query
             .query_map([signed(ROW_BYTES)], row)?
             .collect::<rusqlite::Result<HashMap<VmId, u64>>>()?;
+        drop(query);
         self.all = self.vms.values().sum();
-        Ok(())
+        self.count_statements()
     }
 
     /// Does what `work` does, durably when this returns, or not at all.
@@ -258,8 +263,10 @@ impl Book {
 
     /// Sites that are to have something.
     pub fn creditors(&self) -> Result<Vec<PeerName>, BookError> {
-        let mut query =
-            self.db.prepare_cached("SELECT DISTINCT owed FROM blocks WHERE owed IS NOT NULL")?;
+        let mut query = self.db.prepare_cached(
+            "SELECT owed FROM blocks WHERE owed IS NOT NULL
+                 UNION SELECT owed FROM usage WHERE owed IS NOT NULL",
+        )?;
         let names = query.query_map([], |row| row.get::<_, String>(0))?;
         let names = names.collect::<rusqlite::Result<Vec<_>>>()?;
         Ok(names.into_iter().filter_map(|name| name.parse().ok()).collect())
@@ -291,7 +298,7 @@ impl Book {
         self.db
             .prepare_cached("UPDATE blocks SET owed = ?2 WHERE vm = ?1 AND owed IS NOT NULL")?
             .execute(params![vm.0, to.as_str()])?;
-        Ok(())
+        self.redirect_usage(vm, to)
     }
 
     /// The blocks of a VM that nobody above has, in order: what moves with it.
@@ -431,7 +438,7 @@ impl Book {
         Ok(rows.into_iter().filter_map(read).collect())
     }
 
-    /// Forgets a VM, all but what the next site is to have.
+    /// Forgets a VM, all but what the next site is to have, and what it has used.
     pub fn forget(&mut self, vm: VmId) -> Result<(), BookError> {
         self.db.execute("DELETE FROM blocks WHERE vm = ?1 AND owed IS NULL", [vm.0])?;
         self.db.execute("DELETE FROM producers WHERE vm = ?1", [vm.0])?;

@@ -14,6 +14,7 @@
 //! - [`block`]: values on the wire; [`seal`]: those that only the primary reads.
 //! - [`book`]: what a site keeps, owes to the next site, has lost sight of, and shows.
 //! - [`history`]: what moves with the VM.
+//! - [`usage`]: what a VM has used, stated and signed for bills.
 //! - [`query`]: SQL over one VM's values, which can neither write nor take for ever.
 
 pub mod block;
@@ -24,3 +25,4 @@ pub mod producer;
 pub mod query;
 pub mod sample;
 pub mod seal;
+pub mod usage;

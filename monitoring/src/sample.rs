@@ -60,6 +60,12 @@ pub struct Network {
 }
 
 impl Counted {
+    /// Whether nothing of it is less than `earlier`, nor unknown where that was known: it can have
+    /// been counted after it.
+    pub fn covers(&self, earlier: &Self) -> bool {
+        self.with(*earlier, u64::max) == *self
+    }
+
     fn with(self, other: Self, each: impl Fn(u64, u64) -> u64 + Copy) -> Self {
         let (a, b) = (self.disk, other.disk);
         let network = match (self.network, other.network) {

@@ -1,5 +1,7 @@
 //! The admin socket: what this site's own users ask, in thin handlers over the driver.
 
+mod usage;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -758,6 +760,14 @@ impl AdminApi for Admin {
             rows: table.rows.into_iter().map(row).collect(),
             cut: table.is_cut,
         })
+    }
+
+    type ExportUsageStream =
+        Pin<Box<dyn Stream<Item = std::result::Result<api::UsageLine, Status>> + Send>>;
+
+    async fn export_usage(&self, r: Request<api::UsageRequest>) -> Result<Self::ExportUsageStream> {
+        let lines = self.usage_lines(r.into_inner()).await?;
+        ok(Box::pin(tokio_stream::iter(lines.into_iter().map(Ok))))
     }
 
     async fn list_operations(&self, _: Request<api::Nothing>) -> Result<api::Operations> {

@@ -432,6 +432,11 @@ impl Core {
         self.world.key(public).clone()
     }
 
+    /// The private half of a key, if it is one of this site's.
+    pub(crate) fn known_key(&self, public: &PublicKey) -> Option<SecretKey> {
+        self.world.keys.get(public).cloned()
+    }
+
     /// Adds a key that was made elsewhere; it becomes durable with the first row that names it.
     pub(crate) fn add_key(&mut self, key: SecretKey) {
         self.world.add_key(key);

@@ -378,7 +378,7 @@ impl Federation for Gate {
         })?;
         self.driver.saw_journal(peer.key, opened.journal);
         self.peers.heard(&peer.name, Ok(()));
-        let verdicts = self.monitor.receive(opened.content.into_inner()).await;
+        let verdicts = self.monitor.receive(opened.content.into_inner(), &peer.name).await;
         let answer = if verdicts.is_ok() { "verdicts" } else { "error" };
         self.count(&peer.name, metrics::VALUES, answer, begun);
         let verdicts = verdicts.map_err(|error| Status::unavailable(error.to_string()))?;

@@ -383,6 +383,12 @@ impl Hands {
         }
     }
 
+    /// Has a guest taken to account, which need not be waited for while its process lives.
+    fn account_soon(&self, instance: Instance) {
+        let monitor = self.0.monitor.clone();
+        self.0.runtime.spawn(async move { monitor.account(instance, None).await });
+    }
+
     async fn guest_command(
         &self,
         host: &HostName,
@@ -420,6 +426,10 @@ impl Hands {
             });
         };
         let grace = Duration::from_secs(self.0.config.time.stop_grace_s);
+        if matches!(command, Command::ShutDown(..) | Command::Kill(..)) {
+            // Once its process has ended nobody can ask it any more.
+            self.0.monitor.account(instance, None).await;
+        }
         Some(match command {
             Command::Launch { descriptor, state, .. } => {
                 let mine = match opened.profile().await {
@@ -434,14 +444,20 @@ impl Hands {
                     profile: state.unwrap_or_else(|| mine.clone()),
                 };
                 match opened.launch(&launch).await {
-                    Ok(()) => GuestEvent::Launched(mine),
+                    Ok(()) => {
+                        self.account_soon(instance);
+                        GuestEvent::Launched(mine)
+                    }
                     Err(error) => GuestEvent::LaunchFailed(report(&error)),
                 }
             }
             // After a crash a saved state that is there counts, so none may be older than the disks.
             Command::Resume(..) => match drop_state(&state_file).await {
                 Ok(()) => match opened.resume(instance).await {
-                    Ok(()) => GuestEvent::Resumed,
+                    Ok(()) => {
+                        self.account_soon(instance);
+                        GuestEvent::Resumed
+                    }
                     Err(error) => failed(&error),
                 },
                 Err(error) => {
@@ -449,7 +465,10 @@ impl Hands {
                 }
             },
             Command::Pause(..) => match opened.pause(instance).await {
-                Ok(()) => GuestEvent::Paused,
+                Ok(()) => {
+                    self.account_soon(instance);
+                    GuestEvent::Paused
+                }
                 Err(error) => failed(&error),
             },
             Command::ShutDown(..) => match opened.shut_down(instance, grace).await {
@@ -461,7 +480,13 @@ impl Hands {
                 Err(error) => failed(&error),
             },
             Command::Hibernate(..) => match opened.hibernate(instance, &state_file).await {
-                Ok(()) => GuestEvent::Hibernated,
+                Ok(used) => {
+                    // Before anybody hears that it is quiet, and it moves on.
+                    if let Some(used) = used.as_ref().map(sample) {
+                        self.0.monitor.account(instance, Some(used)).await;
+                    }
+                    GuestEvent::Hibernated
+                }
                 Err(error) => failed(&error),
             },
             _ => return None,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use certs::Identity;
 use hyper_util::rt::TokioIo;
 use model::{PeerName, PublicKey, Signature, SiteKey, Time, limit};
-use proto::envelope::{self, EnvelopeError, RequestDigest, Sealer, ValueBlock, Verdict};
+use proto::envelope::{self, Carried, EnvelopeError, RequestDigest, Sealer, Verdict};
 use proto::federation::federation_client::FederationClient;
 use proto::federation::{HelloRequest, JoinRequest, Sealed};
 use protocol::{Answer, CallError, CallId, Event, Op, Request};
@@ -206,14 +206,14 @@ impl Links {
         Ok(answer.map_err(|status| line.error(&status))?.into_inner())
     }
 
-    /// Brings blocks of values to a peer; the answer has a verdict for each.
+    /// Brings values and usage to a peer; the answer has a verdict for each piece.
     pub(crate) async fn values(
         &self,
         to: &PeerName,
-        blocks: Vec<ValueBlock>,
+        carried: Vec<Carried>,
     ) -> Result<Vec<Verdict>, LinkError> {
         let begun = Instant::now();
-        let answer = self.bring(to, blocks).await;
+        let answer = self.bring(to, carried).await;
         let kind = answer.as_ref().map_or_else(LinkError::kind, |_| "verdicts");
         let (sent, took) = (Direction::Sent, begun.elapsed());
         self.0.driver.metrics().request(sent, to, metrics::VALUES, kind, took);
@@ -223,18 +223,18 @@ impl Links {
     async fn bring(
         &self,
         to: &PeerName,
-        blocks: Vec<ValueBlock>,
+        carried: Vec<Carried>,
     ) -> Result<Vec<Verdict>, LinkError> {
         let gone = || LinkError::Connect(format!("{to} is no peer any more"));
         let peer = self.0.peers.get(to).ok_or_else(gone)?;
         let ended = |_| LinkError::Connect("this node is shutting down".to_owned());
         let journal = self.0.driver.visit(|core| core.journal.len()).await.map_err(ended)?;
-        let count = blocks.len();
+        let count = carried.len();
         let me = self.0.identity.site_key();
         let (sealed, digest) = {
             let sign = |kind: &str, body: &[u8]| self.0.identity.sign(kind, body);
             let sealer = Sealer { site: me, sign: &sign, journal };
-            envelope::seal_values(&sealer, peer.key, blocks, now(), rand::random())
+            envelope::seal_values(&sealer, peer.key, carried, now(), rand::random())
         };
         let work = async {
             let mut line = self.line(peer.key, &peer.addresses, journal).await?;
@@ -251,7 +251,7 @@ impl Links {
         if verdicts.len() == count {
             Ok(verdicts)
         } else {
-            Err(LinkError::Status("its verdicts are not one for each block".to_owned()))
+            Err(LinkError::Status("its verdicts are not one for each piece".to_owned()))
         }
     }
 

@@ -7,6 +7,8 @@
 //!   gate: values from below ─┘     one thread       └─▶ whoever watches
 //! ```
 //!
+//! Beside it, every guest is metered, and statements of its usage go the same way ([`usage`]).
+//!
 //! Nothing here decides about a VM, and nothing of it goes through the journal: a site that loses
 //! its monitoring database loses values, never a VM.
 
@@ -14,8 +16,10 @@ mod census;
 mod courier;
 mod guest;
 mod ledger;
+mod meter;
 mod show;
 mod trigger;
+mod usage;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -25,12 +29,12 @@ use std::time::Duration;
 use hypervisor::Instance;
 use model::key::Strict;
 use model::monitoring::SectionId;
-use model::{Epoch, HostName, Monitoring, PeerName, PublicKey, SecretKey, VmId};
+use model::{Bytes, Epoch, HostName, Monitoring, PeerName, PublicKey, SecretKey, VmId};
 use monitoring::block::{Block, Malformed, SignedBlock};
 use monitoring::book::{Book, BookError, Limits};
 use monitoring::history::History;
 use monitoring::seal::OpeningKey;
-use proto::envelope::{ValueBlock, Verdict};
+use proto::envelope::{Carried, Verdict};
 use protocol::LIBRARY;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -73,6 +77,7 @@ struct Shared {
     receiving: Mutex<HashSet<PeerName>>,
     /// Blocks that may tell of a condition and are to be weighed, of VMs that are being decided.
     weighing: Mutex<HashMap<VmId, Vec<Block>>>,
+    accounts: usage::Accounts,
 }
 
 /// What monitoring knows of a VM.
@@ -86,6 +91,15 @@ struct Known {
     up: Option<PeerName>,
     /// Where it is, if it is on a host of this site.
     stay: Option<(HostName, Epoch)>,
+    /// Memory that it has by its descriptor.
+    memory: Bytes,
+}
+
+impl Known {
+    /// The newest epoch.
+    fn newest(&self) -> Option<Epoch> {
+        self.owners.last_key_value().map(|(epoch, _)| *epoch)
+    }
 }
 
 /// A task that measures.
@@ -143,6 +157,7 @@ impl Monitor {
             news,
             receiving: Mutex::default(),
             weighing: Mutex::default(),
+            accounts: usage::Accounts::default(),
         })))
     }
 
@@ -155,10 +170,17 @@ impl Monitor {
             self.wake(&peer);
         }
         let mut changes = self.0.driver.changes();
+        let mut sweep = tokio::time::interval(usage::SWEEP);
         while self.look().await.is_ok() {
-            let _ = tokio::time::timeout(LOOK.1, changes.recv()).await;
+            tokio::select! {
+                _ = changes.recv() => {}
+                () = self.0.accounts.ended.notified() => {}
+                _ = sweep.tick() => self.sweep_usage().await,
+                () = tokio::time::sleep(LOOK.1) => {}
+            }
             tokio::time::sleep(LOOK.0).await;
         }
+        self.stop_metering();
         lock(&self.0.guests).clear();
         lock(&self.0.couriers).drain().for_each(|(_, courier)| courier.task.abort());
     }
@@ -177,12 +199,13 @@ impl Monitor {
 
     /// Takes over what the driver knows of the VMs.
     async fn look(&self) -> Result<(), Ended> {
+        let _turn = self.0.accounts.turn.lock().await;
         let monitor = self.clone();
         let changed = self.0.driver.visit(move |core| monitor.changes(core)).await?;
         for change in changed {
             self.apply(change).await;
         }
-        Ok(())
+        self.close_accounts().await
     }
 
     /// What has changed since the last look. It is made in the driver, and must not take long.
@@ -204,7 +227,8 @@ impl Monitor {
             let old = known.get(vm);
             let newest = entry.chain.epoch();
             let is_same = old.is_some_and(|old| {
-                old.owners.last_key_value().is_some_and(|(epoch, _)| *epoch == newest)
+                old.newest() == Some(newest)
+                    && old.memory == entry.descriptor.resources.memory
                     && old.section == entry.descriptor.monitoring
                     && old.up.as_ref() == up
                     && old.stay == place
@@ -221,6 +245,7 @@ impl Monitor {
                 id: entry.descriptor.monitoring.id(),
                 up: up.cloned(),
                 stay: place,
+                memory: entry.descriptor.resources.memory,
             };
             let key = stay.map(|stay| core.key(&stay.key));
             known.insert(*vm, now.clone());
@@ -232,6 +257,7 @@ impl Monitor {
     async fn apply(&self, Change { vm, known, key }: Change) {
         let Some(known) = known else {
             lock(&self.0.guests).remove(&vm);
+            self.meter(vm, None);
             // What the site above is to have stays until it has it.
             let _ = self.ledger().run(move |book| book.forget(vm)).await;
             return;
@@ -250,6 +276,14 @@ impl Monitor {
         {
             self.wake(up);
         }
+        let metered = known.stay.as_ref().zip(key.as_ref()).zip(known.newest());
+        self.meter(
+            vm,
+            metered.map(|(((host, stay), key), epoch)| {
+                let instance = Instance { vm, epoch: *stay };
+                meter::Stay { instance, host: host.clone(), epoch, key: key.clone() }
+            }),
+        );
         let mut guests = lock(&self.0.guests);
         match (known.stay, key) {
             (Some((host, epoch)), Some(key)) => {
@@ -305,14 +339,26 @@ impl Monitor {
         is_first.then(|| Alone { monitor: self.clone(), peer: peer.clone() })
     }
 
-    /// Values from the site below: verified against the VM's owners, kept, and owed to the site
-    /// above.
+    /// Values and usage from the site below: verified against the VM's owners, kept, and owed to the
+    /// site above; a verdict for each.
     pub(crate) async fn receive(
         &self,
-        blocks: Vec<ValueBlock>,
+        carried: Vec<Carried>,
+        from: &PeerName,
     ) -> Result<Vec<Verdict>, LedgerError> {
-        let blocks = blocks.into_iter().map(|(body, signature)| SignedBlock { body, signature });
-        self.take(blocks.collect()).await
+        let (mut blocks, mut statements, mut are_values) = (Vec::new(), Vec::new(), Vec::new());
+        for one in carried {
+            are_values.push(matches!(one, Carried::Values(..)));
+            match one {
+                Carried::Values(body, signature) => blocks.push(SignedBlock { body, signature }),
+                Carried::Usage(body, signature) => statements.push((body, signature)),
+            }
+        }
+        let mut values = self.take(blocks).await?.into_iter();
+        let mut usage = self.take_statements(statements, from).await?.into_iter();
+        let next = |is_value| if is_value { values.next() } else { usage.next() };
+        let verdicts = are_values.into_iter().map(next);
+        Ok(verdicts.map(|verdict| verdict.expect("there is one for each")).collect())
     }
 
     /// Verifies blocks and keeps them; a verdict for each.
@@ -325,7 +371,8 @@ impl Monitor {
             blocks.into_iter().map(one).collect::<Vec<_>>()
         });
         let read = read.await.expect("reading does not panic");
-        let owners = self.owners_of(read.iter().flatten().map(|(_, block)| block)).await?;
+        let of = read.iter().flatten().map(|(_, block)| (block.vm, block.epoch));
+        let owners = self.owners_of(of).await?;
         let judged = tokio::task::spawn_blocking(move || {
             let one = |read: Result<(SignedBlock, Block), Malformed>| {
                 let (signed, block) = read.map_err(|_| Verdict::Refused)?;
@@ -372,15 +419,18 @@ impl Monitor {
         Ok(verdicts)
     }
 
-    /// The owners of the VMs that blocks speak of, as far as this site knows them.
-    async fn owners_of(&self, blocks: impl Iterator<Item = &Block>) -> Result<Owners, LedgerError> {
+    /// The owners of VMs in these epochs, as far as this site knows them.
+    async fn owners_of(
+        &self,
+        of: impl Iterator<Item = (VmId, Epoch)>,
+    ) -> Result<Owners, LedgerError> {
         let mut owners = Owners::new();
         let mut unknown = Vec::new();
-        for block in blocks {
-            let known = lock(&self.0.known).get(&block.vm).map(|known| known.owners.clone());
+        for (vm, epoch) in of {
+            let known = lock(&self.0.known).get(&vm).map(|known| known.owners.clone());
             match known {
-                Some(known) => _ = owners.insert(block.vm, known),
-                None => unknown.push((block.vm, block.epoch)),
+                Some(known) => _ = owners.insert(vm, known),
+                None => unknown.push((vm, epoch)),
             }
         }
         if unknown.is_empty() {
@@ -422,16 +472,21 @@ impl Monitor {
 /// By VM, the owners of its epochs.
 type Owners = HashMap<VmId, Arc<BTreeMap<Epoch, PublicKey>>>;
 
-/// Whether a block counts: whoever owned its VM in its epoch made it.
-fn judge(signed: &SignedBlock, block: &Block, owners: &Owners) -> Result<(), Verdict> {
-    let of_vm = owners.get(&block.vm).ok_or(Verdict::Later)?;
-    let Some(owner) = of_vm.get(&block.epoch) else {
+/// Who owned a VM in an epoch, or what becomes of a word of it.
+fn owner(owners: &Owners, vm: VmId, epoch: Epoch) -> Result<PublicKey, Verdict> {
+    let of_vm = owners.get(&vm).ok_or(Verdict::Later)?;
+    of_vm.get(&epoch).copied().ok_or_else(|| {
         // The news of a new owner comes by another way, and may be slower.
         let newest = of_vm.last_key_value().map(|(epoch, _)| *epoch);
-        let is_new = newest.is_none_or(|newest| block.epoch > newest);
-        return Err(if is_new { Verdict::Later } else { Verdict::Refused });
-    };
-    if signed.is_of(owner, &Strict) { Ok(()) } else { Err(Verdict::Refused) }
+        let is_new = newest.is_none_or(|newest| epoch > newest);
+        if is_new { Verdict::Later } else { Verdict::Refused }
+    })
+}
+
+/// Whether a block counts: whoever owned its VM in its epoch made it.
+fn judge(signed: &SignedBlock, block: &Block, owners: &Owners) -> Result<(), Verdict> {
+    let owner = owner(owners, block.vm, block.epoch)?;
+    if signed.is_of(&owner, &Strict) { Ok(()) } else { Err(Verdict::Refused) }
 }
 
 /// What opens the sealed values of a VM, at its primary, which alone has the VM's own key.

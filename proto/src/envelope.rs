@@ -88,29 +88,35 @@ impl Payload for AnswerPart {
     const TYPE: &'static str = "application/vnd.sojourn.answer.v1";
 }
 
-/// Values of monitored VMs. They are signed block by block by who made them; here one site vouches
-/// for having sent them to another.
+/// What is carried up the paths of VMs. It is signed piece by piece by who made it; here one site
+/// vouches for having sent it to another.
 #[derive(Debug, Serialize, Deserialize)]
 struct ValuesPart {
     audience: SiteKey,
     nonce: [u8; 16],
     issued: Time,
-    blocks: Vec<ValueBlock>,
+    carried: Vec<Carried>,
     /// Length of the sender's journal.
     journal: u64,
 }
 
 impl Payload for ValuesPart {
-    const TYPE: &'static str = "application/vnd.sojourn.values-hop.v1";
+    const TYPE: &'static str = "application/vnd.sojourn.values-hop.v2";
 }
 
-/// A block of values as its owner signed it: bytes, signature.
-pub type ValueBlock = (Vec<u8>, Signature);
+/// What goes up the path of a VM, as its owner signed it: bytes, signature.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Carried {
+    /// A block of values.
+    Values(Vec<u8>, Signature),
+    /// A statement of usage.
+    Usage(Vec<u8>, Signature),
+}
 
-/// What becomes of one block of values.
+/// What becomes of one piece that was carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
-    /// It is kept, on stable storage.
+    /// It is kept, on stable storage, or what is kept says all that it says.
     Taken,
     /// It cannot be judged or kept yet; it is to come again.
     Later,
@@ -118,7 +124,7 @@ pub enum Verdict {
     Refused,
 }
 
-/// The answer to values: a verdict for each block, in order.
+/// The answer to values: a verdict for each piece, in order.
 #[derive(Debug, Serialize, Deserialize)]
 struct VerdictsPart {
     request: Digest,
@@ -264,18 +270,18 @@ pub fn open_answer(
     Ok(Opened { content: Verified(answer.answer), journal: answer.journal })
 }
 
-/// Bytes of blocks that a message holds, next to its own.
+/// Bytes of what is carried that a message holds, next to its own.
 pub const MAX_VALUES_BYTES: usize = limit::MAX_MESSAGE_BYTES - 1024;
 
-/// Seals blocks of values, of [`MAX_VALUES_BYTES`] together at most.
+/// Seals what is carried, of [`MAX_VALUES_BYTES`] together at most.
 pub fn seal_values(
     sealer: &Sealer<'_>,
     audience: SiteKey,
-    blocks: Vec<ValueBlock>,
+    carried: Vec<Carried>,
     now: Time,
     nonce: [u8; 16],
 ) -> (Sealed, RequestDigest) {
-    let part = ValuesPart { audience, nonce, issued: now, blocks, journal: sealer.journal };
+    let part = ValuesPart { audience, nonce, issued: now, carried, journal: sealer.journal };
     let hop = sealed_part(sealer, &part);
     let digest = RequestDigest(Digest::of(&hop.body));
     (Sealed { origin: None, hop: Some(hop) }, digest)
@@ -287,7 +293,7 @@ pub fn open_values(
     from: SiteKey,
     me: SiteKey,
     now: Time,
-) -> Result<(Opened<Vec<ValueBlock>>, RequestDigest), EnvelopeError> {
+) -> Result<(Opened<Vec<Carried>>, RequestDigest), EnvelopeError> {
     let hop = sealed.hop.ok_or(EnvelopeError::Size)?;
     if hop.body.len() > limit::MAX_MESSAGE_BYTES {
         return Err(EnvelopeError::Size);
@@ -301,7 +307,7 @@ pub fn open_values(
     if apart > limit::MAX_CLOCK_SKEW {
         return Err(EnvelopeError::Stale);
     }
-    Ok((Opened { content: Verified(part.blocks), journal: part.journal }, digest))
+    Ok((Opened { content: Verified(part.carried), journal: part.journal }, digest))
 }
 
 /// Seals the verdicts on a message of values.
@@ -487,10 +493,12 @@ mod tests {
         let alice = SiteKey(ends.alice.public().0);
         let sign = |kind: &str, body: &[u8]| ends.alice.sign(kind, body);
         let sealer = Sealer { site: alice, sign: &sign, journal: 7 };
-        let blocks = vec![(vec![1, 2, 3], Signature([4; 64]))];
-        let (sealed, digest) = seal_values(&sealer, ends.bob, blocks.clone(), NOW, [4; 16]);
+        let signature = Signature([4; 64]);
+        let carried =
+            vec![Carried::Values(vec![1, 2, 3], signature), Carried::Usage(vec![5], signature)];
+        let (sealed, digest) = seal_values(&sealer, ends.bob, carried.clone(), NOW, [4; 16]);
         let (opened, seen) = open_values(sealed.clone(), alice, ends.bob, NOW).unwrap();
-        assert_eq!((seen, opened.content.into_inner()), (digest, blocks));
+        assert_eq!((seen, opened.content.into_inner()), (digest, carried));
         let open = |from, me, now| open_values(sealed.clone(), from, me, now).map(|_| ());
         assert_eq!(open(alice, alice, NOW), Err(EnvelopeError::Misdirected));
         assert_eq!(open(ends.bob, ends.bob, NOW), Err(EnvelopeError::WrongKey));

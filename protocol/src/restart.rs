@@ -120,11 +120,14 @@ impl Step<'_> {
                 }
             }
         }
-        let hosted: Vec<_> = self.site.state.vms.keys().copied().collect();
-        for vm in hosted {
-            if self.site.state.vms[&vm].stay.is_some() {
-                self.report_up(vm);
-            }
+        let state = &self.site.state;
+        let tells = state.vms.iter().filter(|(vm, entry)| {
+            // What came from below may not have been passed on before the node ended.
+            let answers_for = matches!(entry.down, Down::Edge(_)) && !state.held.contains(vm);
+            entry.stay.is_some() || answers_for && !entry.destroyed
+        });
+        for vm in tells.map(|(vm, _)| *vm).collect::<Vec<_>>() {
+            self.report_up(vm);
         }
     }
 

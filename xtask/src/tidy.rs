@@ -38,7 +38,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
             "monitoring",
         ],
     ),
-    ("cli", &["model", "policies", "proto", "certs", "node", "transfer-proxy"]),
+    ("cli", &["model", "policies", "proto", "certs", "node", "transfer-proxy", "monitoring"]),
     (
         "federation-tests",
         &[

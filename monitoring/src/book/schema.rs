@@ -6,7 +6,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 /// The version of what stands below.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 /// How long another process that looks at the database is waited for.
 const BUSY: Duration = Duration::from_secs(10);
 
@@ -55,6 +55,36 @@ CREATE TABLE sections (
 ) STRICT, WITHOUT ROWID;
 ";
 
+/// What version 2 has beyond the first.
+const USAGE_TABLES: &str = "
+-- Statements of usage: of each VM and epoch the newest, and the first of each hour.
+CREATE TABLE usage (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    vm BLOB NOT NULL,
+    epoch INTEGER NOT NULL,
+    until_ms INTEGER NOT NULL,
+    final INTEGER NOT NULL,
+    received_ms INTEGER NOT NULL,
+    -- The peer that it came from; none if it was made here.
+    via TEXT,
+    -- The peer that it is for; none at the VM's primary.
+    up TEXT,
+    -- The peer that is to have it next.
+    owed TEXT,
+    body BLOB NOT NULL,
+    owner BLOB NOT NULL,
+    signature BLOB NOT NULL,
+    UNIQUE (vm, epoch, until_ms, final)
+) STRICT;
+CREATE INDEX usage_owed ON usage (owed, id) WHERE owed IS NOT NULL;
+
+-- What is being added up here, with the key that signs for it.
+CREATE TABLE tallies (
+    vm BLOB NOT NULL, epoch INTEGER NOT NULL, owner BLOB NOT NULL, tally BLOB NOT NULL,
+    PRIMARY KEY (vm, epoch)
+) STRICT, WITHOUT ROWID;
+";
+
 /// Why the book does not work.
 #[derive(Debug, thiserror::Error)]
 pub enum BookError {
@@ -83,7 +113,10 @@ pub(super) fn open(path: &Path) -> Result<Connection, BookError> {
     let found: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
     match found {
         0 => db.execute_batch(&format!(
-            "BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"
+            "BEGIN IMMEDIATE; {TABLES} {USAGE_TABLES} PRAGMA user_version = {VERSION}; COMMIT;"
+        ))?,
+        1 => db.execute_batch(&format!(
+            "BEGIN IMMEDIATE; {USAGE_TABLES} PRAGMA user_version = {VERSION}; COMMIT;"
         ))?,
         VERSION => {}
         found => return Err(BookError::Version { path: path.to_owned(), found }),

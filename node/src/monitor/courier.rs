@@ -1,12 +1,12 @@
-//! Brings values to one peer: all that is owed to it, in order, until it has them.
+//! Brings values and usage to one peer: all that is owed to it, in order, until it has them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model::PeerName;
-use monitoring::book::Kept;
-use proto::envelope::{MAX_VALUES_BYTES, Verdict};
+use monitoring::book::{Book, BookError};
+use proto::envelope::{Carried, MAX_VALUES_BYTES, Verdict};
 use tokio::sync::Notify;
 
 use super::Monitor;
@@ -14,75 +14,125 @@ use crate::hands::report;
 
 /// How long a peer that cannot be reached is left alone, at first and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
-/// How long blocks are offered that the peer cannot judge yet, from its first word of that on.
+/// How long pieces are offered that the peer cannot judge yet, from its first word of that on.
 const LATER: Duration = Duration::from_secs(3600);
 /// How long after a peer could not judge some they are offered again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Statements of usage in one message, at most. They go before values.
+const STATEMENTS: usize = 256;
+/// Bytes of such statements: a block of values fits beside them.
+const STATEMENT_BYTES: usize = STATEMENTS * (monitoring::usage::MAX_STATEMENT_BYTES + 72);
+const _: () = assert!(STATEMENT_BYTES + monitoring::block::MAX_BLOCK_BYTES <= MAX_VALUES_BYTES);
+
+/// A piece, by its kind and its place among those.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Piece {
+    Values(i64),
+    Usage(i64),
+}
+
+/// Up to where pieces of each kind were offered in this round.
+#[derive(Debug, Clone, Copy, Default)]
+struct Offered {
+    values: i64,
+    usage: i64,
+}
+
+impl Offered {
+    fn past(&mut self, piece: Piece) {
+        match piece {
+            Piece::Values(id) => self.values = id,
+            Piece::Usage(id) => self.usage = id,
+        }
+    }
+}
 
 pub(super) async fn run(monitor: Monitor, peer: PeerName, wake: Arc<Notify>) {
     let mut pause = PAUSES.0;
-    // Blocks up to here were offered in this round.
-    let mut offered = 0;
+    let mut offered = Offered::default();
     let mut is_patient = false;
-    // When each block that could not be judged was first said so of.
-    let mut later: HashMap<i64, Instant> = HashMap::new();
+    // When each piece that could not be judged was first said so of.
+    let mut later: HashMap<Piece, Instant> = HashMap::new();
     loop {
         let (to, after) = (peer.clone(), offered);
-        let owed = monitor.ledger().run(move |book| book.owed(&to, after, MAX_VALUES_BYTES)).await;
-        let owed = owed.unwrap_or_default();
-        let Some(last) = owed.last().map(|kept| kept.id) else {
-            offered = 0;
+        let owed = monitor.ledger().run(move |book| owed(book, &to, after)).await;
+        let (pieces, carried): (Vec<_>, Vec<_>) = owed.unwrap_or_default().into_iter().unzip();
+        if pieces.is_empty() {
+            offered = Offered::default();
             if std::mem::take(&mut is_patient) {
                 let _ = tokio::time::timeout(AGAIN, wake.notified()).await;
             } else {
+                // What was newer took the place of those that are left.
+                later.clear();
                 wake.notified().await;
             }
             continue;
-        };
-        let blocks = owed.iter().map(|kept| (kept.signed.body.clone(), kept.signed.signature));
-        match monitor.links().values(&peer, blocks.collect()).await {
+        }
+        match monitor.links().values(&peer, carried).await {
             Ok(verdicts) => {
                 pause = PAUSES.0;
-                offered = last;
+                pieces.iter().for_each(|piece| offered.past(*piece));
                 is_patient |= verdicts.contains(&Verdict::Later);
-                settle(&monitor, &peer, owed, &verdicts, &mut later).await;
+                settle(&monitor, &peer, pieces, &verdicts, &mut later).await;
             }
             Err(error) => {
                 tracing::debug!(%peer, error = report(&error), "values wait");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSES.1);
-                offered = 0;
+                offered = Offered::default();
             }
         }
     }
 }
 
+/// What goes into the next message.
+fn owed(book: &Book, to: &PeerName, after: Offered) -> Result<Vec<(Piece, Carried)>, BookError> {
+    let statements = book.owed_statements(to, after.usage, STATEMENTS)?.into_iter();
+    let usage = statements.map(|kept| {
+        let carried = Carried::Usage(kept.signed.body, kept.signed.signature);
+        (Piece::Usage(kept.id), carried)
+    });
+    let blocks = book.owed(to, after.values, MAX_VALUES_BYTES - STATEMENT_BYTES)?.into_iter();
+    let values = blocks.map(|kept| {
+        let carried = Carried::Values(kept.signed.body, kept.signed.signature);
+        (Piece::Values(kept.id), carried)
+    });
+    Ok(usage.chain(values).collect())
+}
+
 async fn settle(
     monitor: &Monitor,
     peer: &PeerName,
-    owed: Vec<Kept>,
+    pieces: Vec<Piece>,
     verdicts: &[Verdict],
-    later: &mut HashMap<i64, Instant>,
+    later: &mut HashMap<Piece, Instant>,
 ) {
     let mut ended = Vec::new();
-    for (kept, verdict) in owed.iter().zip(verdicts) {
-        let id = kept.id;
+    for (piece, verdict) in pieces.into_iter().zip(verdicts) {
         let is_later = *verdict == Verdict::Later;
-        if is_later && later.entry(id).or_insert_with(Instant::now).elapsed() < LATER {
+        if is_later && later.entry(piece).or_insert_with(Instant::now).elapsed() < LATER {
             continue;
         }
-        later.remove(&id);
-        ended.push((id, *verdict));
+        later.remove(&piece);
+        ended.push((piece, *verdict));
     }
     let settled = monitor.ledger().run(move |book| {
         let (mut blocks, mut values) = (0, 0);
-        for (id, verdict) in ended {
-            if verdict == Verdict::Taken {
-                blocks += 1;
-                values += book.settle(id)?;
-            } else {
-                tracing::warn!(block = id, ?verdict, "values were not taken above");
-                book.give_up(id)?;
+        for (piece, verdict) in ended {
+            match (piece, verdict) {
+                (Piece::Values(id), Verdict::Taken) => {
+                    blocks += 1;
+                    values += book.settle(id)?;
+                }
+                (Piece::Usage(id), Verdict::Taken) => book.settle_statement(id)?,
+                (Piece::Values(id), _) => {
+                    tracing::warn!(block = id, ?verdict, "values were not taken above");
+                    book.give_up(id)?;
+                }
+                (Piece::Usage(id), _) => {
+                    tracing::warn!(statement = id, ?verdict, "usage was not taken above");
+                    book.settle_statement(id)?;
+                }
             }
         }
         Ok((blocks, values))

@@ -406,6 +406,81 @@ pub struct KpiTable {
     pub cut: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UsageRequest {
+    /// Name or id; empty means all. Of a VM that this site has left, the id alone.
+    #[prost(string, tag = "1")]
+    pub vm: ::prost::alloc::string::String,
+    /// "stay", "vm", "peer".
+    #[prost(string, tag = "2")]
+    pub by: ::prost::alloc::string::String,
+    /// Full hours; zero means from the beginning, and up to the newest.
+    #[prost(uint64, tag = "3")]
+    pub since_unix_ms: u64,
+    #[prost(uint64, tag = "4")]
+    pub until_unix_ms: u64,
+}
+/// What was used: by one VM in one epoch, by one VM, or through one pair of peers.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UsageLine {
+    /// By "stay" and "vm".
+    #[prost(string, tag = "1")]
+    pub vm: ::prost::alloc::string::String,
+    /// Empty where this site does not stand on the VM's path any more.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// By "stay".
+    #[prost(uint64, tag = "3")]
+    pub epoch: u64,
+    /// By "stay" and "peer": for whom, and through whom; empty means for this site, and here.
+    #[prost(string, tag = "4")]
+    pub for_peer: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub through_peer: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "6")]
+    pub vms: u64,
+    #[prost(uint64, tag = "7")]
+    pub stays: u64,
+    #[prost(uint64, tag = "8")]
+    pub since_unix_ms: u64,
+    #[prost(uint64, tag = "9")]
+    pub until_unix_ms: u64,
+    /// "final", "open", or "at_least": it is over, and its last statement has not come.
+    #[prost(string, tag = "10")]
+    pub state: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "11")]
+    pub cpu_ns: u64,
+    #[prost(double, tag = "12")]
+    pub memory_gib_hours: f64,
+    #[prost(uint64, tag = "13")]
+    pub disk_read_bytes: u64,
+    #[prost(uint64, tag = "14")]
+    pub disk_written_bytes: u64,
+    /// Absent where it is not known of all stays.
+    #[prost(uint64, optional, tag = "15")]
+    pub network_received_bytes: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "16")]
+    pub network_sent_bytes: ::core::option::Option<u64>,
+    /// By "stay": the public key of the epoch's owner, and what it signed.
+    #[prost(bytes = "vec", tag = "17")]
+    pub owner: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, optional, tag = "18")]
+    pub statement: ::core::option::Option<UsageStatement>,
+    /// The statement of the period's beginning, where that is not the stay's.
+    #[prost(message, optional, tag = "19")]
+    pub before: ::core::option::Option<UsageStatement>,
+    /// By "stay", in the first line of each VM: its certificates, which name the owners. Empty where
+    /// this site does not stand on the VM's path any more.
+    #[prost(bytes = "vec", tag = "20")]
+    pub certificates: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UsageStatement {
+    #[prost(bytes = "vec", tag = "1")]
+    pub body: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub signature: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OperationId {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
@@ -1147,6 +1222,31 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("sojourn.admin.v1.Admin", "QueryKpi"));
             self.inner.unary(req, path, codec).await
         }
+        /// What VMs have used, as far as it has come here.
+        pub async fn export_usage(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UsageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::UsageLine>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sojourn.admin.v1.Admin/ExportUsage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sojourn.admin.v1.Admin", "ExportUsage"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         pub async fn list_operations(
             &mut self,
             request: impl tonic::IntoRequest<super::Nothing>,
@@ -1415,6 +1515,20 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::KpiQuery>,
         ) -> std::result::Result<tonic::Response<super::KpiTable>, tonic::Status>;
+        /// Server streaming response type for the ExportUsage method.
+        type ExportUsageStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::UsageLine, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// What VMs have used, as far as it has come here.
+        async fn export_usage(
+            &self,
+            request: tonic::Request<super::UsageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::ExportUsageStream>,
+            tonic::Status,
+        >;
         async fn list_operations(
             &self,
             request: tonic::Request<super::Nothing>,
@@ -2604,6 +2718,52 @@ pub mod admin_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sojourn.admin.v1.Admin/ExportUsage" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExportUsageSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::ServerStreamingService<super::UsageRequest>
+                    for ExportUsageSvc<T> {
+                        type Response = super::UsageLine;
+                        type ResponseStream = T::ExportUsageStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UsageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::export_usage(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExportUsageSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -493,7 +493,8 @@ pub mod federation_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Values of monitored VMs, on their way up the path, each block signed by its VM's owner.
+        /// Values of monitored VMs and statements of usage, on their way up the path, each signed by its
+        /// VM's owner.
         pub async fn values(
             &mut self,
             request: impl tonic::IntoRequest<super::Sealed>,
@@ -592,7 +593,8 @@ pub mod federation_server {
             &self,
             request: tonic::Request<super::Sealed>,
         ) -> std::result::Result<tonic::Response<super::Sealed>, tonic::Status>;
-        /// Values of monitored VMs, on their way up the path, each block signed by its VM's owner.
+        /// Values of monitored VMs and statements of usage, on their way up the path, each signed by its
+        /// VM's owner.
         async fn values(
             &self,
             request: tonic::Request<super::Sealed>,
