@@ -220,11 +220,7 @@ impl Links {
         answer
     }
 
-    async fn bring(
-        &self,
-        to: &PeerName,
-        carried: Vec<Carried>,
-    ) -> Result<Vec<Verdict>, LinkError> {
+    async fn bring(&self, to: &PeerName, carried: Vec<Carried>) -> Result<Vec<Verdict>, LinkError> {
         let gone = || LinkError::Connect(format!("{to} is no peer any more"));
         let peer = self.0.peers.get(to).ok_or_else(gone)?;
         let ended = |_| LinkError::Connect("this node is shutting down".to_owned());
