@@ -393,6 +393,12 @@ pub(crate) enum Contract {
         /// Its id, or the beginning of it.
         id: String,
     },
+    /// Limits of service that were broken; with -o json also the signed evidence (base64).
+    Violations {
+        /// Only of this VM, by name or id.
+        #[arg(long)]
+        vm: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

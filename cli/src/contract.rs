@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::args::Contract;
 use crate::client::Client;
 use crate::exit::{Failure, NOT_FOUND};
-use crate::output::Output;
+use crate::output::{Output, time};
 
 pub(crate) async fn run(verb: Contract, node: &mut Client, output: &Output) -> Result<(), Failure> {
     let contracts = node.list_contracts(api::Nothing {}).await?.into_inner().contracts;
@@ -36,10 +36,43 @@ pub(crate) async fn run(verb: Contract, node: &mut Client, output: &Output) -> R
                 };
                 return Err(Failure::new(NOT_FOUND, text));
             };
-            output.one(&value(contract), || words(contract));
+            let broken = violations(contract.vm.clone(), node).await?;
+            let broken = broken.iter().filter(|one| {
+                let by = if contract.provides { &one.owes_by } else { &one.owed_by };
+                *by == contract.id
+            });
+            let count = broken.count() as u64;
+            output.one(&value(contract), || words(contract, count));
+        }
+        Contract::Violations { vm } => {
+            let broken = violations(vm.unwrap_or_default(), node).await?;
+            let heading = ["TIME", "VM", "EPOCH", "LIMIT", "VALUE", "OWED TO THIS SITE", "OWES"];
+            let sum = |id: &str| {
+                let contract = contracts.iter().find(|contract| contract.id == id);
+                let owed = |one: &api::Contract| {
+                    format!("{} ({})", thousandths(one.penalty_milli), one.peer)
+                };
+                contract.map_or("-".to_owned(), owed)
+            };
+            output.list(&broken, violation_value, &heading, |one| {
+                vec![
+                    time(one.at_unix_ms),
+                    if one.name.is_empty() { one.vm.clone() } else { one.name.clone() },
+                    one.epoch.to_string(),
+                    format!("{} {}", one.measure, one.condition),
+                    one.value.map_or("-".to_owned(), |value| value.to_string()),
+                    sum(&one.owed_by),
+                    sum(&one.owes_by),
+                ]
+            });
         }
     }
     Ok(())
+}
+
+async fn violations(vm: String, node: &mut Client) -> Result<Vec<api::Violation>, Failure> {
+    let ask = api::ViolationsRequest { vm };
+    Ok(node.list_violations(ask).await?.into_inner().violations)
 }
 
 /// Digits of an id in a table.
@@ -60,7 +93,17 @@ fn value(contract: &api::Contract) -> Value {
     })
 }
 
-fn words(contract: &api::Contract) -> String {
+fn violation_value(one: &api::Violation) -> Value {
+    json!({
+        "vm": one.vm, "name": one.name, "epoch": one.epoch, "number": one.number,
+        "at_unix_ms": one.at_unix_ms, "received_unix_ms": one.received_unix_ms,
+        "measure": one.measure, "condition": one.condition, "value": one.value,
+        "owed_by": one.owed_by, "owes_by": one.owes_by, "owner_key": one.owner_key,
+        "signed": BASE64.encode(&one.body), "signature": BASE64.encode(&one.signature),
+    })
+}
+
+fn words(contract: &api::Contract, broken: u64) -> String {
     let who = if contract.provides { "this site answers to" } else { "answered for by" };
     let country = match contract.country.as_str() {
         "" => String::new(),
@@ -68,8 +111,9 @@ fn words(contract: &api::Contract) -> String {
     };
     format!(
         "contract {}\n  VM       {} ({})\n  between  {who} {}\n  terms    class {}{country}, {}\n  \
-         price    {} an hour; {} for each limit of service that is broken\n  counts   from epoch \
-         {}, until {}\n  signed   by both; -o json has the signatures",
+         price    {} an hour; {} for each limit of service that is broken\n  broken   {broken} \
+         times: {}\n  counts   from epoch {}, until {}\n  signed   by both; -o json has the \
+         signatures",
         contract.id,
         name(contract),
         contract.vm,
@@ -78,6 +122,7 @@ fn words(contract: &api::Contract) -> String {
         if contract.runs { "to run" } else { "to be stored" },
         thousandths(contract.price_milli),
         thousandths(contract.penalty_milli),
+        thousandths(contract.penalty_milli.saturating_mul(broken)),
         contract.since_epoch,
         until(contract),
     )

@@ -17,7 +17,7 @@ const SLOW: Duration = Duration::from_secs(120);
 
 fn specifier(measure: &str, delivery: Delivery, format: Format) -> Specifier {
     let measure = measure.parse().unwrap();
-    Specifier { measure, interval_ms: 0, delivery, format, sealed: false }
+    Specifier { measure, interval_ms: 0, delivery, format, sealed: false, limit: false }
 }
 
 fn users() -> Monitoring {
@@ -371,6 +371,62 @@ fn a_condition_that_comes_true_has_the_owners_policy_move_the_vm() {
     wait_for_event("too many users; operation");
     application.disconnect();
     federation.settle(&vm, "a", true, &["a"]);
+}
+
+#[test]
+fn a_limit_of_service_that_is_broken_is_held_against_each_contract_of_the_path_with_its_evidence() {
+    let federation = Federation::chain(&["a", "b", "c"]);
+    for (site, penalty) in [("b", 500), ("c", 200)] {
+        federation[site].configure("offer", "penalty_milli", penalty);
+        federation[site].stop();
+        federation[site].start();
+    }
+    federation["c"].host("c1", 4);
+    let condition = || Delivery::When("> 10".parse().unwrap());
+    let limit = |measure, sealed| Specifier {
+        sealed,
+        limit: true,
+        ..specifier(measure, condition(), Format::Raw)
+    };
+    let specifiers = vec![limit("web.users", false), limit("web.income", true)];
+    let monitoring = Monitoring { specifiers, ..Monitoring::default() };
+    let package = federation.monitored("web", None, &monitoring);
+    let a = &federation["a"];
+    let vm = a.done(&["vm", "import", &package.display().to_string()])["id"].clone();
+    let vm = vm.as_str().unwrap();
+    a.done(&["vm", "place", "web"]);
+    let mut application = Application::new(&federation.folder().join("kpi.db"));
+    application.connect(&guest(&federation, vm, "c"));
+    application.write("web", "users,income\n5,5\n");
+    application.write("web", "users,income\n50,70\n");
+    let violations = |site: &str, count: usize| {
+        federation.wait_for("what was broken is known", SOON, || {
+            let found = federation[site].done(&["contract", "violations", "--vm", vm]);
+            let found = found.as_array().unwrap().clone();
+            if found.len() == count { Ok(found) } else { Err(format!("{found:?}")) }
+        })
+    };
+    let contract = |site: &str, role: &str| {
+        let all = federation[site].done(&["contract", "list"]);
+        let found = all.as_array().unwrap().iter().find(|one| one["role"] == role).cloned();
+        found.map_or((Value::from(""), 0), |one| {
+            (one["id"].clone(), one["penalty_milli"].as_u64().unwrap())
+        })
+    };
+    // What is sealed is known to the primary alone.
+    let found = ["a", "b", "c"].map(|site| (site, violations(site, 1 + usize::from(site == "a"))));
+    let evidence = found[0].1[0]["signed"].clone();
+    for (site, found) in &found {
+        let one = &found[0];
+        assert_eq!((&one["measure"], &one["value"]), (&"web.users".into(), &50.0.into()), "{site}");
+        assert_eq!(one["signed"], evidence, "the same word of the same owner");
+        assert_eq!(one["owed_by"], contract(site, "customer").0, "{site}");
+        assert_eq!(one["owes_by"], contract(site, "provider").0, "{site}");
+    }
+    assert_eq!(found[0].1[1]["measure"], "web.income");
+    assert_eq!([contract("a", "customer").1, contract("b", "customer").1], [500, 200]);
+    let table = a.run(&["-o", "table", "contract", "violations"]);
+    assert!(table.out.contains("web.users > 10") && table.out.contains("0.500 (b)"), "{table:?}");
 }
 
 #[test]

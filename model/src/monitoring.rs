@@ -46,6 +46,10 @@ pub struct Specifier {
     pub format: Format,
     /// Whether only the holder of the VM's sealing key may read them.
     pub sealed: bool,
+    /// Whether its condition is a limit of service: whoever takes the VM undertakes that it does
+    /// not become true (federation.md, "Contracts").
+    #[serde(default)]
+    pub limit: bool,
 }
 
 /// What is measured.
@@ -179,6 +183,9 @@ pub enum MonitoringError {
     /// A condition that could not become true again.
     #[error("the hysteresis of {0} is negative")]
     Hysteresis(Measure),
+    /// A limit of service that nothing breaks.
+    #[error("{0} is told without a condition, and only a condition can be a limit of service")]
+    Limit(Measure),
     /// A file is no number.
     #[error("{0} is a whole file: it has no condition, and no format but raw")]
     File(Measure),
@@ -270,10 +277,14 @@ impl Monitoring {
             if matches!(specifier.measure, Measure::Encrypted { .. }) && !is_plain {
                 return Err(MonitoringError::File(measure()));
             }
-            if let Delivery::When(condition) = &specifier.delivery
-                && condition.hysteresis.0 < 0
-            {
-                return Err(MonitoringError::Hysteresis(measure()));
+            match &specifier.delivery {
+                Delivery::When(condition) if condition.hysteresis.0 < 0 => {
+                    return Err(MonitoringError::Hysteresis(measure()));
+                }
+                Delivery::Every(_) if specifier.limit => {
+                    return Err(MonitoringError::Limit(measure()));
+                }
+                _ => {}
             }
         }
         Ok(())
@@ -536,6 +547,7 @@ mod tests {
             delivery: Delivery::Every(0),
             format: Format::Raw,
             sealed: true,
+            limit: false,
         };
         let sealing_key = Some(SealingKey([7; 32]));
         let mut whole =
@@ -579,6 +591,7 @@ mod tests {
             delivery: Delivery::Every(0),
             format: Format::Raw,
             sealed: false,
+            limit: false,
         };
         let check = |specifier: Specifier| {
             let checked =
@@ -593,6 +606,9 @@ mod tests {
         let condition = Condition { hysteresis: Thousandths(-1), .."> 1".parse().unwrap() };
         let negative = Specifier { delivery: Delivery::When(condition), ..users() };
         assert!(check(negative).is_err());
+        assert!(check(Specifier { limit: true, ..users() }).is_err(), "nothing can break it");
+        let condition = Delivery::When("> 1".parse().unwrap());
+        assert_eq!(check(Specifier { limit: true, delivery: condition, ..users() }), Ok(()));
         let file: Measure = "encrypted/balance".parse().unwrap();
         let plain = Specifier { measure: file, ..users() };
         assert_eq!(check(plain.clone()), Ok(()));

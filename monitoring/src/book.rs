@@ -10,6 +10,7 @@
 mod census;
 mod schema;
 mod usage;
+mod violations;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -18,11 +19,12 @@ use model::monitoring::SectionId;
 use model::{Epoch, Monitoring, PeerName, PublicKey, Signature, Time, VmId};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::block::{Block, Malformed, SignedBlock};
+use crate::block::{Block, Malformed, SignedBlock, Value};
 
 pub use census::Census;
 pub use schema::BookError;
 pub use usage::{Asked, Entry, KeptStatement, MAX_STATEMENTS, MAX_STATEMENTS_VM, USAGE_KEPT};
+pub use violations::{MAX_BYTES as MAX_EVIDENCE_BYTES, MAX_OF_VM as MAX_VIOLATIONS, Violation};
 
 /// What a book holds at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,13 +95,21 @@ pub struct Book {
     vms: HashMap<VmId, u64>,
     /// How many statements of usage there are of each VM.
     statements: HashMap<VmId, u64>,
+    limited: violations::Limited,
 }
 
 impl Book {
     /// Opens the book at `path`, making it if there is none.
     pub fn open(path: &Path, limits: Limits) -> Result<Self, BookError> {
         let db = schema::open(path)?;
-        let mut book = Self { db, limits, all: 0, vms: HashMap::new(), statements: HashMap::new() };
+        let mut book = Self {
+            db,
+            limits,
+            all: 0,
+            vms: HashMap::new(),
+            statements: HashMap::new(),
+            limited: violations::Limited::default(),
+        };
         book.weigh()?;
         Ok(book)
     }
@@ -113,6 +123,7 @@ impl Book {
             .collect::<rusqlite::Result<HashMap<VmId, u64>>>()?;
         drop(query);
         self.all = self.vms.values().sum();
+        self.read_limited()?;
         self.count_statements()
     }
 
@@ -136,12 +147,14 @@ impl Book {
         done
     }
 
-    /// Keeps a block that was verified; answers whether it is new. `owed` is the site that is to
-    /// have it next.
+    /// Keeps a block that was verified; answers whether it is new. `hidden` are its sealed values,
+    /// where limits of service are among them and this site can open them; `owed` is the site that
+    /// is to have it next.
     pub fn take(
         &mut self,
         signed_block: &SignedBlock,
         block: &Block,
+        hidden: &[Value],
         received: Time,
         owed: Option<&PeerName>,
     ) -> Result<bool, BookError> {
@@ -183,6 +196,7 @@ impl Book {
                     last = max(last, excluded.last), taken = taken + excluded.taken",
             )?
             .execute(params![vm.0, signed(epoch.0), signed(first), signed(last), signed(count)])?;
+        self.note_violations(signed_block, block, hidden, received)?;
         let bytes = signed_block.body.len() as u64 + ROW_BYTES;
         self.all += bytes;
         *self.vms.entry(vm).or_default() += bytes;
@@ -408,6 +422,8 @@ impl Book {
         self.db
             .prepare_cached("INSERT OR REPLACE INTO paths (vm, up) VALUES (?1, ?2)")?
             .execute(params![vm.0, up.map(PeerName::as_str)])?;
+        drop(insert);
+        self.limit_by(vm, section);
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! The admin socket: what this site's own users ask, in thin handlers over the driver.
 
+mod contracts;
 mod usage;
 
 use std::os::unix::fs::PermissionsExt;
@@ -20,8 +21,7 @@ use proto::admin as api;
 use proto::admin::admin_server::{Admin as AdminApi, AdminServer};
 use proto::federation::JoinRequest;
 use protocol::{
-    Action, Answer, Ask, ContractView, Event, JourneyResult, Mode, NextMove, Progress, Reply, Site,
-    VmView,
+    Action, Answer, Ask, Event, JourneyResult, Mode, NextMove, Progress, Reply, Site, VmView,
 };
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixListener;
@@ -840,38 +840,15 @@ impl AdminApi for Admin {
     }
 
     async fn list_contracts(&self, _: Request<api::Nothing>) -> Result<api::Contracts> {
-        let contracts = self.site(|site| {
-            let mut all: Vec<_> = site.contracts().collect();
-            all.sort_by_key(|one| (one.since, one.agreed.contract.vm, one.provides));
-            all.into_iter().map(|one| contract(site, one)).collect()
-        });
-        ok(api::Contracts { contracts: contracts.await? })
+        ok(api::Contracts { contracts: self.contracts().await? })
     }
-}
 
-fn contract(site: &Site, one: ContractView) -> api::Contract {
-    let body = one.agreed.contract.bytes();
-    let model::Contract { vm, descriptor, edge, provider, customer, terms } = one.agreed.contract;
-    let known = site.state.vms.get(&vm);
-    api::Contract {
-        id: edge.to_string(),
-        vm: vm.to_string(),
-        name: known.map(|vm| vm.descriptor.name.to_string()).unwrap_or_default(),
-        peer: one.peer.to_string(),
-        provides: one.provides,
-        price_milli: terms.price_milli,
-        penalty_milli: terms.penalty_milli,
-        class: terms.class,
-        country: terms.country,
-        runs: terms.runs,
-        since_epoch: one.since.0,
-        ended_epoch: one.ended.map(|epoch| epoch.0),
-        descriptor: descriptor.to_string(),
-        provider_key: provider.to_string(),
-        customer_key: customer.to_string(),
-        body,
-        provider_signature: one.agreed.provider.0.to_vec(),
-        customer_signature: one.agreed.customer.0.to_vec(),
+    async fn list_violations(&self, r: Request<api::ViolationsRequest>) -> Result<api::Violations> {
+        let vm = match r.into_inner().vm.as_str() {
+            "" => None,
+            text => Some(self.accounted(text).await?),
+        };
+        ok(api::Violations { violations: self.violations(vm).await? })
     }
 }
 

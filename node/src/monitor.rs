@@ -31,7 +31,7 @@ use model::key::Strict;
 use model::monitoring::SectionId;
 use model::{Bytes, Epoch, HostName, Monitoring, PeerName, PublicKey, SecretKey, VmId};
 use monitoring::block::{Block, Malformed, SignedBlock};
-use monitoring::book::{Book, BookError, Limits};
+use monitoring::book::{Book, BookError, Limits, Violation};
 use monitoring::history::History;
 use monitoring::seal::OpeningKey;
 use proto::envelope::{Carried, Verdict};
@@ -93,6 +93,8 @@ struct Known {
     stay: Option<(HostName, Epoch)>,
     /// Memory that it has by its descriptor.
     memory: Bytes,
+    /// What opens its sealed values, at its primary, if limits of service are among them.
+    opening: Option<Arc<OpeningKey>>,
 }
 
 impl Known {
@@ -246,6 +248,8 @@ impl Monitor {
                 up: up.cloned(),
                 stay: place,
                 memory: entry.descriptor.resources.memory,
+                opening: (up.is_none() && hides_a_limit(&entry.descriptor.monitoring))
+                    .then(|| Arc::new(opening_key(&core.key(&entry.chain.k0)))),
             };
             let key = stay.map(|stay| core.key(&stay.key));
             known.insert(*vm, now.clone());
@@ -373,10 +377,20 @@ impl Monitor {
         let read = read.await.expect("reading does not panic");
         let of = read.iter().flatten().map(|(_, block)| (block.vm, block.epoch));
         let owners = self.owners_of(of).await?;
+        let opening: HashMap<VmId, Arc<OpeningKey>> = {
+            let known = lock(&self.0.known);
+            let vms = read.iter().flatten().map(|(_, block)| block.vm);
+            vms.filter_map(|vm| Some((vm, known.get(&vm)?.opening.clone()?))).collect()
+        };
         let judged = tokio::task::spawn_blocking(move || {
             let one = |read: Result<(SignedBlock, Block), Malformed>| {
                 let (signed, block) = read.map_err(|_| Verdict::Refused)?;
-                judge(&signed, &block, &owners).map(|()| (signed, block))
+                judge(&signed, &block, &owners)?;
+                let hidden = opening.get(&block.vm).and_then(|key| {
+                    let place = (block.vm, block.epoch, block.first);
+                    key.values(place, block.sealed.as_ref()?).ok()
+                });
+                Ok((signed, block, hidden.unwrap_or_default()))
             };
             read.into_iter().map(one).collect::<Vec<_>>()
         });
@@ -385,7 +399,7 @@ impl Monitor {
         let kept = self.ledger().run(move |book| {
             let (mut verdicts, mut news) = (Vec::new(), Vec::new());
             for judged in judged {
-                let (signed, block) = match judged {
+                let (signed, block, hidden) = match judged {
                     Ok(sound) => sound,
                     Err(verdict) => {
                         verdicts.push(verdict);
@@ -397,7 +411,7 @@ impl Monitor {
                     verdicts.push(Verdict::Later);
                     continue;
                 };
-                if book.take(&signed, &block, received, up.as_ref())? {
+                if book.take(&signed, &block, &hidden, received, up.as_ref())? {
                     news.push((block, up));
                 }
                 verdicts.push(Verdict::Taken);
@@ -449,6 +463,11 @@ impl Monitor {
         Ok(owners)
     }
 
+    /// Limits of service that were broken, of one VM or of all, the oldest first.
+    pub(crate) async fn violations(&self, vm: Option<VmId>) -> Result<Vec<Violation>, LedgerError> {
+        self.ledger().run(move |book| book.violations(vm)).await
+    }
+
     /// There is something new of a VM: for who watches, and for the site above.
     fn tell(&self, vm: VmId, up: Option<&PeerName>) {
         let _ = self.0.news.send(vm);
@@ -487,6 +506,10 @@ fn owner(owners: &Owners, vm: VmId, epoch: Epoch) -> Result<PublicKey, Verdict> 
 fn judge(signed: &SignedBlock, block: &Block, owners: &Owners) -> Result<(), Verdict> {
     let owner = owner(owners, block.vm, block.epoch)?;
     if signed.is_of(&owner, &Strict) { Ok(()) } else { Err(Verdict::Refused) }
+}
+
+fn hides_a_limit(section: &Monitoring) -> bool {
+    section.specifiers.iter().any(|specifier| specifier.limit && specifier.sealed)
 }
 
 /// What opens the sealed values of a VM, at its primary, which alone has the VM's own key.

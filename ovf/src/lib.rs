@@ -77,6 +77,7 @@
 //! | `when` | instead: deliver when a [`Condition`](model::monitoring::Condition) becomes true | |
 //! | `format` | `raw`, or `min`, `max`, `mean`, `median` of a delivery's values | `raw` |
 //! | `sealed` | whether only the holder of the sealing key may read the values | `false` |
+//! | `limit` | whether `when` is a limit of service, which whoever takes the VM undertakes to keep | `false` |
 //!
 //! `SealingKey` is an X25519 public key (RFC 7748) in base64, whose other half the package's maker
 //! keeps; without one the VM's primary makes the pair at import, and alone opens what is sealed.

@@ -125,7 +125,7 @@ fn room<'a>(reading: &Reading<'a>, node: Node<'a>, monitoring: &Monitoring) -> R
 fn specifier<'a>(reading: &Reading<'a>, node: Node<'a>) -> Result<Specifier, Fault> {
     let mut measure = None;
     let (mut interval, mut delivery, mut condition) = (0, None, None);
-    let (mut format, mut sealed) = (Format::Raw, false);
+    let (mut format, mut sealed, mut limit) = (Format::Raw, false, false);
     for attribute in node.attributes() {
         let (name, value) = (attribute.name(), attribute.value().trim());
         let problem = |what, wanted: &str| {
@@ -154,13 +154,8 @@ fn specifier<'a>(reading: &Reading<'a>, node: Node<'a>) -> Result<Specifier, Fau
                     fault(problem("format", &e.to_string()))
                 })?;
             }
-            "sealed" => {
-                sealed = match value {
-                    "true" | "1" => true,
-                    "false" | "0" => false,
-                    _ => return Err(fault(problem("sealed", "true or false is expected"))),
-                };
-            }
+            "sealed" => sealed = yes(value).ok_or_else(|| fault(problem("sealed", YES)))?,
+            "limit" => limit = yes(value).ok_or_else(|| fault(problem("limit", YES)))?,
             _ => {
                 let problem = format!("the attribute {} is not known here", cut(name));
                 return Err(fault(Problem::Monitoring(problem)));
@@ -176,7 +171,17 @@ fn specifier<'a>(reading: &Reading<'a>, node: Node<'a>) -> Result<Specifier, Fau
         (_, Some(condition)) => Delivery::When(condition),
         (every, None) => Delivery::Every(every.unwrap_or(0)),
     };
-    Ok(Specifier { measure, interval_ms: interval, delivery, format, sealed })
+    Ok(Specifier { measure, interval_ms: interval, delivery, format, sealed, limit })
+}
+
+const YES: &str = "true or false is expected";
+
+fn yes(value: &str) -> Option<bool> {
+    match value {
+        "true" | "1" => Some(true),
+        "false" | "0" => Some(false),
+        _ => None,
+    }
 }
 
 /// Takes over what RESERVOIR's Claudia has in a service's description: KPIs, and the rules by which
@@ -203,7 +208,8 @@ fn claudia<'a>(
             room(reading, node, monitoring)?;
             let delivery = Delivery::Every(0);
             let (interval_ms, format, sealed) = (0, Format::Raw, false);
-            let specifier = Specifier { measure, interval_ms, delivery, format, sealed };
+            let specifier =
+                Specifier { measure, interval_ms, delivery, format, sealed, limit: false };
             monitoring.specifiers.push(specifier);
         }
     }
@@ -273,6 +279,7 @@ fn rule_of<'a>(reading: &mut Reading<'a>, rule: Node<'a>) -> Result<Option<Speci
         delivery: Delivery::When(condition),
         format: Format::Mean,
         sealed: false,
+        limit: false,
     }))
 }
 
@@ -361,7 +368,8 @@ fn write_section(
                 ("format", &format),
                 ("sealed", if specifier.sealed { "true" } else { "false" }),
             ]);
-            element.write_empty()?;
+            let limit = specifier.limit.then_some(("limit", "true"));
+            element.with_attributes(limit).write_empty()?;
         }
         Ok(())
     })?;

@@ -34,6 +34,7 @@ fn monitoring() -> Monitoring {
         delivery,
         format: Format::Mean,
         sealed: true,
+        limit: false,
     };
     let condition = "> 1000 ~ 50 for 30 s".parse().expect("a condition");
     Monitoring {

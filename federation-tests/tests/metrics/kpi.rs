@@ -26,6 +26,7 @@ fn placed(kpis: &[&str], max_series: i64, measures: &[(&str, Format, bool)]) -> 
         delivery: Delivery::Every(0),
         format: *format,
         sealed: *sealed,
+        limit: false,
     };
     let specifiers = measures.iter().map(specifier).collect();
     let monitoring = Monitoring { specifiers, ..Monitoring::default() };

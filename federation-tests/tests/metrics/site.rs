@@ -16,7 +16,14 @@ use crate::openmetrics::{Exposition, Family};
 
 fn specifier(measure: &str, delivery: Delivery) -> Specifier {
     let measure = measure.parse().unwrap();
-    Specifier { measure, interval_ms: 0, delivery, format: Format::Raw, sealed: false }
+    Specifier {
+        measure,
+        interval_ms: 0,
+        delivery,
+        format: Format::Raw,
+        sealed: false,
+        limit: false,
+    }
 }
 
 /// The runtime folder of the VM's guest at a site.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 /// The version of what stands below.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 /// How long another process that looks at the database is waited for.
 const BUSY: Duration = Duration::from_secs(10);
 
@@ -85,6 +85,25 @@ CREATE TABLE tallies (
 ) STRICT, WITHOUT ROWID;
 ";
 
+/// What version 3 has beyond the second.
+const VIOLATION_TABLES: &str = "
+-- Limits of service that were broken, each with the block that tells it.
+CREATE TABLE violations (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    vm BLOB NOT NULL,
+    epoch INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    at_ms INTEGER NOT NULL,
+    received_ms INTEGER NOT NULL,
+    measure TEXT NOT NULL,
+    condition TEXT NOT NULL,
+    value REAL,
+    body BLOB NOT NULL,
+    signature BLOB NOT NULL,
+    UNIQUE (vm, epoch, number)
+) STRICT;
+";
+
 /// Why the book does not work.
 #[derive(Debug, thiserror::Error)]
 pub enum BookError {
@@ -111,15 +130,17 @@ pub(super) fn open(path: &Path) -> Result<Connection, BookError> {
     // A commit that has returned is on the disk.
     db.pragma_update(None, "synchronous", "FULL")?;
     let found: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    match found {
-        0 => db.execute_batch(&format!(
-            "BEGIN IMMEDIATE; {TABLES} {USAGE_TABLES} PRAGMA user_version = {VERSION}; COMMIT;"
-        ))?,
-        1 => db.execute_batch(&format!(
-            "BEGIN IMMEDIATE; {USAGE_TABLES} PRAGMA user_version = {VERSION}; COMMIT;"
-        ))?,
-        VERSION => {}
-        found => return Err(BookError::Version { path: path.to_owned(), found }),
+    // What each version has beyond the one before.
+    const STEPS: [&str; VERSION as usize] = [TABLES, USAGE_TABLES, VIOLATION_TABLES];
+    let missing = usize::try_from(found).ok().and_then(|found| STEPS.get(found..));
+    let Some(missing) = missing else {
+        return Err(BookError::Version { path: path.to_owned(), found });
+    };
+    if !missing.is_empty() {
+        let tables = missing.concat();
+        db.execute_batch(&format!(
+            "BEGIN IMMEDIATE; {tables} PRAGMA user_version = {VERSION}; COMMIT;"
+        ))?;
     }
     Ok(db)
 }

@@ -38,7 +38,7 @@ impl Fixture {
     fn take(&mut self, vm: VmId, epoch: u64, first: u64, last: u64, owed: Option<&str>) -> bool {
         let (signed, block) = block(vm, epoch, first, last);
         let owed = owed.map(peer);
-        self.book.commit(|book| book.take(&signed, &block, Time(9), owed.as_ref())).unwrap()
+        self.book.commit(|book| book.take(&signed, &block, &[], Time(9), owed.as_ref())).unwrap()
     }
 
     fn standing(&self) -> Standing {
@@ -170,7 +170,7 @@ fn work_that_fails_leaves_nothing() {
     let mut fixture = fixture(Limits::default());
     let (signed, made) = block(VM, 0, 1, 10);
     let failed = fixture.book.commit(|book| {
-        book.take(&signed, &made, Time(0), None)?;
+        book.take(&signed, &made, &[], Time(0), None)?;
         Err::<(), _>(BookError::Sqlite(rusqlite::Error::QueryReturnedNoRows))
     });
     assert!(failed.is_err());

@@ -9,7 +9,8 @@ fn at(ms: u64) -> Time {
 }
 
 fn specifier(measure: &str, interval_ms: u32, delivery: Delivery, format: Format) -> Specifier {
-    Specifier { measure: measure.parse().unwrap(), interval_ms, delivery, format, sealed: false }
+    let measure = measure.parse().unwrap();
+    Specifier { measure, interval_ms, delivery, format, sealed: false, limit: false }
 }
 
 fn section(specifiers: Vec<Specifier>) -> Monitoring {

@@ -83,7 +83,7 @@ impl Admin {
     }
 
     /// A VM by name or id; one that this site has left, by its full id.
-    async fn accounted(&self, text: &str) -> Result<VmId, Status> {
+    pub(super) async fn accounted(&self, text: &str) -> Result<VmId, Status> {
         match (self.find(text).await, text.parse()) {
             (Err(status), Ok(vm)) if status.code() == Code::NotFound => Ok(vm),
             (found, _) => found,

@@ -295,7 +295,7 @@ impl Task {
         let kept = self.monitor.ledger().run(move |book| {
             let up = book.up(vm)?.flatten();
             for (signed, block) in &blocks {
-                book.take(signed, block, received, up.as_ref())?;
+                book.take(signed, block, &[], received, up.as_ref())?;
             }
             book.keep_state(vm, &KeptState { epoch, packed, state })?;
             Ok(up)

@@ -41,7 +41,8 @@ fn vm(disks: &[u64]) -> Descriptor {
 }
 
 fn monitor(measure: &str, delivery: Delivery, format: Format, sealed: bool) -> Specifier {
-    Specifier { measure: measure.parse().unwrap(), interval_ms: 250, delivery, format, sealed }
+    let (measure, limit) = (measure.parse().unwrap(), matches!(delivery, Delivery::When(_)));
+    Specifier { measure, interval_ms: 250, delivery, format, sealed, limit }
 }
 
 fn when(condition: &str) -> Delivery {

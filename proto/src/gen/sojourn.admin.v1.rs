@@ -590,6 +590,55 @@ pub struct Contracts {
     #[prost(message, repeated, tag = "1")]
     pub contracts: ::prost::alloc::vec::Vec<Contract>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ViolationsRequest {
+    /// All without.
+    #[prost(string, tag = "1")]
+    pub vm: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Violation {
+    #[prost(string, tag = "1")]
+    pub vm: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// In which epoch it was.
+    #[prost(uint64, tag = "3")]
+    pub epoch: u64,
+    /// The number of the value that tells it.
+    #[prost(uint64, tag = "4")]
+    pub number: u64,
+    /// By the clock of the site that measured it, and by this one's.
+    #[prost(uint64, tag = "5")]
+    pub at_unix_ms: u64,
+    #[prost(uint64, tag = "6")]
+    pub received_unix_ms: u64,
+    #[prost(string, tag = "7")]
+    pub measure: ::prost::alloc::string::String,
+    #[prost(string, tag = "8")]
+    pub condition: ::prost::alloc::string::String,
+    /// Absent where it is no number.
+    #[prost(double, optional, tag = "9")]
+    pub value: ::core::option::Option<f64>,
+    /// The contract by which the site below owes the penalty to this one; empty without one.
+    #[prost(string, tag = "10")]
+    pub owed_by: ::prost::alloc::string::String,
+    /// The contract by which this site owes it to the one above; empty without one.
+    #[prost(string, tag = "11")]
+    pub owes_by: ::prost::alloc::string::String,
+    /// The evidence: the block of values that tells it, signed with the owner's per-VM key.
+    #[prost(bytes = "vec", tag = "12")]
+    pub body: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "13")]
+    pub signature: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, tag = "14")]
+    pub owner_key: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Violations {
+    #[prost(message, repeated, tag = "1")]
+    pub violations: ::prost::alloc::vec::Vec<Violation>,
+}
 /// Generated client implementations.
 pub mod admin_client {
     #![allow(
@@ -1378,6 +1427,28 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("sojourn.admin.v1.Admin", "ListContracts"));
             self.inner.unary(req, path, codec).await
         }
+        /// Limits of service that were broken, the oldest first.
+        pub async fn list_violations(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ViolationsRequest>,
+        ) -> std::result::Result<tonic::Response<super::Violations>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sojourn.admin.v1.Admin/ListViolations",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sojourn.admin.v1.Admin", "ListViolations"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1564,6 +1635,11 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::Nothing>,
         ) -> std::result::Result<tonic::Response<super::Contracts>, tonic::Status>;
+        /// Limits of service that were broken, the oldest first.
+        async fn list_violations(
+            &self,
+            request: tonic::Request<super::ViolationsRequest>,
+        ) -> std::result::Result<tonic::Response<super::Violations>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct AdminServer<T> {
@@ -3014,6 +3090,49 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListContractsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sojourn.admin.v1.Admin/ListViolations" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListViolationsSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::ViolationsRequest>
+                    for ListViolationsSvc<T> {
+                        type Response = super::Violations;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ViolationsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::list_violations(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListViolationsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -286,7 +286,8 @@ fn a_book_of_the_first_version_is_opened_and_keeps_what_it_has() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("monitoring.db");
     let book = Book::open(&path, Limits::default()).unwrap();
-    let undo = "DROP TABLE usage; DROP TABLE tallies; PRAGMA user_version = 1;
+    let undo =
+        "DROP TABLE violations; DROP TABLE usage; DROP TABLE tallies; PRAGMA user_version = 1;
         INSERT INTO dropped VALUES (x'07070707070707070707070707070707', 3);";
     book.db.execute_batch(undo).unwrap();
     drop(book);
