@@ -1,9 +1,11 @@
 //! The demo: three sites with two hosts each, and a real guest that is placed, passed on, forced
-//! out and brought home. It drives the `sojourn` program as a user does.
+//! out, and brought home when too many use it, while its owner follows how many do. It drives the
+//! `sojourn` program as a user does.
 
 mod guest;
 mod sites;
 mod stage;
+mod users;
 
 use std::time::{Duration, Instant};
 
@@ -14,6 +16,7 @@ use crate::shell::{cargo, run as run_program};
 use guest::Line;
 use sites::Sites;
 use stage::{NOBODY, Stage};
+use users::Follow;
 
 /// Lines that the guest is to say at each place, so that one sees it live there.
 const LINES: u64 = 3;
@@ -68,7 +71,7 @@ fn play(sites: &mut Sites, image: &std::path::Path) -> Result<Vec<Move>> {
 
     stage.step("Three sites, two hosts each");
     for name in ["alpha", "beta", "gamma"] {
-        let fingerprint = sites.make(name)?;
+        let fingerprint = sites.make(name, (name == "alpha").then_some(RULE))?;
         stage.say(&format!("{name:<6} is site {fingerprint}, with hosts {name}-1 and {name}-2"));
     }
     stage.say("alpha invites beta, beta invites gamma: a ticket each, good once");
@@ -100,6 +103,10 @@ fn play(sites: &mut Sites, image: &std::path::Path) -> Result<Vec<Move>> {
     )?);
     stage.say("what alpha knows of it: ");
     stage.quote(&sites.text("alpha", &["vm", "list"])?);
+    stage.say("a server in the guest writes its users to a file; alpha follows them from here on");
+    stage.command("alpha", &["vm", "kpi", "guest", "--follow", "--measure", users::MEASURE]);
+    let mut follow = Follow::new(sites, "alpha")?;
+    stage.say(&follow.since()?);
 
     stage
         .step("gamma empties the host it is on: the same algorithm, between two hosts of one site");
@@ -118,6 +125,7 @@ fn play(sites: &mut Sites, image: &std::path::Path) -> Result<Vec<Move>> {
         },
         last.as_ref(),
     )?);
+    stage.say(&follow.since()?);
 
     stage.step("gamma forces it out; beta, its delegator, has room again and must act");
     sites.text("beta", &["host", "drain", "beta-1", "--undo"])?;
@@ -138,25 +146,28 @@ fn play(sites: &mut Sites, image: &std::path::Path) -> Result<Vec<Move>> {
     let left = sites.json("gamma", &["vm", "list"])?;
     ensure!(left.as_array().is_some_and(Vec::is_empty), "gamma still lists the VM");
     stage.say("gamma is off the VM's path: it lists no VM any more");
+    stage.say(&follow.since()?);
 
-    stage.step("alpha brings it home");
-    let home = ["vm", "migrate", "guest", "--local-only"];
-    let last = moves.last().map(|last| last.line.clone());
-    moves.push(perform(
+    stage.step("alpha wants it home when its users are too many, or too few");
+    let when = follow.soon()?;
+    let section = sites.write("section.xml", &users::section(Some(&when)))?;
+    let set = ["vm", "set", "guest", "--monitoring", &section];
+    let last = moves.last().context("it was moved")?.line.clone();
+    moves.push(come_home(
         sites,
         &stage,
         &id,
-        Plan {
-            what: "home",
-            roles: ["alpha", NOBODY, "beta", "alpha"],
-            at: "alpha",
-            command: &home,
-        },
-        last.as_ref(),
+        &set,
+        &when.replace("&gt;", ">").replace("&lt;", "<"),
+        &last,
     )?);
+    stage.say(&follow.since()?);
     let left = sites.json("beta", &["vm", "list"])?;
     ensure!(left.as_array().is_some_and(Vec::is_empty), "beta still lists the VM");
     stage.say("beta is off the path too");
+
+    stage.say(&format!("{} values came to alpha, over all moves, each once", follow.count()));
+    drop(follow);
 
     stage.step("The end: the guest is stopped by ACPI, and everything is put away");
     sites.text("alpha", &["vm", "stop", "guest"])?;
@@ -193,16 +204,7 @@ fn perform(
     let arrived = texts.rfind(|text| text.starts_with("all ")).unwrap_or_default();
     let moved = arrived.to_owned();
     stage.say(&format!("{moved}; {:.1} s", took.as_secs_f64()));
-    let line = {
-        let counter = before.map_or(0, |before| before.counter) + LINES;
-        guest::wait(sites, destination, GUEST_LIMIT, counter)?
-    };
-    stage.console(&line.text);
-    if let Some(before) = before {
-        ensure!(line.boot == before.boot, "another boot: the memory did not come along");
-        ensure!(line.counter > before.counter, "the counter on the disk went back");
-    }
-    ensure!(line.is_whole(), "disk and memory are of different moments: {}", line.text);
+    let line = goes_on(sites, stage, destination, before)?;
     Ok(Move {
         what: plan.what,
         controller,
@@ -213,6 +215,69 @@ fn perform(
         took,
         line,
     })
+}
+
+/// Waits until the guest counts on at a site, with the disk and the memory that it had.
+fn goes_on(sites: &Sites, stage: &Stage, at: &str, before: Option<&Line>) -> Result<Line> {
+    let counter = before.map_or(0, |before| before.counter) + LINES;
+    let line = guest::wait(sites, at, GUEST_LIMIT, counter)?;
+    stage.console(&line.text);
+    if let Some(before) = before {
+        ensure!(line.boot == before.boot, "another boot: the memory did not come along");
+        ensure!(line.counter > before.counter, "the counter on the disk went back");
+    }
+    ensure!(line.is_whole(), "disk and memory are of different moments: {}", line.text);
+    Ok(line)
+}
+
+/// What alpha's policy `trigger` says when a condition of the VM's monitoring has come true.
+const RULE: &str = "package sojourn.trigger\n\nimport rego.v1\n\n\
+    move contains \"its users would be served better at home\" if {\n\
+    \tinput.measure == \"web.current_users\"\n}\n";
+
+/// How long the condition may take to come true, and the move that follows.
+const HOME_LIMIT: Duration = Duration::from_secs(180);
+
+/// A condition comes true, and alpha's policy moves the VM.
+fn come_home(
+    sites: &Sites,
+    stage: &Stage,
+    id: &str,
+    set: &[&str],
+    condition: &str,
+    before: &Line,
+) -> Result<Move> {
+    let roles @ [controller, intermediary, source, destination] =
+        ["alpha", NOBODY, "beta", "alpha"];
+    stage.command(controller, set);
+    sites.text(controller, set)?;
+    stage.say(&format!("told by the guest's site when: {} {condition}", users::MEASURE));
+    let events = || -> Result<Vec<String>> {
+        let events = sites.json(controller, &["vm", "events", id])?;
+        let texts = events.as_array().into_iter().flatten();
+        Ok(texts.filter_map(|event| event["text"].as_str().map(str::to_owned)).collect())
+    };
+    let wait = |what: &str| -> Result<String> {
+        let until = Instant::now() + HOME_LIMIT;
+        loop {
+            if let Some(found) = events()?.into_iter().rfind(|text| text.contains(what)) {
+                return Ok(found);
+            }
+            ensure!(Instant::now() < until, "not told within {HOME_LIMIT:?}: {what}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let decided = wait("looks for another place")?;
+    let begun = Instant::now();
+    stage.roles(roles);
+    stage.say(&decided);
+    let arrived = wait("this site owns it; epoch")?;
+    let took = begun.elapsed();
+    let moved = events()?.into_iter().rfind(|text| text.starts_with("all ")).unwrap_or_default();
+    stage.say(&format!("{moved}; {arrived}; {:.1} s", took.as_secs_f64()));
+    let line = goes_on(sites, stage, destination, Some(before))?;
+    let moved = short(&moved);
+    Ok(Move { what: "users", controller, intermediary, source, destination, moved, took, line })
 }
 
 /// `131.7 MiB, 113.4 MiB` from the Destination's own words.

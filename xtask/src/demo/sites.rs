@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use super::users::section;
 use crate::shell::{read, root};
 
 /// How long a node may take to start.
@@ -33,9 +34,13 @@ impl Sites {
         Ok(Self { folder, program: target.join("debug/sojourn"), nodes: Vec::new(), keep })
     }
 
-    /// Makes a site, starts its node, and adds two hosts. Returns its fingerprint.
-    pub(super) fn make(&mut self, name: &str) -> Result<String> {
+    /// Makes a site with a policy `trigger` of its own, if wanted, starts its node, and adds two
+    /// hosts. Returns its fingerprint.
+    pub(super) fn make(&mut self, name: &str, trigger: Option<&str>) -> Result<String> {
         let made = self.json(name, &["site", "init", "--name", name, "--listen", "127.0.0.1:0"])?;
+        if let Some(rule) = trigger {
+            self.write(&format!("{name}/policies/trigger.rego"), rule)?;
+        }
         let log = File::create(self.folder.join(format!("{name}.log")))?;
         let node = Command::new(&self.program)
             .args(["--site", &self.at(name), "site", "run"])
@@ -70,7 +75,7 @@ impl Sites {
     /// The guest's image as a plain OVA.
     pub(super) fn pack(&self, image: &Path) -> Result<String> {
         let size = fs::metadata(image)?.len();
-        let ovf = OVF.replace("SIZE", &size.to_string());
+        let ovf = OVF.replace("SIZE", &size.to_string()).replace("SECTION", &section(None));
         fs::write(self.folder.join("guest.ovf"), ovf)?;
         let disk = self.folder.join("guest-disk1.raw");
         read(Command::new("cp").arg("--sparse=always").arg(image).arg(&disk))?;
@@ -91,6 +96,20 @@ impl Sites {
     /// What a command at a site prints.
     pub(super) fn text(&self, site: &str, args: &[&str]) -> Result<String> {
         read(Command::new(&self.program).args(["--quiet", "--site", &self.at(site)]).args(args))
+    }
+
+    /// A command at a site that goes on until it is ended; its output is to be read.
+    pub(super) fn follow(&self, site: &str, args: &[&str]) -> Result<Child> {
+        let mut command = Command::new(&self.program);
+        command.args(["--quiet", "--site", &self.at(site)]).args(args);
+        Ok(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?)
+    }
+
+    /// Puts a file into the demo's folder, or a site's.
+    pub(super) fn write(&self, name: &str, text: &str) -> Result<String> {
+        let path = self.folder.join(name);
+        fs::write(&path, text)?;
+        Ok(path.display().to_string())
     }
 
     /// What a command at a site prints for programs.
@@ -189,6 +208,7 @@ const OVF: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
         <rasd:ResourceType>17</rasd:ResourceType>
       </Item>
     </VirtualHardwareSection>
+    SECTION
   </VirtualSystem>
 </Envelope>
 "#;
