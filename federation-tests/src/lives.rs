@@ -22,7 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// A life of a VM in which rows are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Life {
-    /// Placed from a through b at c, moved to another host of c, forced out to b, home to a.
+    /// Placed from a through b at c, monitored anew, moved to another host of c, forced out to b,
+    /// home to a.
     Journey,
     /// Handed back by c, then placed; an eviction that c cannot begin; parked at c; moved; destroyed.
     Troubles,
@@ -34,7 +35,7 @@ pub enum Life {
 }
 
 /// Where each kind of row is written first by each site of a life.
-pub const ROWS: [(&str, &[(Life, &str)]); 37] = {
+pub const ROWS: [(&str, &[(Life, &str)]); 38] = {
     use Life::{Alone as L, Journey as J, Rescue as R, Troubles as T};
     [
         ("host_added", &[(J, "b"), (J, "c")]),
@@ -67,6 +68,7 @@ pub const ROWS: [(&str, &[(Life, &str)]); 37] = {
         ("flipped", &[(J, "a"), (J, "b")]),
         ("retired", &[(J, "a"), (J, "b"), (J, "c")]),
         ("learned", &[(J, "a"), (J, "b")]),
+        ("monitored", &[(J, "a"), (J, "b"), (J, "c")]),
         ("destroyed", &[(T, "a"), (T, "b")]),
         ("adopted", &[(R, "a")]),
         ("superseded", &[(R, "c")]),
@@ -310,11 +312,27 @@ impl Story<'_> {
     }
 }
 
+/// What is to be monitored from then on.
+const SECTION: &str = "<sj:MonitoringSection xmlns:sj='https://sojourn.example/ovf/1'>\
+    <sj:Monitor measure='cpu_time'/></sj:MonitoringSection>";
+
 fn journey(story: &mut Story<'_>) {
     story.host("c", "c1");
     story.import("a");
     story.insist_on("a", &["vm", "place", "web", "--detach"], story.runs("c", "c1"));
     story.settle("c", &["a", "b", "c"]);
+
+    let section = story.federation.folder().join("section.xml");
+    std::fs::write(&section, SECTION).expect("the folder can be written");
+    let set = ["vm", "set", "web", "--monitoring", section.to_str().expect("a short name")];
+    story.insist_on("a", &set, |federation| {
+        let revision = |site: &str| {
+            let vm = federation[site].state().vms.into_values().next();
+            vm.map(|vm| vm.descriptor.monitoring.revision)
+        };
+        // The package's own was the first.
+        revision("a") > Some(1) && revision("a") == revision("c")
+    });
 
     story.host("c", "c2");
     story.insist_on("c", &["host", "drain", "c1", "--detach"], story.runs("c", "c2"));

@@ -303,6 +303,7 @@ impl State {
                 self.migrations.get(migration).map(|migration| migration.vm)
             }
             Row::Retired { vm, .. }
+            | Row::Destroyed { vm }
             | Row::Adopted { vm, .. }
             | Row::Reclaimed { vm, .. }
             | Row::Rerouted { vm, .. } => Some(*vm),
@@ -316,22 +317,25 @@ impl State {
         Ok(())
     }
 
-    /// A VM's edges here, up and down, and the epoch after the newest that is known.
+    /// A VM's edges here, up and down, and the first epoch for which this site does not answer
+    /// as things stand.
     fn edges(&self, vm: VmId) -> Option<([Option<Edge>; 2], Epoch)> {
-        let vm = self.vms.get(&vm)?;
-        let down = match &vm.down {
-            Down::Edge(edge) => Some(edge.clone()),
-            Down::Here => None,
+        let vm = self.vms.get(&vm).filter(|vm| !vm.destroyed)?;
+        let newest = vm.chain.epoch();
+        let (down, next) = match &vm.down {
+            Down::Edge(edge) => (Some(edge.clone()), newest.next()),
+            // Released, and another's from the newest on.
+            Down::Here if vm.stay.is_none() => (None, newest),
+            Down::Here => (None, newest.next()),
         };
-        Some(([vm.up.clone(), down], vm.chain.epoch().next()))
+        Some(([vm.up.clone(), down], next))
     }
 
     /// Takes down when the path of a VM left the edges that it had.
     fn end_contracts(&mut self, vm: VmId, (before, next): ([Option<Edge>; 2], Epoch)) {
-        let (after, epoch) = match self.vms.get(&vm).map(|vm| vm.chain.epoch()) {
-            Some(epoch) => (self.edges(vm).map(|(edges, _)| edges).unwrap_or_default(), epoch),
-            None => (Default::default(), next),
-        };
+        let after = self.edges(vm).map(|(edges, _)| edges).unwrap_or_default();
+        let newest = self.vms.get(&vm).map(|vm| vm.chain.epoch());
+        let epoch = newest.unwrap_or(next).max(next);
         let left = |at: usize| before[at].as_ref().filter(|edge| after[at].as_ref() != Some(edge));
         for (at, edge) in [0, 1].into_iter().filter_map(|at| Some((at, left(at)?))) {
             for migration in self.migrations.values_mut().filter(|m| m.vm == vm) {
