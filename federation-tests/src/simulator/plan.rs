@@ -247,7 +247,6 @@ fn wish(dice: &mut Dice, plan: &Plan, rare: usize) -> Wish {
         18 => Wish::Drain(dice.below(HOSTS.len()), dice.once_in(2)),
         19 if rare == 4 => Wish::Reclaim(vm, dice.below(plan.sites)),
         20 if rare > 4 => Wish::Host(dice.below(HOSTS.len()), dice.once_in(2)),
-        21 => Wish::Monitor(vm),
         _ => {
             let actions = [
                 Action::Start,
