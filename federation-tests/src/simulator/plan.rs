@@ -202,7 +202,10 @@ fn deed(dice: &mut Dice, plan: &Plan, rare: usize) -> Deed {
     match dice.below(40) {
         0..=17 => Deed::Ask(site, wish(dice, plan, rare)),
         18..=23 => {
-            let kind = dice.one_of(&Row::KINDS);
+            // Nothing is imported in mid-run; what is monitored changes at its end.
+            let kinds = Row::KINDS.into_iter().filter(|kind| *kind != "monitored");
+            let kinds = kinds.map(|kind| if kind == "imported" { "monitored" } else { kind });
+            let kind = dice.one_of(&kinds.collect::<Vec<_>>());
             let during = When::During(dice.below(4_000));
             Deed::CrashAt(site, kind, dice.one_of(&[When::Before, during, When::After]))
         }
