@@ -202,10 +202,7 @@ fn deed(dice: &mut Dice, plan: &Plan, rare: usize) -> Deed {
     match dice.below(40) {
         0..=17 => Deed::Ask(site, wish(dice, plan, rare)),
         18..=23 => {
-            // Nothing is imported in mid-run; what is monitored changes at its end.
-            let kinds = Row::KINDS.into_iter().filter(|kind| *kind != "monitored");
-            let kinds = kinds.map(|kind| if kind == "imported" { "monitored" } else { kind });
-            let kind = dice.one_of(&kinds.collect::<Vec<_>>());
+            let kind = dice.one_of(&Row::KINDS);
             let during = When::During(dice.below(4_000));
             Deed::CrashAt(site, kind, dice.one_of(&[When::Before, during, When::After]))
         }
@@ -250,6 +247,7 @@ fn wish(dice: &mut Dice, plan: &Plan, rare: usize) -> Wish {
         18 => Wish::Drain(dice.below(HOSTS.len()), dice.once_in(2)),
         19 if rare == 4 => Wish::Reclaim(vm, dice.below(plan.sites)),
         20 if rare > 4 => Wish::Host(dice.below(HOSTS.len()), dice.once_in(2)),
+        21 => Wish::Monitor(vm),
         _ => {
             let actions = [
                 Action::Start,
