@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use model::{Bytes, SiteKey};
+use model::{Bytes, ProxyUri, SiteKey};
 
 /// A cloud site's part in a federation: place VMs at other sites, host theirs, and know at every
 /// moment where the responsibility for each lies.
@@ -84,7 +84,7 @@ pub(crate) enum Site {
         /// What the site calls itself towards its peers.
         #[arg(long)]
         name: String,
-        /// Where its node listens, TCP for peers and UDP for transfers.
+        /// Where its node listens: TCP for peers, UDP and TCP for transfers.
         #[arg(long, default_value = "0.0.0.0:7420")]
         listen: SocketAddr,
         /// How peers reach it, if not at that address: HOST:PORT.
@@ -497,12 +497,13 @@ pub(crate) enum Proxy {
         /// The folder to make.
         #[arg(env = "SOJOURN_PROXY", default_value = PROXY_FOLDER)]
         folder: PathBuf,
-        /// Where proxies of other sites come in, UDP.
+        /// Where proxies of other sites come in, UDP and TCP.
         #[arg(long, value_name = "ADDRESS:PORT")]
         listen: SocketAddr,
-        /// The address that they dial, if it is another.
-        #[arg(long, value_name = "ADDRESS:PORT")]
-        advertise: Option<SocketAddr>,
+        /// What they dial, if it is another: ADDRESS:PORT, with tls:// or quic:// before it where
+        /// only TCP or only UDP is open, or dial-out where nothing comes in.
+        #[arg(long, value_name = "ADDRESS:PORT", value_parser = ProxyUri::configured)]
+        advertise: Option<ProxyUri>,
         /// Where the node comes in, TCP: an address within the site.
         #[arg(long, value_name = "ADDRESS:PORT")]
         control: SocketAddr,

@@ -101,7 +101,7 @@ async fn show_site(config: bool, node: &mut Client, output: &Output) -> Result<(
     }
     output.one(&site_value(&site, config), || {
         format!(
-            "name         {}\nfingerprint  {}\npeers        {} (TCP)\ntransfers    {} (UDP)\n\
+            "name         {}\nfingerprint  {}\npeers        {} (TCP)\ntransfers    {} (UDP, TCP)\n\
              hypervisor   {}\njournal      {} rows\nversion      {}",
             site.name,
             site.fingerprint,
@@ -482,7 +482,7 @@ async fn follow(
     output: &Output,
 ) -> Result<api::Operation, Failure> {
     let bar = output.shows_bars().then(|| {
-        let style = "{bytes}/{total_bytes} {wide_bar} {bytes_per_sec} {eta}";
+        let style = "{bytes}/{total_bytes} {wide_bar} {msg}";
         let style = ProgressStyle::with_template(style).expect("a legal template");
         ProgressBar::no_length().with_style(style)
     });
@@ -503,12 +503,25 @@ async fn follow(
         {
             bar.set_length(now.bytes_total);
             bar.set_position(now.bytes_done);
+            bar.set_message(pace(&now));
         }
     }
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
     Ok(now)
+}
+
+/// How fast the bytes of an operation come, and how long the rest takes.
+fn pace(op: &api::Operation) -> String {
+    let rate = match op.bytes_second {
+        0 => return String::new(),
+        rate => format!("{}/s", model::Bytes(rate)),
+    };
+    match op.seconds_left.map(std::time::Duration::from_secs) {
+        Some(left) => format!("{rate}, {} left", indicatif::HumanDuration(left)),
+        None => rate,
+    }
 }
 
 /// What an ended operation means.

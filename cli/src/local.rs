@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use model::PeerName;
+use model::{PeerName, ProxyUri};
 use node::Folder;
-use node::config::{Config, Driver, Endpoint, Hypervisor, OfferConfig, TimeConfig};
+use node::config::{Config, Driver, Endpoint, Hypervisor, OfferConfig, TimeConfig, TransferConfig};
 use node::doctor::{self, Health};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -43,6 +43,7 @@ pub(crate) fn init(
         offer: OfferConfig::default(),
         time: TimeConfig::default(),
         proxies: Vec::new(),
+        transfer: TransferConfig::default(),
         metrics: None,
     };
     let path = absolute(&folder)?;
@@ -90,11 +91,12 @@ pub(crate) fn proxy_init(
     config: &process::Config,
     output: &Output,
 ) -> Result<(), Failure> {
-    let data = config.advertise.unwrap_or(config.listen);
-    if data.ip().is_unspecified() || data.port() == 0 {
-        let text = format!("proxies of other sites cannot dial {data}; name it with --advertise");
+    let listen = config.listen;
+    if config.advertise.is_none() && (listen.ip().is_unspecified() || listen.port() == 0) {
+        let text = format!("proxies of other sites cannot dial {listen}; name it with --advertise");
         return Err(Failure::new(USAGE, text));
     }
+    let data = config.advertise.clone().unwrap_or_else(|| ProxyUri::at(listen));
     if config.control.port() == 0 {
         let text = "--control needs a port that stays: the node comes in there";
         return Err(Failure::new(USAGE, text));

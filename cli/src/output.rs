@@ -214,6 +214,7 @@ pub(crate) fn operation_value(op: &api::Operation) -> Value {
         "id": op.id, "vm": op.vm, "kind": op.kind, "phase": op.phase, "ended": op.ended,
         "result": op.result, "details": op.details, "migration": op.migration,
         "bytes_done": op.bytes_done, "bytes_total": op.bytes_total,
+        "bytes_second": op.bytes_second, "seconds_left": op.seconds_left,
         "log": op.log.iter().map(event_value).collect::<Value>(),
     })
 }

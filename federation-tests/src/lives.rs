@@ -35,7 +35,7 @@ pub enum Life {
 }
 
 /// Where each kind of row is written first by each site of a life.
-pub const ROWS: [(&str, &[(Life, &str)]); 38] = {
+pub const ROWS: [(&str, &[(Life, &str)]); 39] = {
     use Life::{Alone as L, Journey as J, Rescue as R, Troubles as T};
     [
         ("host_added", &[(J, "b"), (J, "c")]),
@@ -65,6 +65,7 @@ pub const ROWS: [(&str, &[(Life, &str)]); 38] = {
         ("stopped", &[(J, "b"), (J, "c"), (L, "a")]),
         ("parked", &[(T, "c")]),
         ("pending", &[(J, "b")]),
+        ("relaying", &[(J, "b")]),
         ("flipped", &[(J, "a"), (J, "b")]),
         ("retired", &[(J, "a"), (J, "b"), (J, "c")]),
         ("learned", &[(J, "a"), (J, "b")]),
@@ -144,7 +145,17 @@ struct Story<'a> {
 impl Run {
     /// The sites that it is lived at.
     pub fn federation(&self) -> Federation {
-        Federation::chain(if self.life == Life::Alone { &["a"] } else { &["a", "b", "c"] })
+        let names: &[&str] = if self.life == Life::Alone { &["a"] } else { &["a", "b", "c"] };
+        let federation = Federation::chain(names);
+        if self.kills.iter().any(|kill| kill.at.ends_with(":relaying")) {
+            let b = &federation["b"];
+            b.stop();
+            let rule = "package sojourn.transfer\n\nimport rego.v1\n\nmode := \"relayed\"\n";
+            std::fs::write(b.folder().join("policies/transfer.rego"), rule)
+                .expect("the folder can be written");
+            b.start();
+        }
+        federation
     }
 }
 

@@ -13,6 +13,7 @@ mod network;
 mod program;
 mod proxy;
 mod site;
+mod small;
 
 use std::ops::Index;
 use std::os::unix::fs::PermissionsExt;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use model::vm::{Disk, Restrictions};
 use model::{Bytes, Descriptor, FileId, Monitoring, Resources};
+use program::Clock;
 use protocol::{Down, SourceStep, TargetStep};
 use tempfile::TempDir;
 
@@ -28,7 +30,8 @@ pub use guest::{Guest, Line};
 pub use network::{Cut, Network, Traffic, Way};
 pub use program::{guest_disk, interrupt, interrupted, missing, sojourn};
 pub use proxy::Proxy;
-pub use site::{Outcome, Site};
+pub use site::{Outcome, Site, Usage};
+pub use small::Small;
 
 /// How long a condition is waited for that should hold at once, or after a few repeats.
 pub const SOON: Duration = Duration::from_secs(60);
@@ -92,6 +95,16 @@ impl Federation {
     /// Makes a site whose hosts run QEMU.
     pub fn add_real(&mut self, name: &str) -> &Site {
         self.make(name, &[])
+    }
+
+    /// Makes a site with simulated hosts whose node's clock is ahead of this machine's by so many
+    /// seconds; or says why it cannot be.
+    pub fn add_ahead(&mut self, name: &str, seconds: i64) -> Result<&Site, &'static str> {
+        let clock = Clock::ahead(seconds)?;
+        self.add(name);
+        let site = self.sites.last_mut().expect("just added");
+        site.set_clock(clock);
+        Ok(site)
     }
 
     fn make(&mut self, name: &str, flags: &[&str]) -> &Site {

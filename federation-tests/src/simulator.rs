@@ -96,6 +96,8 @@ fn play(plan: &Plan, world: &mut World) {
     for (one, to) in &plan.links {
         world.peer(NAMES[*one], NAMES[*to]);
     }
+    plan.relays.iter().for_each(|at| world.relay(NAMES[*at]));
+    plan.dials_out.iter().for_each(|at| world.dial_out(NAMES[*at]));
     for at in &NAMES[..plan.sites] {
         for name in HOSTS {
             world.host(at, name, plan.room);

@@ -355,6 +355,16 @@ impl World {
         self.federation.node(&site(at)).full = full;
     }
 
+    /// Nobody can dial a site's proxy from now on.
+    pub fn dial_out(&mut self, at: &str) {
+        self.federation.node(&site(at)).dials_out = true;
+    }
+
+    /// A site passes the transfers of others through its own proxy from now on.
+    pub fn relay(&mut self, at: &str) {
+        self.federation.node(&site(at)).relays = true;
+    }
+
     /// The next files that arrive at a site are not what was sent.
     pub fn damage(&mut self, at: &str) {
         self.federation.node(&site(at)).damages = true;
@@ -628,6 +638,12 @@ impl World {
             }
         }
         path
+    }
+
+    /// The sites that the latest transfer went through, the Destination first.
+    pub fn last_session(&self) -> Vec<&str> {
+        let last = self.federation.sessions.last();
+        last.into_iter().flatten().map(|site| site.as_str()).collect()
     }
 
     /// The newest epoch that a site knows of.

@@ -3,9 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says by it what must be so")]
 
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use federation_tests::process::{Federation, Guest, SOON};
+use federation_tests::process::{Federation, Guest, SOON, Site};
 use protocol::JourneyResult;
 use serde_json::{Value, json};
 
@@ -19,14 +21,17 @@ fn running(federation: &Federation, vm: &str, site: &str) -> Guest {
 
 /// There and back through a whole chain of sites.
 fn there_and_back(names: &[&str]) {
-    let federation = Federation::chain(names);
+    there_and_back_in(&Federation::chain(names), names);
+}
+
+fn there_and_back_in(federation: &Federation, names: &[&str]) {
     let (first, last) = (names[0], names[names.len() - 1]);
     federation[last].host("far", 1);
     let vm = federation.import(first, "web");
 
     let placed = federation[first].done(&["vm", "place", "web"]);
     assert_eq!(placed["result"], "done");
-    let guest = running(&federation, &vm, last);
+    let guest = running(federation, &vm, last);
     federation.settle(&vm, last, true, names);
     for site in &names[1..names.len() - 1] {
         let seen = federation[site].done(&["vm", "show", "web"]);
@@ -47,14 +52,14 @@ fn there_and_back(names: &[&str]) {
         }
     }
 
-    let guest = control(&federation, first, last, &vm, &guest.boot);
+    let guest = control(federation, first, last, &vm, &guest.boot);
 
     if names.len() > 2 {
         // One site back: the last one wants it gone, and the one before it takes it.
         let before = names[names.len() - 2];
         federation[before].host("near", 1);
         federation[last].done(&["vm", "evict", "web", "--reason", "closing for the night"]);
-        let moved = running(&federation, &vm, before);
+        let moved = running(federation, &vm, before);
         assert_eq!(moved.boot, guest.boot, "its memory went along");
         federation.settle(&vm, before, true, &names[..names.len() - 1]);
         assert!(federation[last].vms().is_empty(), "{last} has forgotten it");
@@ -62,7 +67,7 @@ fn there_and_back(names: &[&str]) {
 
     federation[first].host("home", 1);
     federation[first].done(&["vm", "migrate", "web", "--local-only"]);
-    let home = running(&federation, &vm, first);
+    let home = running(federation, &vm, first);
     assert_eq!(home.boot, guest.boot, "its memory came home");
     federation.settle(&vm, first, true, &names[..1]);
     for site in &names[1..] {
@@ -109,6 +114,185 @@ fn a_vm_goes_through_an_intermediary_is_forced_back_and_comes_home() {
 #[test]
 fn a_vm_goes_through_three_intermediaries_and_comes_home() {
     there_and_back(&["a", "b", "c", "d", "e"]);
+}
+
+/// A chain whose sites are prepared before they are started.
+fn chain_of(names: &[&str], prepare: impl Fn(&str, &Site)) -> Federation {
+    let mut federation = Federation::new();
+    for name in names {
+        let site = federation.add(name);
+        prepare(name, site);
+        site.start();
+    }
+    for pair in names.windows(2) {
+        federation.join(pair[0], pair[1]);
+    }
+    federation
+}
+
+fn relays(site: &Site) {
+    let rule = "package sojourn.transfer\n\nimport rego.v1\n\nmode := \"relayed\"\n";
+    std::fs::write(site.folder().join("policies/transfer.rego"), rule).unwrap();
+}
+
+fn dials_out(site: &Site) {
+    site.configure("proxy", "advertise", "dial-out");
+}
+
+/// The files of a site that hold a text.
+fn files_with(site: &Site, text: &str) -> Vec<PathBuf> {
+    let mut folders = vec![site.folder().to_owned()];
+    let mut found = vec![];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if std::fs::read(&path)
+                .is_ok_and(|bytes| bytes.windows(text.len()).any(|part| part == text.as_bytes()))
+            {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn through_two_sites_that_relay_neither_end_ever_learns_where_the_other_is() {
+    let names = ["a", "b", "c", "d"];
+    let federation = chain_of(&names, |name, site| {
+        if ["b", "c"].contains(&name) {
+            relays(site);
+        }
+    });
+    there_and_back_in(&federation, &names);
+    let address = |name: &str| federation[name].address().ip().to_string();
+    // Only neighbours know each other, and each is known by its neighbours.
+    for (one, other) in [("a", "c"), ("a", "d"), ("b", "d"), ("d", "a"), ("d", "b"), ("c", "a")] {
+        let known = files_with(&federation[one], &address(other));
+        assert!(known.is_empty(), "{one} has the address of {other} in {known:?}");
+    }
+    assert!(!files_with(&federation["a"], &address("b")).is_empty());
+    for relay in ["b", "c"] {
+        let kinds = federation[relay].rows();
+        assert!(kinds.iter().any(|row| row.kind() == "relaying"), "{relay} passed nothing on");
+    }
+}
+
+#[test]
+fn a_site_whose_data_port_takes_nothing_inbound_sends_and_takes_vms_all_the_same() {
+    let names = ["a", "b", "c"];
+    let federation = chain_of(&names, |name, site| {
+        if name == "a" {
+            dials_out(site);
+        }
+    });
+    there_and_back_in(&federation, &names);
+    let passed_on = federation["b"].rows().iter().any(|row| row.kind() == "relaying");
+    assert!(!passed_on, "the Source was to dial the Destination itself");
+}
+
+#[test]
+fn two_sites_whose_data_ports_take_nothing_inbound_meet_at_the_site_between_them() {
+    let names = ["a", "b", "c"];
+    let federation = chain_of(&names, |name, site| {
+        if name != "b" {
+            dials_out(site);
+        }
+    });
+    there_and_back_in(&federation, &names);
+    let rows = federation["b"].rows();
+    assert!(rows.iter().any(|row| row.kind() == "relaying"), "they met elsewhere");
+}
+
+#[test]
+fn a_transfer_goes_on_when_a_site_that_relays_is_killed_and_started_again() {
+    let names = ["a", "b", "c"];
+    let federation = chain_of(&names, |name, site| {
+        if name == "b" {
+            relays(site);
+        }
+    });
+    federation["c"].host("far", 1);
+    let disk = federation.folder().join("noise.raw");
+    noise(&disk, 256 << 20);
+    let package = federation.package("web", Some(&disk));
+    let vm = federation["a"].done(&["vm", "import", &package.display().to_string()]);
+    let vm = vm["id"].as_str().unwrap().to_owned();
+    federation["a"].done(&["vm", "place", "web", "--detach"]);
+    federation.wait_for("b passes it on", SOON, || {
+        let relays = federation["b"].rows().iter().any(|row| row.kind() == "relaying");
+        let arrives = federation["c"].rows().iter().any(|row| row.kind() == "receiving");
+        if relays && arrives { Ok(()) } else { Err("not yet".to_owned()) }
+    });
+    federation["b"].kill();
+    federation["b"].start();
+    running(&federation, &vm, "c");
+    federation.settle(&vm, "c", true, &names);
+}
+
+/// What the site's latest transfer took: bytes of the files, and on the wire.
+fn last_ready(site: &Site) -> (u64, u64) {
+    let ready = site.rows().into_iter().rev().find_map(|row| match row {
+        protocol::Row::Ready { size, wire, .. } => Some((size.0, wire.0)),
+        _ => None,
+    });
+    ready.expect("something has arrived")
+}
+
+#[test]
+fn what_a_site_still_has_of_an_earlier_stay_of_a_vm_is_not_fetched_again() {
+    let names = ["a", "b"];
+    let federation = chain_of(&names, |_, site| site.configure("time", "purge_s", 3600));
+    federation["b"].host("b1", 1);
+    let disk = federation.folder().join("noise.raw");
+    noise(&disk, 32 << 20);
+    let package = federation.package("web", Some(&disk));
+    let vm = federation["a"].done(&["vm", "import", &package.display().to_string()]);
+    let vm = vm["id"].as_str().unwrap().to_owned();
+    federation["a"].done(&["vm", "place", "web"]);
+    running(&federation, &vm, "b");
+    assert!(last_ready(&federation["b"]).1 > 32 << 20);
+    federation["a"].host("a1", 1);
+    federation["a"].done(&["vm", "migrate", "web", "--local-only"]);
+    running(&federation, &vm, "a");
+    let (size, wire) = last_ready(&federation["a"]);
+    assert!(
+        size > 32 << 20 && wire < 8 << 20,
+        "{wire} bytes for {size}, of which 32 MiB were here"
+    );
+    federation["a"].done(&["vm", "migrate", "web", "--peer", "b"]);
+    running(&federation, &vm, "b");
+    let (_, wire) = last_ready(&federation["b"]);
+    assert!(wire < 8 << 20, "{wire} bytes, though all was here");
+}
+
+#[test]
+fn proxies_that_allow_no_carrier_in_common_say_so_and_the_vm_stays() {
+    let federation = chain_of(&["a", "b"], |name, site| match name {
+        "a" => {
+            let address = site.address();
+            site.configure("proxy", "advertise", format!("quic://{address}"));
+        }
+        _ => site.configure("transfer", "carrier", "tls"),
+    });
+    federation["b"].host("b1", 1);
+    federation.import("a", "web");
+    federation["a"].run(&["vm", "place", "web"]).says(1, &["gave the transfer up"]);
+    let events = federation["b"].log_text();
+    assert!(events.contains("no carrier of the other proxy is allowed here"), "{events}");
+    federation["b"].configure("transfer", "carrier", "quic");
+    federation["b"].stop();
+    federation["b"].start();
+    assert_eq!(federation["a"].done(&["vm", "place", "web"])["result"], "done");
+}
+
+/// Makes a file of bytes that do not repeat.
+fn noise(path: &Path, bytes: u64) {
+    let mut file = std::fs::File::create(path).unwrap();
+    let mut random = std::fs::File::open("/dev/urandom").unwrap().take(bytes);
+    std::io::copy(&mut random, &mut file).unwrap();
 }
 
 #[test]

@@ -50,6 +50,15 @@ fn place_evict_home(prepare: &dyn Fn(&mut World)) -> World {
     world
 }
 
+/// The same where b passes on every transfer, and nobody can dial a.
+fn through_a_relay(prepare: &dyn Fn(&mut World)) -> World {
+    place_evict_home(&|world| {
+        world.relay("b");
+        world.dial_out("a");
+        prepare(world);
+    })
+}
+
 /// What goes wrong in a VM's life: handed back, out of reach, parked, drained, destroyed.
 fn troubles(prepare: &dyn Fn(&mut World)) -> World {
     let mut world = World::chain(&SITES);
@@ -139,6 +148,7 @@ fn crash_everywhere(journey: Journey) -> BTreeSet<&'static str> {
 #[test]
 fn a_crash_at_any_row_of_any_site_is_survived() {
     let mut covered = crash_everywhere(place_evict_home);
+    covered.extend(crash_everywhere(through_a_relay));
     covered.extend(crash_everywhere(troubles));
     // Written only when an operator rescues a VM or a node, which no journey here asks for.
     let rescues = ["adopted", "superseded", "reclaimed", "rerouted", "fenced", "unfenced"];
@@ -169,12 +179,14 @@ fn trouble_every_message(journey: Journey, fate: Fate) {
 #[test]
 fn any_lost_message_is_survived() {
     trouble_every_message(place_evict_home, Fate::Lost);
+    trouble_every_message(through_a_relay, Fate::Lost);
     trouble_every_message(troubles, Fate::Lost);
 }
 
 #[test]
 fn any_repeated_message_is_survived() {
     trouble_every_message(place_evict_home, Fate::Twice);
+    trouble_every_message(through_a_relay, Fate::Twice);
     trouble_every_message(troubles, Fate::Twice);
 }
 
@@ -182,6 +194,7 @@ fn any_repeated_message_is_survived() {
 fn any_late_message_is_survived() {
     for late in [Duration::from_secs(2), Duration::from_secs(45)] {
         trouble_every_message(place_evict_home, Fate::Late(late));
+        trouble_every_message(through_a_relay, Fate::Late(late));
         trouble_every_message(troubles, Fate::Late(late));
     }
 }

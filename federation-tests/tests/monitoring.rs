@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use federation_tests::process::application::Application;
-use federation_tests::process::{Federation, SOON, guest_disk, missing};
+use federation_tests::process::{Federation, SOON, Small, guest_disk, missing};
+use kpi_fs::outbox::Outbox;
 use model::Monitoring;
 use model::monitoring::{Delivery, Format, Specifier};
 use serde_json::Value;
@@ -28,6 +29,11 @@ fn users() -> Monitoring {
 /// a, b, c in a row; the VM of a runs at c.
 fn placed_at_c(monitoring: &Monitoring) -> (Federation, String) {
     let federation = Federation::chain(&["a", "b", "c"]);
+    let vm = place_at_c(&federation, monitoring);
+    (federation, vm)
+}
+
+fn place_at_c(federation: &Federation, monitoring: &Monitoring) -> String {
     federation["c"].host("c1", 4);
     let package = federation.monitored("web", None, monitoring);
     let a = &federation["a"];
@@ -37,7 +43,7 @@ fn placed_at_c(monitoring: &Monitoring) -> (Federation, String) {
     federation.wait_for("it runs at c", SOON, || {
         federation.runs_at(&vm, "c").map(|_| ()).ok_or_else(|| "it does not".to_owned())
     });
-    (federation, vm)
+    vm
 }
 
 /// The runtime folder of the VM's guest at a site.
@@ -169,11 +175,7 @@ fn values_wait_while_a_site_between_is_down_and_none_is_lost_or_shown_twice() {
     let shown = wait_for_numbers(&federation, "a", &(1..=15).collect::<Vec<i64>>());
     assert_eq!(shown["standing"]["missing"], 0, "{shown}");
     assert_eq!(shown["standing"]["values"], 15, "each counted once: {shown}");
-    federation.wait_for("nothing is owed", SOON, || {
-        let owed: Vec<Value> =
-            ["b", "c"].map(|site| shown_standing(&federation, site)["owed"].clone()).to_vec();
-        if owed.iter().all(|owed| *owed == 0) { Ok(()) } else { Err(format!("{owed:?}")) }
-    });
+    wait_until_nothing_is_owed(&federation);
 }
 
 fn shown_standing(federation: &Federation, site: &str) -> Value {
@@ -460,5 +462,292 @@ fn a_value_that_a_site_between_has_altered_is_refused_and_missed() {
     federation.wait_for("b counts what was not taken", SOON, || {
         let standing = shown_standing(&federation, "b");
         if standing["dropped"] == 1 { Ok(()) } else { Err(standing.to_string()) }
+    });
+}
+
+/// Waits until so many values are at a site, each counted once.
+fn wait_for_count(federation: &Federation, site: &str, expected: i64) {
+    federation.wait_for("all values are there", SOON, || {
+        let standing = federation[site].done(&["vm", "kpi", "web"])["standing"].clone();
+        if standing["values"] == expected { Ok(()) } else { Err(standing.to_string()) }
+    });
+}
+
+fn wait_until_nothing_is_owed(federation: &Federation) {
+    federation.wait_for("nothing is owed", SOON, || {
+        let owed = ["b", "c"].map(|site| shown_standing(federation, site)["owed"].clone());
+        if owed.iter().all(|owed| *owed == 0) { Ok(()) } else { Err(format!("{owed:?}")) }
+    });
+}
+
+#[test]
+fn a_site_between_that_stands_still_and_whose_disk_is_slow_loses_and_repeats_nothing() {
+    const ROUNDS: i64 = 4;
+    const ROWS: i64 = 1_000;
+    const MEMORY_MIB: u64 = 64;
+    let (federation, vm) = placed_at_c(&users());
+    let mut application = Application::new(&federation.folder().join("kpi.db"));
+    application.connect(&guest(&federation, &vm, "c"));
+    let write = |from: i64| {
+        let rows: String = (from..from + ROWS).map(|users| format!("{users}\n")).collect();
+        application.write("web", &format!("users\n{rows}"));
+    };
+    write(1);
+    wait_for_count(&federation, "a", ROWS);
+    let memory = || federation.sites().iter().map(|site| site.usage().most_memory.0 >> 20);
+    let before: Vec<u64> = memory().collect();
+    let mut written = ROWS;
+    for _ in 0..ROUNDS {
+        federation["b"].freeze();
+        write(written + 1);
+        written += ROWS;
+        // Whoever waits for b does not hold up who writes.
+        wait_for_count(&federation, "c", written);
+        let owed = shown_standing(&federation, "c")["owed"].as_i64().unwrap();
+        assert!((1..=written).contains(&owed), "{owed} of {written}");
+        federation["b"].thaw();
+        // Another program has b's database, so that b's commits wait.
+        let book = rusqlite::Connection::open(federation["b"].folder().join("monitoring.db"));
+        let book = book.unwrap();
+        book.busy_timeout(SOON).unwrap();
+        book.execute_batch("BEGIN IMMEDIATE").unwrap();
+        write(written + 1);
+        written += ROWS;
+        wait_for_count(&federation, "c", written);
+        book.execute_batch("ROLLBACK").unwrap();
+    }
+    let all: Vec<i64> = (1..=written).collect();
+    for site in ["a", "b", "c"] {
+        wait_for_count(&federation, site, written);
+        let shown = shown(&federation, site);
+        assert_eq!(numbers(&shown), all, "{site}");
+        assert_eq!(shown["standing"]["missing"], 0, "{site}");
+        assert_eq!(shown["standing"]["dropped"], 0, "{site}");
+    }
+    wait_until_nothing_is_owed(&federation);
+    for ((site, now), before) in federation.sites().iter().zip(memory()).zip(before) {
+        let name = site.name();
+        assert!(now <= before + MEMORY_MIB, "{name}: {before} MiB before, {now} MiB now");
+    }
+}
+
+/// Milliseconds since 1970, by this machine's clock.
+fn clock() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    i64::try_from(since.as_millis()).unwrap()
+}
+
+/// a, b, c whose clocks differ by these seconds from this machine's.
+fn told_by_different_clocks(seconds: [i64; 3]) {
+    const DELIVERY_MS: i64 = 1_500;
+    const LASTING_MS: i64 = 700;
+    let mut federation = Federation::new();
+    for (name, seconds) in ["a", "b", "c"].into_iter().zip(seconds) {
+        match federation.add_ahead(name, seconds) {
+            Ok(site) => site.start(),
+            Err(why) => return missing("faketime", why),
+        }
+    }
+    federation.join("a", "b");
+    federation.join("b", "c");
+    let raw = specifier("web.users", Delivery::Every(0), Format::Raw);
+    let condition = format!("> 1000 ~ 1 for {LASTING_MS} ms").parse().unwrap();
+    let alarm = specifier("web.users", Delivery::When(condition), Format::Max);
+    let delivery = Delivery::Every(u32::try_from(DELIVERY_MS).unwrap());
+    let most = Specifier { interval_ms: 100, ..specifier("cpu_time", delivery, Format::Max) };
+    let specifiers = vec![raw, alarm, most];
+    let vm = place_at_c(&federation, &Monitoring { specifiers, ..Monitoring::default() });
+    let mut application = Application::new(&federation.folder().join("kpi.db"));
+    application.connect(&guest(&federation, &vm, "c"));
+    let begun = clock();
+    for users in [5, 2000, 3000, 7] {
+        application.write("web", &format!("users\n{users}\n"));
+        if users == 2000 {
+            // It is still above when it has lasted.
+            wait_for_told(&federation, "max", "> 1000", 1);
+        }
+    }
+    wait_for_told(&federation, "raw", "", 4);
+    wait_for_told(&federation, "max", "", 3);
+    let shown = shown(&federation, "a");
+    let ended = clock();
+    assert_eq!(shown["standing"]["missing"], 0, "{shown}");
+    let values = shown["values"].as_array().unwrap();
+    let number = |value: &Value, name: &str| value[name].as_i64().unwrap();
+    let all: Vec<i64> = values.iter().map(|value| number(value, "number")).collect();
+    let expected: Vec<i64> = (1..).take(values.len()).collect();
+    assert_eq!(all, expected, "in order, once: {shown}");
+    let within = |what: &str, at: i64, seconds: i64| {
+        let (from, to) = (begun + seconds * 1000 - 10_000, ended + seconds * 1000 + 10);
+        assert!((from..=to).contains(&at), "{what}: {at} is not in {from}..{to}: {shown}");
+    };
+    let of = |format: &str, condition: &str| -> Vec<&Value> {
+        values.iter().filter(|value| is_told(value, format, condition)).collect()
+    };
+    for value in values {
+        within("came at a, by a's clock", number(value, "received_unix_ms"), seconds[0]);
+    }
+    // What the hypervisor measures has c's time, and c's intervals.
+    let windows = of("max", "");
+    let times: Vec<i64> = windows.iter().map(|value| number(value, "at_unix_ms")).collect();
+    times.iter().for_each(|at| within("measured at c, by c's clock", *at, seconds[2]));
+    let spans: Vec<i64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(spans.iter().all(|span| *span > 0 && span % DELIVERY_MS == 0), "{spans:?}");
+    let measured: i64 = windows.iter().map(|value| number(value, "of")).sum();
+    assert!(measured > i64::try_from(windows.len()).unwrap(), "{windows:?}");
+    // A row has the time at which its guest stored it, but never one that c has not seen yet. The
+    // guest's clock is this machine's.
+    let raw = of("raw", "");
+    let times: Vec<i64> = raw.iter().map(|value| number(value, "at_unix_ms")).collect();
+    times.iter().for_each(|at| within("stored in the guest", *at, seconds[2].min(0)));
+    assert!(times.is_sorted(), "{times:?}");
+    let rows: Vec<i64> = raw.iter().map(|value| number(value, "value")).collect();
+    assert_eq!(rows, [5, 2000, 3000, 7]);
+    // What lasts, lasts by the time of the rows.
+    let [alarm] = of("max", "> 1000")[..] else { panic!("once, and only once: {shown}") };
+    assert_eq!(number(alarm, "value"), 2000);
+    assert_eq!(number(alarm, "at_unix_ms"), times[1] + LASTING_MS, "{shown}");
+}
+
+/// Whether a value was told in this format, under a condition that begins so.
+fn is_told(value: &Value, format: &str, condition: &str) -> bool {
+    let told = value["condition"].as_str().unwrap();
+    value["format"] == format
+        && told.starts_with(condition)
+        && told.is_empty() == condition.is_empty()
+}
+
+fn wait_for_told(federation: &Federation, format: &str, condition: &str, count: usize) {
+    federation.wait_for("it is told", SOON, || {
+        let shown = shown(federation, "a");
+        let told = shown["values"].as_array().unwrap().iter();
+        let told = told.filter(|value| is_told(value, format, condition)).count();
+        if told >= count { Ok(()) } else { Err(shown.to_string()) }
+    });
+}
+
+#[test]
+fn where_clocks_are_ahead_up_the_path_times_order_and_intervals_are_the_producers() {
+    told_by_different_clocks([100, 0, -100]);
+}
+
+#[test]
+fn where_clocks_are_behind_up_the_path_times_order_and_intervals_are_the_producers() {
+    told_by_different_clocks([-100, 0, 100]);
+}
+
+/// a, b, c, of which one keeps its values on a disk of its own, which can be filled.
+fn with_a_disk_for_values(of: &str) -> Option<(Federation, Small)> {
+    let mut federation = Federation::new();
+    let small = Small::over(&federation.folder().join("small"), 2048)?;
+    for name in ["a", "b", "c"] {
+        let database = federation.add(name).folder().join("monitoring.db");
+        if name == of {
+            let target = federation.folder().join("small/monitoring.db");
+            std::os::unix::fs::symlink(target, database).unwrap();
+        }
+        federation[name].start();
+    }
+    federation.join("a", "b");
+    federation.join("b", "c");
+    Some((federation, small))
+}
+
+/// Writes one number after the other until the site says that its database fails; the last one.
+fn write_until_full(
+    federation: &Federation,
+    site: &str,
+    application: &Application,
+    first: i64,
+) -> i64 {
+    let mut users = first - 1;
+    federation.wait_for("its disk is full", SOON, || {
+        users += 1;
+        application.write("web", &format!("users\n{users}\n"));
+        let log = federation[site].log_text();
+        let is_full = log.contains("the monitoring database failed");
+        if is_full { Ok(users) } else { Err(format!("{users} rows were written")) }
+    })
+}
+
+fn all_arrive(federation: &Federation, written: i64) {
+    let shown = wait_for_numbers(federation, "a", &(1..=written).collect::<Vec<i64>>());
+    assert_eq!(shown["standing"]["missing"], 0, "{shown}");
+    assert_eq!(shown["standing"]["values"], written, "{shown}");
+    wait_until_nothing_is_owed(federation);
+}
+
+/// The site does what its VM's owner wants, and the guest is the one that it was.
+fn is_in_order(federation: &Federation, vm: &str, site: &str, act: impl FnOnce()) {
+    let boot = federation.runs_at(vm, "c").expect("it runs at c").boot;
+    federation[site].done(&["vm", "pause", "web"]);
+    federation[site].done(&["vm", "resume", "web"]);
+    act();
+    assert!(!federation[site].is_gone());
+    assert_eq!(federation.runs_at(vm, "c").expect("it still does").boot, boot);
+}
+
+#[test]
+fn a_site_between_with_a_full_disk_stays_up_and_its_values_wait_below_until_there_is_space() {
+    let Some((federation, small)) = with_a_disk_for_values("b") else { return };
+    let vm = place_at_c(&federation, &users());
+    let mut application = Application::new(&federation.folder().join("kpi.db"));
+    application.connect(&guest(&federation, &vm, "c"));
+    application.write("web", "users\n1\n");
+    wait_for_numbers(&federation, "a", &[1]);
+    small.fill();
+    let full = write_until_full(&federation, "b", &application, 2);
+    let written = full + 10;
+    for users in full + 1..=written {
+        application.write("web", &format!("users\n{users}\n"));
+    }
+    federation.wait_for("c keeps them", SOON, || {
+        let standing = shown_standing(&federation, "c");
+        let owed = standing["owed"].as_i64().unwrap();
+        let is_kept = standing["values"] == written && owed >= 10;
+        if is_kept { Ok(()) } else { Err(standing.to_string()) }
+    });
+    is_in_order(&federation, &vm, "b", || {
+        small.free();
+        all_arrive(&federation, written);
+    });
+}
+
+#[test]
+fn a_site_whose_disk_is_full_when_a_vm_comes_through_it_passes_its_values_on_when_there_is_space() {
+    let Some((federation, small)) = with_a_disk_for_values("b") else { return };
+    small.fill();
+    let vm = place_at_c(&federation, &users());
+    let mut application = Application::new(&federation.folder().join("kpi.db"));
+    application.connect(&guest(&federation, &vm, "c"));
+    let written = write_until_full(&federation, "b", &application, 1);
+    wait_for_numbers(&federation, "c", &(1..=written).collect::<Vec<i64>>());
+    is_in_order(&federation, &vm, "b", || {
+        small.free();
+        all_arrive(&federation, written);
+    });
+}
+
+#[test]
+fn rows_wait_in_the_guest_while_the_disk_of_the_site_that_runs_it_is_full() {
+    let Some((federation, small)) = with_a_disk_for_values("c") else { return };
+    let vm = place_at_c(&federation, &users());
+    let database = federation.folder().join("kpi.db");
+    let mut application = Application::new(&database);
+    application.connect(&guest(&federation, &vm, "c"));
+    application.write("web", "users\n1\n");
+    wait_for_numbers(&federation, "a", &[1]);
+    small.fill();
+    let full = write_until_full(&federation, "c", &application, 2);
+    let written = full + 10;
+    for users in full + 1..=written {
+        application.write("web", &format!("users\n{users}\n"));
+    }
+    let state = Outbox::open(&database).unwrap().state().unwrap();
+    assert_eq!((state.last, state.dropped), (written, 0), "the guest does not wait for its site");
+    assert!(state.acknowledged < written, "nothing is called safe that is not: {state:?}");
+    is_in_order(&federation, &vm, "c", || {
+        small.free();
+        all_arrive(&federation, written);
     });
 }

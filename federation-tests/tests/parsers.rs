@@ -197,6 +197,7 @@ fn a_row_that_does_not_follow_from_the_journal_changes_nothing() {
         hint: [4; 16],
         mode: Mode::Restart,
         deadline: Time(5),
+        dial: None,
     };
     let quiesced = Row::Quiesced { migration };
     let sent = Row::Sent { migration, digest: Digest([6; 32]) };

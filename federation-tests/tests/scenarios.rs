@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use federation_tests::world::{Crypto, Fate, Flight, Load, World, asks, host, site};
+use federation_tests::world::{Crypto, Fate, Flight, Load, When, World, asks, host, site};
 use model::PowerState::{Active, Defined, Paused, Suspended};
 use model::key::Strict;
 use model::{Epoch, Monitoring, Signature, VmId};
@@ -566,5 +566,129 @@ fn an_offer_is_taken_by_who_signs_its_contract_alone() {
         let JourneyResult::GaveUp(why) = &result else { panic!("{result:?}") };
         assert!(why.contains("the contract is not signed"), "{why}");
         assert!(world.runs(vm, "c"));
+    }
+}
+
+/// a knows b, b knows c, and so on; the VM of the first is placed at the last and runs there.
+fn placed_at_last(sites: &[&str], prepare: impl Fn(&mut World)) -> (World, VmId) {
+    let mut world = World::chain(sites);
+    prepare(&mut world);
+    world.host(sites[0], "first", 4);
+    let last = sites[sites.len() - 1];
+    world.host(last, "last", 4);
+    let vm = world.import(sites[0]);
+    let operation = world.move_to(sites[0], vm, &[sites[1]]);
+    assert_eq!(world.result(sites[0], operation), JourneyResult::Done);
+    world.until_runs(vm, last);
+    (world, vm)
+}
+
+fn comes_home(world: &mut World, vm: VmId) {
+    let home = world.bring_home("a", vm);
+    assert_eq!(world.result("a", home), JourneyResult::Done);
+    world.until_runs(vm, "a");
+    world.settle();
+}
+
+#[test]
+fn sites_that_relay_stand_between_source_and_destination_both_ways_and_nobody_else_does() {
+    let relay = |world: &mut World| ["b", "c"].iter().for_each(|at| world.relay(at));
+    let (mut world, vm) = placed_at_last(&["a", "b", "c", "d"], relay);
+    assert_eq!(world.last_session(), ["d", "c", "b", "a"]);
+    comes_home(&mut world, vm);
+    assert_eq!(world.last_session(), ["a", "b", "c", "d"]);
+    let one = |world: &mut World| world.relay("b");
+    let (mut world, vm) = placed_at_last(&["a", "b", "c", "d"], one);
+    assert_eq!(world.last_session(), ["d", "b", "a"]);
+    comes_home(&mut world, vm);
+    assert_eq!(world.last_session(), ["a", "b", "d"]);
+}
+
+#[test]
+fn a_controller_in_the_middle_relays_what_is_moved_below_it() {
+    let mut world = World::of(&["a", "b", "c", "d"]);
+    ["a", "c", "d"].iter().for_each(|at| world.peer("b", at));
+    world.relay("b");
+    world.host("c", "c1", 1);
+    let vm = world.import("a");
+    let operation = world.place("a", vm);
+    assert_eq!(world.result("a", operation), JourneyResult::Done);
+    world.until_runs(vm, "c");
+    world.host("d", "d1", 1);
+    world.evict("c", vm, HOUR);
+    world.until_runs(vm, "d");
+    assert_eq!(world.last_session(), ["d", "b", "c"]);
+    world.settle();
+}
+
+#[test]
+fn where_the_controller_and_the_site_below_it_relay_the_way_to_the_source_has_no_round() {
+    let mut world = World::of(&["a", "b", "c", "d"]);
+    world.peer("a", "b");
+    ["c", "d"].iter().for_each(|at| world.peer("b", at));
+    ["a", "b"].iter().for_each(|at| world.relay(at));
+    world.host("c", "c1", 1);
+    let vm = world.import("a");
+    let operation = world.place("a", vm);
+    assert_eq!(world.result("a", operation), JourneyResult::Done);
+    world.until_runs(vm, "c");
+    world.host("d", "d1", 1);
+    let operation = world.move_to("a", vm, &["b"]);
+    assert_eq!(world.result("a", operation), JourneyResult::Done);
+    world.until_runs(vm, "d");
+    assert_eq!(world.last_session(), ["d", "b", "c"]);
+    world.settle();
+}
+
+#[test]
+fn a_proxy_that_nobody_can_dial_dials_the_other_end_and_takes_vms_all_the_same() {
+    let (mut world, vm) = placed_at_last(&["a", "b", "c"], |world| world.dial_out("a"));
+    assert_eq!(world.last_session(), ["c", "a"], "the Source has dialled");
+    comes_home(&mut world, vm);
+    assert_eq!(world.last_session(), ["a", "c"]);
+}
+
+#[test]
+fn two_proxies_that_nobody_can_dial_meet_at_a_site_on_the_way() {
+    let prepare = |world: &mut World| ["a", "d"].iter().for_each(|at| world.dial_out(at));
+    let (mut world, vm) = placed_at_last(&["a", "b", "c", "d"], prepare);
+    assert_eq!(world.last_session(), ["d", "c", "a"], "the site nearest to the Destination");
+    comes_home(&mut world, vm);
+    assert_eq!(world.last_session().len(), 3);
+}
+
+#[test]
+fn two_neighbours_that_nobody_can_dial_are_told_so_and_the_vm_stays_where_it_is() {
+    let mut world = World::chain(&["a", "b"]);
+    ["a", "b"].iter().for_each(|at| world.dial_out(at));
+    world.host("b", "b1", 1);
+    let vm = world.import("a");
+    let operation = world.place("a", vm);
+    let JourneyResult::GaveUp(reason) = world.result("a", operation) else {
+        panic!("it cannot be placed\n{}", world.story())
+    };
+    assert!(reason.contains("no site on the way relays"), "{reason}");
+    world.settle();
+    assert_eq!(world.host_of("a", vm).as_deref(), Some(LIBRARY));
+}
+
+#[test]
+fn a_relay_that_crashes_at_any_moment_goes_on_with_what_it_passed_on() {
+    for kind in ["relaying", "pending", "flipped"] {
+        for when in [When::Before, When::After] {
+            let mut world = World::chain(&["a", "b", "c", "d"]);
+            ["b", "c"].iter().for_each(|at| world.relay(at));
+            world.host("d", "d1", 1);
+            let vm = world.import("a");
+            world.crash_at("c", kind, when, 0);
+            world.insist(
+                "a",
+                "it is placed",
+                |world| world.place("a", vm),
+                |world| world.runs(vm, "d"),
+            );
+            assert!(!world.crashes().is_empty(), "c never came to {kind}");
+            world.settle();
+        }
     }
 }

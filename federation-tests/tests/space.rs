@@ -5,61 +5,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says by it what must be so")]
 
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
-use federation_tests::process::{Federation, SOON, missing};
-
-/// A tmpfs, unmounted when it is dropped.
-struct Small(PathBuf);
-
-impl Small {
-    /// Puts a file system of `kib` KiB over a folder, which is made; none where that cannot be done.
-    fn over(folder: &Path, kib: u32) -> Option<Self> {
-        fs::create_dir_all(folder).unwrap();
-        let size = format!("size={kib}k,mode=0711");
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder);
-        match mount.output() {
-            Ok(output) if output.status.success() => Some(Self(folder.to_owned())),
-            Ok(output) => {
-                missing("mount", String::from_utf8_lossy(&output.stderr).trim());
-                None
-            }
-            Err(error) => {
-                missing("mount", &format!("mount: {error}"));
-                None
-            }
-        }
-    }
-
-    /// Takes all the space that there is.
-    fn fill(&self) {
-        let mut file = File::create(self.ballast()).unwrap();
-        for size in [64 << 10, 4096, 1] {
-            let block = vec![7; size];
-            while file.write_all(&block).is_ok() {}
-        }
-    }
-
-    /// Gives the space back.
-    fn free(&self) {
-        fs::remove_file(self.ballast()).unwrap();
-    }
-
-    fn ballast(&self) -> PathBuf {
-        self.0.join("ballast")
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
+use federation_tests::process::{Federation, SOON, Small};
 
 /// Waits until the VM runs at a site, and returns what its memory holds.
 fn boot(federation: &Federation, vm: &str, site: &str) -> String {

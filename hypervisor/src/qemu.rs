@@ -548,14 +548,10 @@ impl Hypervisor for Qemu {
         }
         let partial = files::partial(state);
         let hibernated = self.folder(instance).join(HIBERNATED);
-        let mut used = None;
         let saving = async {
             if status.running {
                 qmp.run("stop", json!({})).await.map_err(control)?;
             }
-            // It stands still, so this is all; a guest that cannot be measured is saved all the same.
-            let told = Told::ask(&mut qmp).await.map_err(control);
-            used = told.and_then(|told| told.measured(&process.proc_folder())).ok();
             if status.status == "postmigrate" && hibernated.exists() && !partial.exists() {
                 // An earlier call did all but the end.
                 return Ok(());
@@ -571,6 +567,10 @@ impl Hypervisor for Qemu {
             let source = if left == LeftAs::Gone { self.died(instance) } else { source };
             return Err(Error::Hibernate { instance, left, source: Box::new(source) });
         }
+        // QEMU answers a stop a little before its processors sleep, so what was used is looked at now
+        // and not then. A guest that cannot be measured is saved all the same.
+        let told = Told::ask(&mut qmp).await.map_err(control);
+        let used = told.and_then(|told| told.measured(&process.proc_folder())).ok();
         // It has flushed its disks and given them up, so there is nothing that force could lose.
         self.force(instance).await.map(|()| used)
     }

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, Descriptor, PeerName, Resources, Time};
+use crate::{Bytes, Carrier, Descriptor, PeerName, Resources, Time};
 
 /// Whether to host a VM on one of this site's hosts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -84,6 +84,51 @@ pub struct Transfer {
     pub descriptor: Descriptor,
     /// How much there is to move, as far as known.
     pub size: Bytes,
+    /// Whether the two ends may be unable to dial each other: at least one takes no connection
+    /// from outside, and without a site that relays the transfer may not come about.
+    pub must_meet: bool,
+}
+
+/// What a transfer that this site takes part in may take of its links.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Share {
+    /// The peer that it is made with; none within this site.
+    pub peer: Option<PeerName>,
+    /// What this site is to it.
+    pub role: TransferRole,
+    /// The VM; of one that is only passed on, as far as known.
+    pub descriptor: Descriptor,
+    /// Whether the VM must leave by a deadline. Such transfers go before all others anyway.
+    pub urgent: bool,
+}
+
+/// What a site is to a transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TransferRole {
+    /// It sends the files.
+    Source,
+    /// It gets them.
+    Destination,
+    /// It passes them on.
+    Relay,
+}
+
+/// The answer to a [`Share`]. What is configured holds beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Granted {
+    /// The only carrier that may be used; none lets the path decide.
+    pub carrier: Option<Carrier>,
+    /// Bytes a second at most; none for no limit.
+    pub rate: Option<Bytes>,
+    /// Against other transfers that wait for the same link: 3 gets three times as much as 1.
+    pub weight: u32,
+}
+
+impl Default for Granted {
+    fn default() -> Self {
+        Self { carrier: None, rate: None, weight: 1 }
+    }
 }
 
 /// Whether a condition of a VM's monitoring asks for another place for it. Asked at its primary.
@@ -155,6 +200,8 @@ pub trait Policy {
     fn rank(&self, input: &Rank) -> Vec<Ranked>;
     /// How to move the files.
     fn transfer(&self, input: &Transfer) -> Route;
+    /// What a transfer may take of the site's links.
+    fn share(&self, input: &Share) -> Granted;
     /// Why the VM is to be placed anew; nothing leaves it where it is.
     fn trigger(&self, input: &Trigger) -> Vec<String>;
 }

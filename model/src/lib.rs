@@ -26,7 +26,9 @@ pub use id::{
 pub use key::{PublicKey, SecretKey, Signature, Signed, SiteKey};
 pub use manifest::{FileId, FileKind, Manifest, ManifestFile};
 pub use monitoring::Monitoring;
-pub use offer::{Offer, ProxyUri, Terms, TransferEnd};
+pub use offer::{
+    Carrier, Offer, ProxyUri, Terms, TransferEnd, configured_uri, configured_uri_if_any,
+};
 pub use quantity::{Bytes, Resources};
 pub use statement::{Certificate, Chain, Statement};
 pub use time::Time;

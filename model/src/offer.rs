@@ -7,25 +7,87 @@ use serde::{Deserialize, Serialize};
 
 use crate::{EdgeHandle, PublicKey, Signature, Time, Token, limit};
 
-/// Where a transfer proxy listens: `quic://ADDRESS:PORT`. The only address that crosses a border.
+/// What carries a transfer between two proxies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Carrier {
+    /// QUIC (RFC 9000), over UDP.
+    Quic,
+    /// TLS 1.3 (RFC 8446), over several TCP connections.
+    Tls,
+}
+
+impl Carrier {
+    /// All, in the order in which they are tried.
+    pub const ALL: [Self; 2] = [Self::Quic, Self::Tls];
+}
+
+impl fmt::Display for Carrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Quic => "quic",
+            Self::Tls => "tls",
+        })
+    }
+}
+
+/// Where a transfer proxy listens: `sojourn://ADDRESS:PORT`, a UDP and a TCP port of that number;
+/// `quic://` if UDP alone is open, `tls://` if TCP alone is. `dial-out` is one that takes no
+/// connection from outside, and dials the other end. The only address that crosses a border.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct ProxyUri(String);
 
 /// A text is no proxy URI.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a proxy URI is quic://ADDRESS:PORT, got {0:?}")]
+#[error("a proxy URI is sojourn://ADDRESS:PORT, quic://…, tls://… or dial-out, got {0:?}")]
 pub struct UriError(String);
 
+/// The text of a [`ProxyUri`] without an address.
+const DIAL_OUT: &str = "dial-out";
+
 impl ProxyUri {
-    /// The URI of a proxy that listens at `address`.
-    pub fn quic(address: std::net::SocketAddr) -> Self {
-        Self(format!("quic://{address}"))
+    /// The URI of a proxy that takes no connection from outside.
+    pub fn dial_out() -> Self {
+        Self(DIAL_OUT.to_owned())
     }
 
-    /// `ADDRESS:PORT`, to be resolved and dialled.
+    /// As an operator writes it: a URI, or only `ADDRESS:PORT`.
+    pub fn configured(text: &str) -> Result<Self, UriError> {
+        text.parse().or_else(|error| match text.contains("://") {
+            true => Err(error),
+            false => format!("sojourn://{text}").parse(),
+        })
+    }
+
+    /// Whether nobody can dial it.
+    pub fn is_dial_out(&self) -> bool {
+        self.0 == DIAL_OUT
+    }
+
+    /// The URI of a proxy that listens at `address` with all carriers.
+    pub fn at(address: std::net::SocketAddr) -> Self {
+        Self(format!("sojourn://{address}"))
+    }
+
+    /// The URI of a proxy that listens at `address` with one carrier.
+    pub fn over(carrier: Carrier, address: std::net::SocketAddr) -> Self {
+        Self(format!("{carrier}://{address}"))
+    }
+
+    /// `ADDRESS:PORT`, to be resolved and dialled; empty where nobody can dial it.
     pub fn authority(&self) -> &str {
-        &self.0["quic://".len()..]
+        self.0.split_once("://").map_or("", |(_, authority)| authority)
+    }
+
+    /// The carriers that it listens with, in the order in which they are tried.
+    pub fn carriers(&self) -> &'static [Carrier] {
+        match self.0.split_once("://") {
+            Some(("quic", _)) => &[Carrier::Quic],
+            Some(("tls", _)) => &[Carrier::Tls],
+            Some(_) => &Carrier::ALL,
+            None => &[],
+        }
     }
 }
 
@@ -33,8 +95,14 @@ impl FromStr for ProxyUri {
     type Err = UriError;
 
     fn from_str(text: &str) -> Result<Self, UriError> {
+        if text == DIAL_OUT {
+            return Ok(Self::dial_out());
+        }
         let error = || UriError(text.chars().take(limit::MAX_URI_CHARS).collect());
-        let authority = text.strip_prefix("quic://").ok_or_else(error)?;
+        let (scheme, authority) = text.split_once("://").ok_or_else(error)?;
+        if !["sojourn", "quic", "tls"].contains(&scheme) {
+            return Err(error());
+        }
         let (host, port) = authority.rsplit_once(':').ok_or_else(error)?;
         let clean = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
         let ok = text.len() <= limit::MAX_URI_CHARS
@@ -58,13 +126,31 @@ impl<'de> Deserialize<'de> for ProxyUri {
     }
 }
 
+/// Reads [`ProxyUri::configured`] in configurations; for serde's `deserialize_with`.
+pub fn configured_uri<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<ProxyUri, D::Error> {
+    ProxyUri::configured(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+}
+
+/// [`configured_uri`] where there may be none.
+pub fn configured_uri_if_any<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<ProxyUri>, D::Error> {
+    configured_uri(deserializer).map(Some)
+}
+
 /// One end of a transfer, as the other end is told of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TransferEnd {
-    /// Its proxy.
+    /// Its proxy, or that of a site on the way to it, which relays.
     pub uri: ProxyUri,
     /// The capability, good for this transfer only.
     pub token: Token,
+    /// The key that the proxy at `uri` shows if it is a relay; none where the end itself is there.
+    /// The transfer is sealed within what a relay passes on.
+    #[serde(default)]
+    pub relay: Option<PublicKey>,
     /// The TLS raw public key that this end will show (RFC 7250), made for this transfer.
     pub transfer_key: PublicKey,
     /// The site's per-VM key.
@@ -124,7 +210,9 @@ mod tests {
 
     #[test]
     fn a_proxys_address_is_taken_in_its_plain_form_only() {
-        for good in ["quic://192.0.2.1:7420", "quic://[2001:db8::1]:1", "quic://a.example:65535"] {
+        let addresses =
+            ["quic://192.0.2.1:7420", "tls://[2001:db8::1]:1", "sojourn://a.example:65535"];
+        for good in addresses.into_iter().chain(["dial-out"]) {
             assert_eq!(good.parse::<ProxyUri>().unwrap().to_string(), good);
         }
         let long = format!("quic://{}:1", "a".repeat(limit::MAX_URI_CHARS));
@@ -143,5 +231,10 @@ mod tests {
         ] {
             assert!(bad.parse::<ProxyUri>().is_err(), "{bad:?} was taken");
         }
+        let plain = ProxyUri::configured("192.0.2.1:7420").unwrap();
+        assert_eq!(plain.to_string(), "sojourn://192.0.2.1:7420");
+        assert!("192.0.2.1:7420".parse::<ProxyUri>().is_err(), "in configurations only");
+        assert!(ProxyUri::configured("dial-out").unwrap().is_dial_out());
+        assert!(ProxyUri::configured("udp://192.0.2.1:7420").is_err());
     }
 }

@@ -127,6 +127,11 @@ impl Descriptor {
         Ok(self.monitoring.check()?)
     }
 
+    /// What all of its disks hold at most.
+    pub fn disk_capacity(&self) -> Bytes {
+        Bytes(self.disks.iter().map(|disk| disk.capacity.0).sum())
+    }
+
     /// The digest that contracts and certificates name it by.
     pub fn digest(&self) -> Digest {
         Digest::of(&postcard::to_stdvec(self).expect("descriptors are plain data"))

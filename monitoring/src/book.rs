@@ -11,6 +11,7 @@ mod census;
 mod schema;
 mod usage;
 mod violations;
+mod weights;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -20,6 +21,8 @@ use model::{Epoch, Monitoring, PeerName, PublicKey, Signature, Time, VmId};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::block::{Block, Malformed, SignedBlock, Value};
+
+use weights::Weights;
 
 pub use census::Census;
 pub use schema::BookError;
@@ -91,8 +94,7 @@ pub struct KeptState {
 pub struct Book {
     db: Connection,
     limits: Limits,
-    all: u64,
-    vms: HashMap<VmId, u64>,
+    weights: Weights,
     /// How many statements of usage there are of each VM.
     statements: HashMap<VmId, u64>,
     limited: violations::Limited,
@@ -105,8 +107,7 @@ impl Book {
         let mut book = Self {
             db,
             limits,
-            all: 0,
-            vms: HashMap::new(),
+            weights: Weights::default(),
             statements: HashMap::new(),
             limited: violations::Limited::default(),
         };
@@ -118,11 +119,9 @@ impl Book {
         let mut query =
             self.db.prepare("SELECT vm, sum(length(body) + ?1) FROM blocks GROUP BY vm")?;
         let row = |row: &Row<'_>| Ok((VmId(row.get(0)?), unsigned(row.get(1)?)));
-        self.vms = query
-            .query_map([signed(ROW_BYTES)], row)?
-            .collect::<rusqlite::Result<HashMap<VmId, u64>>>()?;
+        self.weights =
+            query.query_map([signed(ROW_BYTES)], row)?.collect::<rusqlite::Result<_>>()?;
         drop(query);
-        self.all = self.vms.values().sum();
         self.read_limited()?;
         self.count_statements()
     }
@@ -197,21 +196,19 @@ impl Book {
             )?
             .execute(params![vm.0, signed(epoch.0), signed(first), signed(last), signed(count)])?;
         self.note_violations(signed_block, block, hidden, received)?;
-        let bytes = signed_block.body.len() as u64 + ROW_BYTES;
-        self.all += bytes;
-        *self.vms.entry(vm).or_default() += bytes;
+        self.weights.add(vm, signed_block.body.len() as u64 + ROW_BYTES);
         self.prune(vm)?;
         Ok(true)
     }
 
     fn prune(&mut self, vm: VmId) -> Result<(), BookError> {
-        while self.vms.get(&vm).is_some_and(|bytes| *bytes > self.limits.vm) {
+        while self.weights.of(vm) > self.limits.vm {
             self.drop_oldest(vm)?;
         }
-        while self.all > self.limits.all {
+        while self.weights.all() > self.limits.all {
             // Whoever has most gives.
-            let Some((most, _)) = self.vms.iter().max_by_key(|(_, bytes)| **bytes) else { break };
-            self.drop_oldest(*most)?;
+            let Some(most) = self.weights.heaviest() else { break };
+            self.drop_oldest(most)?;
         }
         Ok(())
     }
@@ -248,10 +245,7 @@ impl Book {
                 )?
                 .execute(params![vm.0, count])?;
         }
-        let bytes = bytes + ROW_BYTES;
-        self.all = self.all.saturating_sub(bytes);
-        let left = self.vms.entry(vm).or_default();
-        *left = left.saturating_sub(bytes);
+        self.weights.remove(vm, bytes + ROW_BYTES);
         Ok(())
     }
 

@@ -202,9 +202,11 @@ impl Admin {
         let mut message = operation_message(&progress);
         message.log = log.map_err(|e| broken(&e))?.into_iter().map(event_message).collect();
         if let Some(chosen) = &progress.journey.chosen
-            && let Some((done, total)) = self.hands.progress(chosen.migration)
+            && let Some(now) = self.hands.progress(chosen.migration)
         {
-            (message.bytes_done, message.bytes_total) = (done.0, total.0);
+            (message.bytes_done, message.bytes_total) = (now.done.0, now.total.0);
+            message.bytes_second = now.rate.unwrap_or_default().0;
+            message.seconds_left = now.left().map(|left| left.as_secs());
         }
         Ok(message)
     }
@@ -1044,5 +1046,7 @@ fn operation_message(progress: &Progress) -> api::Operation {
         migration: journey.chosen.as_ref().map(|c| c.migration.to_string()).unwrap_or_default(),
         bytes_done: 0,
         bytes_total: 0,
+        bytes_second: 0,
+        seconds_left: None,
     }
 }

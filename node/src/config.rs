@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use model::monitoring::Measure;
-use model::{HostName, PeerName, SiteKey};
+use model::{Bytes, Carrier, HostName, PeerName, ProxyUri, SiteKey};
 use serde::{Deserialize, Serialize};
 
 /// The file's name in the site's folder.
@@ -21,7 +21,8 @@ pub struct Config {
     /// Where peers reach the control port, TCP.
     #[serde(default = "default_control")]
     pub control: Endpoint,
-    /// Where proxies of other sites reach this one's, UDP.
+    /// Where proxies of other sites reach this one's, UDP and TCP. The TCP port may be that of
+    /// `control`.
     #[serde(default = "default_proxy")]
     pub proxy: Endpoint,
     /// What runs the guests.
@@ -36,6 +37,9 @@ pub struct Config {
     /// Transfer proxies in processes of their own; the node's own one serves all other hosts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub proxies: Vec<ProxyConfig>,
+    /// What transfers may take of the site's links.
+    #[serde(default, skip_serializing_if = "TransferConfig::is_default")]
+    pub transfer: TransferConfig,
     /// Metrics and health, over HTTP; without it nothing of them is served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<MetricsConfig>,
@@ -112,14 +116,68 @@ pub struct ProxyConfig {
     pub name: String,
     /// Its control port, TCP, as the node reaches it.
     pub control: SocketAddr,
-    /// Its data port, UDP, as proxies of other sites reach it.
-    pub data: SocketAddr,
+    /// Its data port, UDP and TCP, as proxies of other sites reach it; the same as in the proxy's
+    /// own configuration.
+    #[serde(deserialize_with = "model::configured_uri")]
+    pub data: ProxyUri,
     /// Its key.
     pub key: SiteKey,
     /// The hosts whose files it reaches, and `library` for those of VMs that are only stored;
     /// without, every host and the library.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hosts: Option<BTreeSet<HostName>>,
+}
+
+/// What transfers may take of the site's links. Rates are bytes a second such as `"50M"`, in each
+/// direction; all that are set hold together.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TransferConfig {
+    /// The only carrier that is used, `quic` or `tls`; without it the path decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub carrier: Option<Carrier>,
+    /// Of all transfers of the node's own proxy together.
+    #[serde(skip_serializing_if = "Option::is_none", with = "rate")]
+    pub rate: Option<Bytes>,
+    /// Of all transfers with one peer together.
+    #[serde(skip_serializing_if = "Option::is_none", with = "rate")]
+    pub peer_rate: Option<Bytes>,
+    /// Of one transfer.
+    #[serde(skip_serializing_if = "Option::is_none", with = "rate")]
+    pub migration_rate: Option<Bytes>,
+}
+
+impl TransferConfig {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Rates as operators write them.
+mod rate {
+    use model::Bytes;
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    /// Below this a transfer would rather be lost than slow.
+    const LOWEST: Bytes = Bytes(1 << 10);
+
+    pub(super) fn serialize<S: Serializer>(
+        rate: &Option<Bytes>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        rate.map(|rate| format!("{}B", rate.0)).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Bytes>, D::Error> {
+        let rate: Bytes = String::deserialize(deserializer)?.parse().map_err(D::Error::custom)?;
+        if rate < LOWEST {
+            return Err(D::Error::custom("a rate is at least 1K bytes a second"));
+        }
+        Ok(Some(rate))
+    }
 }
 
 /// What runs the guests of this site's hosts.
@@ -243,9 +301,12 @@ impl Config {
             }
         })?;
         if let Some(text) = &config.proxy.advertise
-            && text.parse::<SocketAddr>().is_err()
+            && ProxyUri::configured(text).is_err()
         {
-            return Err(format!("proxy.advertise is ADDRESS:PORT, got {text:?}"));
+            return Err(format!(
+                "proxy.advertise is ADDRESS:PORT, with tls:// or quic:// before it where only TCP \
+                 or only UDP is open, or dial-out where nothing comes in; got {text:?}"
+            ));
         }
         let country = &config.offer.country;
         if !(country.is_empty()
@@ -357,6 +418,26 @@ mod tests {
         assert_eq!(Config::parse(&config.to_toml()).unwrap(), config);
         let error = Config::parse(&format!("name = \"alpha\"\n{proxy}{proxy}")).unwrap_err();
         assert!(error.contains("its own name"), "{error}");
+    }
+
+    #[test]
+    fn rates_and_the_carrier_of_transfers_are_read_and_written_and_nonsense_is_refused() {
+        let text = "name = \"a\"\n[transfer]\ncarrier = \"tls\"\npeer_rate = \"50M\"\n";
+        let config = Config::parse(text).unwrap();
+        assert_eq!(config.transfer.carrier, Some(Carrier::Tls));
+        assert_eq!(config.transfer.peer_rate, Some(Bytes::mib(50)));
+        assert_eq!(config.transfer.rate, None);
+        assert_eq!(Config::parse(&config.to_toml()).unwrap(), config);
+        for (line, word) in [
+            ("carrier = \"tcp\"", "`quic` or `tls`"),
+            ("rate = \"fast\"", "a size is"),
+            ("rate = \"1\"", "at least"),
+            ("rates = \"1M\"", "did you mean `rate`?"),
+        ] {
+            let text = format!("name = \"a\"\n[transfer]\n{line}\n");
+            let error = Config::parse(&text).unwrap_err();
+            assert!(error.contains(word) && error.contains("line 3"), "{error}");
+        }
     }
 
     #[test]

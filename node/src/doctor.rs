@@ -58,6 +58,12 @@ pub async fn examine(folder: &Folder) -> Vec<Finding> {
                 Ok(_) => add("proxy port", Health::Good, format!("{udp} UDP is free")),
                 Err(error) => add("proxy port", Health::Bad, format!("{udp} UDP: {error}")),
             }
+            // The same number as the control port is one port for both.
+            if udp.port() != tcp.port()
+                && let Err(error) = TcpListener::bind(udp)
+            {
+                add("proxy port", Health::Bad, format!("{udp} TCP: {error}"));
+            }
         }
         if let Some(metrics) = &config.metrics {
             let at = metrics.listen;

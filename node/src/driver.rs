@@ -11,18 +11,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use certs::Identity;
-use model::decision::Policy;
+use model::decision::{Granted, Policy, Share, TransferRole};
 use model::key::{Strict, Verify};
 use model::{
-    HostName, MigrationId, OperationId, ProxyUri, PublicKey, SecretKey, Signature, SiteKey, Time,
-    Token, VmId,
+    EdgeHandle, HostName, MigrationId, OperationId, PeerName, ProxyUri, PublicKey, SecretKey,
+    Signature, SiteKey, Time, Token, VmId,
 };
 use protocol::{Answer, Ask, Caller, Effect, Event, Found, Output, Party, Reply, Row, Site, World};
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::block_in_place;
 
-use crate::hands::Hands;
+use crate::hands::{About, Hands};
 use crate::journal::{EventLine, Journal, JournalError, operation_subject, vm_subject};
 use crate::link::Links;
 use crate::metrics::{CountedPolicy, Metrics};
@@ -155,8 +155,32 @@ impl World for NodeWorld {
         Token(*blake3::keyed_hash(&self.token_secret, &migration.0).as_bytes())
     }
 
+    fn relay_token(&self, of: EdgeHandle, for_source: bool) -> Token {
+        // Longer than a migration's id, so that no token of a Source is among them.
+        let mut name = [u8::from(for_source); 17];
+        name[..16].copy_from_slice(&of.0);
+        Token(*blake3::keyed_hash(&self.token_secret, &name).as_bytes())
+    }
+
+    fn relay_key(&mut self, of: EdgeHandle) -> PublicKey {
+        let mut name = [2; 17];
+        name[..16].copy_from_slice(&of.0);
+        let seed = blake3::keyed_hash(&self.token_secret, &name);
+        let key = SecretKey::from_seed(seed.as_bytes());
+        let public = key.public();
+        // It is made again whenever it is needed, and need not be kept for longer.
+        if !self.keys.contains_key(&public) {
+            self.add_key(key);
+        }
+        public
+    }
+
     fn proxy_uri(&self, host: &HostName) -> ProxyUri {
         self.proxies.of(host).uri()
+    }
+
+    fn inner_uri(&self, host: &HostName) -> ProxyUri {
+        self.proxies.of(host).inner_uri()
     }
 
     fn identity(&self, party: &Party) -> Option<SiteKey> {
@@ -598,9 +622,16 @@ impl protocol::Driver<NodeWorld> for Doors<'_> {
                 }
             }
             Effect::Do(command) => {
-                let budget = command_budget(site, &command);
-                let host = command_host(site, &command);
-                self.hands.carry_out(command, &host, budget, |key| world.key(key).clone());
+                let peer = command_peer(site, &command);
+                let urgent = is_urgent(site, &command, world.now);
+                let about = About {
+                    host: command_host(site, &command),
+                    budget: command_budget(site, &command),
+                    granted: granted(world, site, &command, peer.clone(), urgent),
+                    peer,
+                    urgent,
+                };
+                self.hands.carry_out(command, &about, |key| world.key(key).clone());
             }
             Effect::Progress { .. } | Effect::Note { .. } => {}
             Effect::Ended(journey) => {
@@ -640,6 +671,82 @@ fn command_host(site: &Site, command: &protocol::Command) -> HostName {
         _ => command.guest().map(|(host, ..)| host.clone()),
     };
     known.unwrap_or_else(protocol::library)
+}
+
+/// The peer that a transfer is made with, as far as this site knows: the one that asked for it, or
+/// was asked.
+fn command_peer(site: &Site, command: &protocol::Command) -> Option<PeerName> {
+    use protocol::Command as C;
+    let (C::Serve { migration, .. } | C::Pull { migration, .. } | C::Relay { migration, .. }) =
+        command
+    else {
+        return None;
+    };
+    let known = site.state.migrations.get(migration)?;
+    let of = |party: &Party| match party {
+        Party::Peer(peer) => Some(peer.clone()),
+        Party::Here => None,
+    };
+    let vm = site.state.vms.get(&known.vm);
+    let below = || match &vm?.down {
+        protocol::Down::Edge(edge) => Some(edge.peer.clone()),
+        protocol::Down::Here => None,
+    };
+    let chosen = || {
+        let mut journeys = site.state.journeys.values();
+        let chosen = journeys.find_map(|j| j.chosen.as_ref().filter(|c| c.migration == *migration));
+        of(&chosen?.at)
+    };
+    let above = || Some(vm?.up.as_ref()?.peer.clone());
+    match (command, &known.target, &known.pending) {
+        (C::Pull { .. }, Some(target), _) => of(&target.asker).or_else(below),
+        (C::Serve { .. }, ..) => chosen().or_else(above),
+        (_, _, Some((_, down))) => Some(down.peer.clone()),
+        _ => chosen().or_else(above),
+    }
+}
+
+/// What policy lets a transfer take of the site's links.
+fn granted(
+    world: &NodeWorld,
+    site: &Site,
+    command: &protocol::Command,
+    peer: Option<PeerName>,
+    urgent: bool,
+) -> Granted {
+    use protocol::Command as C;
+    let (migration, role) = match command {
+        C::Serve { migration, .. } => (migration, TransferRole::Source),
+        C::Pull { migration, .. } => (migration, TransferRole::Destination),
+        C::Relay { migration, .. } => (migration, TransferRole::Relay),
+        _ => return Granted::default(),
+    };
+    let Some(known) = site.state.migrations.get(migration) else { return Granted::default() };
+    let offered = known.target.as_ref().map(|target| &target.descriptor);
+    let passed_on = known.relayed.as_ref().map(|(descriptor, _)| descriptor);
+    let here = site.state.vms.get(&known.vm).map(|vm| &vm.descriptor);
+    let Some(descriptor) = offered.or(passed_on).or(here).cloned() else {
+        return Granted::default();
+    };
+    world.policy().share(&Share { peer, role, descriptor, urgent })
+}
+
+/// Whether a transfer is of a VM that must leave this site, or one below, by a deadline.
+fn is_urgent(site: &Site, command: &protocol::Command, now: Time) -> bool {
+    use protocol::Command as C;
+    let (C::Serve { migration, .. } | C::Pull { migration, .. } | C::Relay { migration, .. }) =
+        command
+    else {
+        return false;
+    };
+    let Some(known) = site.state.migrations.get(migration) else { return false };
+    let forced = |journey: &protocol::Journey| {
+        let chosen = journey.chosen.as_ref().is_some_and(|chosen| chosen.migration == *migration);
+        let waits = matches!(journey.result, None | Some(protocol::JourneyResult::PassedUp));
+        let is_forced = journey.goal.evict.is_some() && journey.goal.deadline > now;
+        journey.vm == known.vm && is_forced && (chosen || waits)
+    };
+    site.state.journeys.values().any(forced)
 }
 
 fn kinds(rows: &[Row]) -> Vec<&'static str> {

@@ -151,6 +151,23 @@ impl Folder {
         stays.filter_map(|stay| stay.file_name().to_str()?.parse().ok()).collect()
     }
 
+    /// Where there are files of stays of a VM: host, or the library, and epoch.
+    pub(crate) fn stays_of(&self, vm: VmId) -> Vec<(HostName, Epoch)> {
+        let hosts = fs::read_dir(self.0.join("hosts")).into_iter().flatten().flatten();
+        let hosts = hosts.filter_map(|host| {
+            Some((host.file_name().to_str()?.parse().ok()?, host.path().join("vms")))
+        });
+        let places = hosts.chain([(protocol::library(), self.library())]);
+        let stays = places.flat_map(|(host, folder): (HostName, PathBuf)| {
+            let stays = fs::read_dir(folder).into_iter().flatten().flatten();
+            stays.filter_map(move |stay| {
+                let instance: Instance = stay.file_name().to_str()?.parse().ok()?;
+                (instance.vm == vm).then(|| (host.clone(), instance.epoch))
+            })
+        });
+        stays.collect()
+    }
+
     pub(crate) fn host(&self, host: &HostName) -> PathBuf {
         self.0.join("hosts").join(host.as_str())
     }

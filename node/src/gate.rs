@@ -1,4 +1,4 @@
-//! The gate: the control port, where peers come in.
+//! The gate: the control port, where peers come in, and other proxies that want the one here.
 //!
 //! TLS tells who speaks; the envelope proves it; only then does the driver hear of it. A stranger
 //! gets through TLS only while an invitation is open, and can call nothing but `Join`.
@@ -14,13 +14,16 @@ use proto::envelope::{self, EnvelopeError, Sealer};
 use proto::federation::federation_server::{Federation, FederationServer};
 use proto::federation::{HelloReply, HelloRequest, JoinReply, JoinRequest, Sealed};
 use protocol::Op;
+use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
+use transfer_proxy::Doorstep;
 
 use crate::driver::Driver;
 use crate::hands::report;
@@ -55,10 +58,11 @@ pub(crate) async fn serve(
     gate: Gate,
     listener: TcpListener,
     tls: Arc<rustls::ServerConfig>,
+    proxy: Option<Doorstep>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), tonic::transport::Error> {
     let (accepted, streams) = mpsc::channel(16);
-    let acceptor = tokio::spawn(accept(listener, tls, accepted));
+    let acceptor = tokio::spawn(accept(listener, tls, proxy, accepted));
     let service = FederationServer::new(gate)
         .max_decoding_message_size(2 * limit::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(2 * limit::MAX_MESSAGE_BYTES);
@@ -78,22 +82,33 @@ pub(crate) async fn serve(
 async fn accept(
     listener: TcpListener,
     tls: Arc<rustls::ServerConfig>,
+    proxy: Option<Doorstep>,
     accepted: mpsc::Sender<std::io::Result<PeerStream>>,
 ) {
-    let acceptor = tokio_rustls::TlsAcceptor::from(tls);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
-        let Ok((tcp, _)) = listener.accept().await else {
+        let Ok((tcp, from)) = listener.accept().await else {
             // Out of descriptors: those that are open must end first.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let (acceptor, accepted) = (acceptor.clone(), accepted.clone());
+        let (tls, proxy, accepted) = (tls.clone(), proxy.clone(), accepted.clone());
         tokio::spawn(async move {
             let _ = tcp.set_nodelay(true);
-            match tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(tcp)).await {
-                Ok(Ok(stream)) => {
+            let handshake = async {
+                let begun = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
+                match proxy {
+                    Some(proxy) if Doorstep::is_for(&begun.client_hello()) => {
+                        proxy.hand_over(begun, from.ip());
+                        Ok(None)
+                    }
+                    _ => begun.into_stream(tls).await.map(Some),
+                }
+            };
+            match tokio::time::timeout(HANDSHAKE_LIMIT, handshake).await {
+                Ok(Ok(None)) => {}
+                Ok(Ok(Some(stream))) => {
                     let key = stream
                         .get_ref()
                         .1

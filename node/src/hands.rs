@@ -7,18 +7,23 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hypervisor::{Hypervisor, Instance, Launch, Qemu, QemuConfig, Simulated};
-use model::{Bytes, FileId, HostName, MigrationId, PowerState, PublicKey, RunProfile, SecretKey};
+use model::decision::Granted;
+use model::{
+    Bytes, Epoch, FileId, HostName, MigrationId, PeerName, PowerState, PublicKey, RunProfile,
+    SecretKey, TransferEnd, VmId,
+};
 use monitoring::sample::{self, Sample};
 use protocol::{Command, Event, Found, GuestEvent, Told, TransferEvent};
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use transfer_proxy::{End, Pull, Serve};
+use transfer_proxy::{Dial, End, Group, Pull, Relay, Serve, Share};
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, TransferConfig};
 use crate::driver::Driver;
 use crate::folder::Folder;
 use crate::lock;
+use crate::metrics::role;
 use crate::monitor::Monitor;
 use crate::proxies::Proxies;
 
@@ -150,10 +155,19 @@ impl Hands {
     }
 
     /// Counts what has crossed the network by now for the transfers that are open.
-    pub(crate) fn count_transfers(&self) {
+    ///
+    /// Per role, the bytes that all that are open have left, and those that they move a second.
+    pub(crate) fn count_transfers(&self) -> [(&'static str, Bytes, Bytes); 2] {
+        let mut sums = [End::Source, End::Target].map(|end| (role(end), Bytes(0), Bytes(0)));
         for (migration, end) in self.0.driver.metrics().transfers() {
             self.count_transfer(migration, end);
+            let Some(now) = self.0.proxies.progress_of(migration, end) else { continue };
+            let sum = sums.iter_mut().find(|(name, ..)| *name == role(end));
+            let (_, left, rate) = sum.expect("there is one for each end");
+            left.0 += now.total.0.saturating_sub(now.done.0);
+            rate.0 += now.rate.unwrap_or_default().0;
         }
+        sums
     }
 
     fn count_transfer(&self, migration: MigrationId, end: End) {
@@ -176,7 +190,7 @@ impl Hands {
     }
 
     /// How far a transfer is: bytes done and in all.
-    pub(crate) fn progress(&self, migration: MigrationId) -> Option<(Bytes, Bytes)> {
+    pub(crate) fn progress(&self, migration: MigrationId) -> Option<transfer_proxy::Progress> {
         self.0.proxies.progress(migration)
     }
 
@@ -195,21 +209,22 @@ impl Hands {
     }
 
     /// Begins to carry out a command; what comes of it is told to the driver. One about a transfer
-    /// goes to the proxy of `host`, which has the files of this end.
+    /// goes to the proxy of the host that has the files of this end.
     pub(crate) fn carry_out(
         &self,
         command: Command,
-        host: &HostName,
-        budget: Bytes,
+        about: &About,
         key: impl Fn(&PublicKey) -> SecretKey,
     ) {
         if let Some((host, vm, epoch)) = command.guest() {
             let at = (host.clone(), Instance { vm, epoch });
             return self.order(at, Order::Do(command));
         }
-        let proxy = self.0.proxies.of(host);
+        let proxy = self.0.proxies.of(&about.host);
+        let carrier = self.0.config.transfer.carrier.or(about.granted.carrier);
+        let share = about.share(&self.0.config.transfer);
         match command {
-            Command::Serve { migration, vm, token, hint, key: public, peer_key } => {
+            Command::Serve { migration, vm, token, hint, key: public, peer_key, dial } => {
                 let serve = Serve {
                     migration,
                     vm,
@@ -217,7 +232,9 @@ impl Hands {
                     hint,
                     key: key(&public),
                     peer_key,
-                    byte_budget: budget,
+                    byte_budget: about.budget,
+                    dial: dial.map(|end| dial_of(*end)),
+                    share,
                 };
                 match proxy.serve(serve) {
                     Ok(()) => self.0.driver.metrics().transfer_is_open(migration, End::Source),
@@ -243,16 +260,21 @@ impl Hands {
                 if let Err(error) = self.0.folder.make_stay(&folder) {
                     return self.transfer_failed(migration, End::Target, report(&error));
                 }
+                let basis = self.older_copies((&host, vm, epoch), &files);
                 let pull = Pull {
                     migration,
                     vm,
                     from: source.uri,
                     token: source.token,
+                    relay: source.relay,
                     key: key(&public),
                     peer_key: source.transfer_key,
                     folder,
                     budget,
                     expected: files,
+                    basis,
+                    carrier,
+                    share,
                 };
                 match proxy.pull(pull) {
                     Ok(()) => {
@@ -262,6 +284,22 @@ impl Hands {
                     Err(error) => self.transfer_failed(migration, End::Target, report(&error)),
                 }
             }
+            Command::Relay { migration, token, hint, key: public, next } => {
+                let relay = Relay {
+                    migration,
+                    token_hash: token,
+                    hint,
+                    key: key(&public),
+                    next: dial_of(*next),
+                    carrier,
+                    share,
+                };
+                if let Err(error) = proxy.relay(relay) {
+                    // Its ends try again, and give up in the end.
+                    tracing::warn!(%migration, error = report(&error), "not passed on");
+                }
+            }
+            Command::EndRelay { migration } => proxy.end_relay(migration),
             Command::Tell { migration, source, told } => {
                 let message = postcard::to_allocvec(&told).expect("statements are plain data");
                 if let Err(error) = proxy.tell(migration, end(source), message) {
@@ -276,6 +314,27 @@ impl Hands {
             }
             _ => unreachable!("commands about guests went to their workers"),
         }
+    }
+
+    /// Files of earlier stays of a VM that the same proxy reaches: what they hold need not be
+    /// fetched. Of those that cannot be read there are none.
+    fn older_copies(
+        &self,
+        (host, vm, epoch): (&HostName, VmId, Epoch),
+        files: &[FileId],
+    ) -> Vec<(FileId, PathBuf)> {
+        let copies = self
+            .0
+            .folder
+            .stays_of(vm)
+            .into_iter()
+            .filter(|(at, stay)| *stay != epoch && self.0.proxies.share_one(at, host));
+        // The newest is the likest.
+        let Some((at, stay)) = copies.max_by_key(|(_, epoch)| *epoch) else { return vec![] };
+        let folder = self.0.folder.stay(&at, vm, stay);
+        let of = |file: &FileId| (*file, folder.join(file.file_name()));
+        let disks = files.iter().filter(|file| **file != FileId::HISTORY);
+        disks.map(of).filter(|(_, path)| path.is_file()).take(model::limit::MAX_FILES).collect()
     }
 
     fn transfer_failed(&self, migration: MigrationId, end: End, reason: String) {
@@ -529,6 +588,38 @@ fn sample(measured: &hypervisor::Measured) -> Sample {
         memory_resident: measured.memory_resident.0,
         memory_balloon: measured.memory_balloon.map(|bytes| bytes.0),
     }
+}
+
+/// What there is to know of a command beside itself.
+pub(crate) struct About {
+    /// The host whose files it is about.
+    pub(crate) host: HostName,
+    /// Bytes that a Source may send.
+    pub(crate) budget: Bytes,
+    /// The peer that the transfer is made with.
+    pub(crate) peer: Option<PeerName>,
+    /// It is of a VM that must leave by a deadline.
+    pub(crate) urgent: bool,
+    /// What policy lets it take of the site's links.
+    pub(crate) granted: Granted,
+}
+
+impl About {
+    fn share(&self, config: &TransferConfig) -> Share {
+        let group = self.peer.as_ref().map(|peer| {
+            let digest = blake3::hash(peer.as_str().as_bytes());
+            let first: [u8; 8] = digest.as_bytes()[..8].try_into().expect("8 of 32 bytes");
+            Group(u64::from_le_bytes(first))
+        });
+        let Granted { rate, weight, .. } = self.granted;
+        let rate = rate.into_iter().chain(config.migration_rate).min();
+        Share { weight, urgent: self.urgent, rate, group, group_rate: config.peer_rate }
+    }
+}
+
+/// A proxy to dial, from what its site said of it.
+fn dial_of(end: TransferEnd) -> Dial {
+    Dial { uri: end.uri, token: end.token, key: end.relay.unwrap_or(end.transfer_key) }
 }
 
 fn end(source: bool) -> End {

@@ -413,7 +413,8 @@ const OUTCOMES: [(&str, &str); 6] = [
 const SOURCE: &str = "source";
 const DESTINATION: &str = "destination";
 
-fn role(end: End) -> &'static str {
+/// What this site is to a transfer, as a label says it.
+pub(crate) fn role(end: End) -> &'static str {
     match end {
         End::Source => SOURCE,
         End::Target => DESTINATION,

@@ -95,6 +95,8 @@ struct Known {
     memory: Bytes,
     /// What opens its sealed values, at its primary, if limits of service are among them.
     opening: Option<Arc<OpeningKey>>,
+    /// Whether the book has it.
+    is_kept: bool,
 }
 
 impl Known {
@@ -229,7 +231,8 @@ impl Monitor {
             let old = known.get(vm);
             let newest = entry.chain.epoch();
             let is_same = old.is_some_and(|old| {
-                old.newest() == Some(newest)
+                old.is_kept
+                    && old.newest() == Some(newest)
                     && old.memory == entry.descriptor.resources.memory
                     && old.section == entry.descriptor.monitoring
                     && old.up.as_ref() == up
@@ -250,6 +253,7 @@ impl Monitor {
                 memory: entry.descriptor.resources.memory,
                 opening: (up.is_none() && hides_a_limit(&entry.descriptor.monitoring))
                     .then(|| Arc::new(opening_key(&core.key(&entry.chain.k0)))),
+                is_kept: false,
             };
             let key = stay.map(|stay| core.key(&stay.key));
             known.insert(*vm, now.clone());
@@ -275,10 +279,15 @@ impl Monitor {
                 None => Ok(()),
             }
         });
-        if kept.await.is_ok()
-            && let Some(up) = &known.up
-        {
-            self.wake(up);
+        // Else it is taken over again at the next look: without its path in the book, what comes of
+        // this VM would never be passed on.
+        if kept.await.is_ok() {
+            if let Some(known) = lock(&self.0.known).get_mut(&vm) {
+                known.is_kept = true;
+            }
+            if let Some(up) = &known.up {
+                self.wake(up);
+            }
         }
         let metered = known.stay.as_ref().zip(key.as_ref()).zip(known.newest());
         self.meter(

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use certs::Identity;
-use model::{Bytes, HostName, MigrationId, ProxyUri};
+use model::{Bytes, HostName, MigrationId};
 use tokio::sync::mpsc;
 use transfer_proxy::{
     Connection, End, Event, PATIENCE, Progress, Proxy, RemoteConfig, RemoteProxy, TransferProxy,
@@ -42,7 +42,7 @@ impl Proxies {
             let remote = RemoteConfig {
                 name: config.name.clone(),
                 control: config.control,
-                uri: ProxyUri::quic(config.data),
+                uri: config.data.clone(),
                 key: config.key,
                 patience: PATIENCE,
             };
@@ -62,10 +62,16 @@ impl Proxies {
         }
     }
 
+    /// Whether the files of both hosts are moved by the same proxy, which reaches all of them.
+    pub(crate) fn share_one(&self, one: &HostName, other: &HostName) -> bool {
+        let configs = || self.0.remote.iter().map(|remote| &remote.config);
+        chosen(configs(), one) == chosen(configs(), other)
+    }
+
     /// How far a transfer is, wherever it is: bytes done and in all.
-    pub(crate) fn progress(&self, migration: MigrationId) -> Option<(Bytes, Bytes)> {
+    pub(crate) fn progress(&self, migration: MigrationId) -> Option<Progress> {
         let of = |end| self.progress_of(migration, end);
-        of(End::Target).or_else(|| of(End::Source)).map(|now| (now.done, now.total))
+        of(End::Target).or_else(|| of(End::Source))
     }
 
     /// What has crossed the network for an end of a transfer, as far as its proxy has said.
@@ -73,7 +79,8 @@ impl Proxies {
         self.progress_of(migration, end).map(|now| now.wire)
     }
 
-    fn progress_of(&self, migration: MigrationId, end: End) -> Option<Progress> {
+    /// How far one end of a transfer is.
+    pub(crate) fn progress_of(&self, migration: MigrationId, end: End) -> Option<Progress> {
         let remote = self.0.remote.iter().map(|remote| &remote.proxy as &dyn TransferProxy);
         let mut all = remote.chain([&self.0.here as &dyn TransferProxy]);
         all.find_map(|proxy| proxy.progress(migration, end))
@@ -117,7 +124,7 @@ mod tests {
         ProxyConfig {
             name: name.to_owned(),
             control: "192.0.2.1:7421".parse().unwrap(),
-            data: "192.0.2.1:7420".parse().unwrap(),
+            data: "sojourn://192.0.2.1:7420".parse().unwrap(),
             key: model::SiteKey([1; 32]),
             hosts: hosts.map(|hosts| hosts.iter().map(|host| host.parse().unwrap()).collect()),
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use certs::Identity;
+use model::ProxyUri;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -164,8 +165,11 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
         })?),
     };
     let (transfers, transfer_events) = mpsc::channel(TRANSFER_EVENTS);
-    let data = proxy_config(&config.proxy, control_at, &identity);
+    let mut data = proxy_config(&config.proxy, control_at, &identity);
+    data.limits.rate = config.transfer.rate.map(|rate| rate.0);
+    let shares_tcp = data.shares_tcp;
     let proxy = Proxy::start(data, transfers.clone()).await?;
+    let doorstep = shares_tcp.then(|| proxy.doorstep());
     let (proxies, connections) =
         Proxies::new(proxy.clone(), &config.proxies, &identity, &transfers);
     let control = advertised(&config.control, control_at);
@@ -251,7 +255,7 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
     };
     let admin_listener = admin::listen(&socket)
         .map_err(|source| StartError::Socket { path: socket.clone(), source })?;
-    let for_peers = gate::serve(gate, listener, tls, stopped(stopping.clone()));
+    let for_peers = gate::serve(gate, listener, tls, doorstep, stopped(stopping.clone()));
     let peers_door = Arc::new(AtomicBool::new(true));
     let page = watched.zip(watching).map(|(listener, watching)| {
         let health = Health {
@@ -337,9 +341,12 @@ fn proxy_config(
     if listen.port() == 0 {
         listen.set_port(control.port());
     }
-    let advertise = endpoint.advertise.as_ref().and_then(|text| text.parse().ok());
+    let advertise = endpoint.advertise.as_deref();
+    let advertise = advertise.and_then(|text| ProxyUri::configured(text).ok());
     transfer_proxy::Config {
         listen,
+        // One TCP port is enough for both: what a caller asks for first tells whom it wants.
+        shares_tcp: listen.port() == control.port(),
         advertise,
         limits: transfer_proxy::Limits::default(),
         reset: transfer_proxy::ResetKey::of(identity),

@@ -15,14 +15,23 @@ pub enum Decision {
     Rank,
     /// How to move files.
     Transfer,
+    /// What a transfer may take of the links.
+    Share,
     /// Whether a condition asks for another place.
     Trigger,
 }
 
 impl Decision {
     /// Every decision.
-    pub const ALL: [Self; 6] =
-        [Self::Admit, Self::Delegate, Self::Expose, Self::Rank, Self::Transfer, Self::Trigger];
+    pub const ALL: [Self; 7] = [
+        Self::Admit,
+        Self::Delegate,
+        Self::Expose,
+        Self::Rank,
+        Self::Transfer,
+        Self::Share,
+        Self::Trigger,
+    ];
 
     /// Its name: of the file without `.rego`, and of the package under `sojourn`.
     pub fn name(self) -> &'static str {
@@ -32,6 +41,7 @@ impl Decision {
             Self::Expose => "expose",
             Self::Rank => "rank",
             Self::Transfer => "transfer",
+            Self::Share => "share",
             Self::Trigger => "trigger",
         }
     }
@@ -58,6 +68,7 @@ impl Decision {
             Self::Expose => &["hide"],
             Self::Rank => &["score", "reasons", "exclude"],
             Self::Transfer => &["mode"],
+            Self::Share => &["carrier", "rate", "weight"],
             Self::Trigger => &["move"],
         }
     }
@@ -70,6 +81,7 @@ impl Decision {
             Self::Expose => include_str!("../rego/expose.rego"),
             Self::Rank => include_str!("../rego/rank.rego"),
             Self::Transfer => include_str!("../rego/transfer.rego"),
+            Self::Share => include_str!("../rego/share.rego"),
             Self::Trigger => include_str!("../rego/trigger.rego"),
         }
     }
@@ -83,6 +95,7 @@ impl Decision {
             Self::Expose => include_str!("../rego/expose_test.rego"),
             Self::Rank => include_str!("../rego/rank_test.rego"),
             Self::Transfer => include_str!("../rego/transfer_test.rego"),
+            Self::Share => include_str!("../rego/share_test.rego"),
             Self::Trigger => include_str!("../rego/trigger_test.rego"),
         }
     }

@@ -6,7 +6,8 @@ use std::io::Read;
 use std::path::Path;
 
 use model::decision::{
-    Admit, Delegate, Expose, Policy, Rank, Ranked, Route, Transfer, Trigger, Verdict,
+    Admit, Delegate, Expose, Granted, Policy, Rank, Ranked, Route, Share, Transfer, Trigger,
+    Verdict,
 };
 
 use crate::rules::{MAX_POLICY_BYTES, PolicyError, Rules};
@@ -26,6 +27,7 @@ pub struct Engine {
     expose: Rules,
     rank: Rules,
     transfer: Rules,
+    share: Rules,
     trigger: Rules,
 }
 
@@ -73,6 +75,7 @@ impl Engine {
             expose: rules(Decision::Expose)?,
             rank: rules(Decision::Rank)?,
             transfer: rules(Decision::Transfer)?,
+            share: rules(Decision::Share)?,
             trigger: rules(Decision::Trigger)?,
         };
         // A rule that never ends takes too long every time, one on a busy machine does not.
@@ -93,8 +96,9 @@ impl Engine {
         Ok(engine)
     }
 
-    fn all(&self) -> [&Rules; 6] {
-        [&self.admit, &self.delegate, &self.expose, &self.rank, &self.transfer, &self.trigger]
+    fn all(&self) -> [&Rules; 7] {
+        let Self { admit, delegate, expose, rank, transfer, share, trigger } = self;
+        [admit, delegate, expose, rank, transfer, share, trigger]
     }
 
     fn try_samples(&self) -> Result<(), PolicyError> {
@@ -109,6 +113,7 @@ impl Engine {
         each(&self.expose, samples::expose().map(|s| self.try_expose(&s).map(drop)))?;
         each(&self.rank, samples::rank().map(|s| self.try_rank(&s).map(drop)))?;
         each(&self.transfer, samples::transfer().map(|s| self.try_transfer(&s).map(drop)))?;
+        each(&self.share, samples::share().map(|s| self.try_share(&s).map(drop)))?;
         each(&self.trigger, samples::trigger().map(|s| self.try_trigger(&s).map(drop)))
     }
 
@@ -135,6 +140,11 @@ impl Engine {
     fn try_transfer(&self, input: &Transfer) -> Result<Route, Failure> {
         let [mode] = self.transfer.evaluate(input)?;
         outcome::route(&mode)
+    }
+
+    fn try_share(&self, input: &Share) -> Result<Granted, Failure> {
+        let [carrier, rate, weight] = self.share.evaluate(input)?;
+        outcome::granted(&carrier, &rate, &weight)
     }
 
     fn try_trigger(&self, input: &Trigger) -> Result<Vec<String>, Failure> {
@@ -175,6 +185,13 @@ impl Policy for Engine {
         self.try_transfer(input).unwrap_or_else(|failure| {
             failed(Decision::Transfer, &failure);
             Route::Relayed
+        })
+    }
+
+    fn share(&self, input: &Share) -> Granted {
+        self.try_share(input).unwrap_or_else(|failure| {
+            failed(Decision::Share, &failure);
+            Granted::default()
         })
     }
 

@@ -12,6 +12,7 @@
 //! | expose | nothing is shown |
 //! | rank | every offer is excluded |
 //! | transfer | relayed: slower, and discloses no proxy of another site |
+//! | share | what is configured alone limits it |
 //! | trigger | the VM stays where it is |
 //!
 //! The cause goes to the log. Reasons may reach a peer, and say no more than that a policy failed.

@@ -1,10 +1,16 @@
 //! From what a rule evaluates to, to a decision.
 
-use model::decision::{Ranked, Route, Verdict};
-use model::limit;
+use model::decision::{Granted, Ranked, Route, Verdict};
+use model::{Bytes, Carrier, limit};
 use regorus::Value;
 
 use crate::rules::EVALUATION_BUDGET;
+
+/// Bytes a second below which a transfer would rather be lost than slow.
+const LOWEST_RATE: u64 = 1 << 10;
+
+/// Against a weight of 1, the most that a transfer may be given.
+const MAX_WEIGHT: u32 = 1000;
 
 /// Why an evaluation gave no decision.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -122,6 +128,25 @@ pub(crate) fn route(mode: &Value) -> Result<Route, Failure> {
         Ok("direct") => Ok(Route::Direct),
         Ok("relayed") => Ok(Route::Relayed),
         _ => Err(wrong("mode", "\"direct\" or \"relayed\"", mode)),
+    }
+}
+
+/// `carrier`, `rate` and `weight` of share.
+pub(crate) fn granted(carrier: &Value, rate: &Value, weight: &Value) -> Result<Granted, Failure> {
+    let carrier = match carrier.as_string().map(|carrier| &**carrier) {
+        Ok("any") => None,
+        Ok("quic") => Some(Carrier::Quic),
+        Ok("tls") => Some(Carrier::Tls),
+        _ => return Err(wrong("carrier", "\"any\", \"quic\" or \"tls\"", carrier)),
+    };
+    let rate = match rate.as_u64() {
+        Ok(0) => None,
+        Ok(bytes) => Some(Bytes(bytes.max(LOWEST_RATE))),
+        Err(_) => return Err(wrong("rate", "a whole number of bytes a second", rate)),
+    };
+    match weight.as_u64().ok().and_then(|weight| u32::try_from(weight).ok()) {
+        Some(weight @ 1..=MAX_WEIGHT) => Ok(Granted { carrier, rate, weight }),
+        _ => Err(wrong("weight", "a whole number from 1 to 1000", weight)),
     }
 }
 

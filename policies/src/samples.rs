@@ -2,7 +2,9 @@
 //!
 //! Each decision has a full one, with everything there and restricted, and an empty one.
 
-use model::decision::{Admit, Candidate, Delegate, Expose, Rank, Transfer, Trigger};
+use model::decision::{
+    Admit, Candidate, Delegate, Expose, Rank, Share, Transfer, TransferRole, Trigger,
+};
 use model::monitoring::{Delivery, Format, Monitoring, SealingKey, Specifier};
 use model::vm::{Disk, Nic, Restrictions};
 use model::{Bytes, Descriptor, FileId, PeerName, Resources, Time, limit};
@@ -120,6 +122,23 @@ pub fn rank() -> [Rank; 2] {
     ]
 }
 
+pub fn share() -> [Share; 2] {
+    [
+        Share {
+            peer: Some(peer()),
+            role: TransferRole::Source,
+            descriptor: full_descriptor(),
+            urgent: true,
+        },
+        Share {
+            peer: None,
+            role: TransferRole::Relay,
+            descriptor: empty_descriptor(),
+            urgent: false,
+        },
+    ]
+}
+
 pub fn trigger() -> [Trigger; 2] {
     [
         Trigger {
@@ -143,7 +162,12 @@ pub fn trigger() -> [Trigger; 2] {
 
 pub fn transfer() -> [Transfer; 2] {
     [
-        Transfer { peer: peer(), descriptor: full_descriptor(), size: Bytes::mib(10_240) },
-        Transfer { peer: peer(), descriptor: empty_descriptor(), size: Bytes(0) },
+        Transfer {
+            peer: peer(),
+            descriptor: full_descriptor(),
+            size: Bytes::mib(10_240),
+            must_meet: true,
+        },
+        Transfer { peer: peer(), descriptor: empty_descriptor(), size: Bytes(0), must_meet: false },
     ]
 }

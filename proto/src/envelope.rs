@@ -65,6 +65,7 @@ struct HopPart {
     hops_left: u8,
     time_left_ms: u64,
     source: Option<TransferEnd>,
+    target: Option<TransferEnd>,
     taken: Option<Signature>,
     /// Length of the sender's journal.
     journal: u64,
@@ -187,6 +188,7 @@ pub fn seal_request(
         hops_left: request.hop.hops_left,
         time_left_ms: u64::try_from(request.hop.time_left.as_millis()).unwrap_or(u64::MAX),
         source: request.hop.source.clone(),
+        target: request.hop.target.clone(),
         taken: request.hop.taken,
         journal: sealer.journal,
     };
@@ -232,6 +234,7 @@ pub fn open_request(
             hops_left: hop.hops_left.min(limit::MAX_HOPS),
             time_left: Duration::from_millis(hop.time_left_ms),
             source: hop.source,
+            target: hop.target,
             taken: hop.taken,
         },
     };
@@ -403,6 +406,7 @@ mod tests {
                 hops_left: 3,
                 time_left: Duration::from_secs(5),
                 source: None,
+                target: None,
                 taken: None,
             },
         }

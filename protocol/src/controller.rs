@@ -227,6 +227,9 @@ impl Step<'_> {
                 };
                 let asker = Party::Peer(peer.clone());
                 let edge = EdgeHandle(self.random16());
+                let (target, stands) =
+                    self.target_for(peer, &gathering.descriptor, edge, offer.target);
+                offer.target = target;
                 let proposal = self.propose(&asker, vm, asked_for, edge, &offer.terms);
                 let signature = proposal.as_ref().map(|proposal| proposal.provider);
                 let made = OfferMade {
@@ -236,7 +239,7 @@ impl Step<'_> {
                     descriptor: gathering.descriptor.clone(),
                     terms: offer.terms.clone(),
                     proposal,
-                    at: OfferAt::Peer(Edge { peer: via, handle: offer.edge }, below),
+                    at: OfferAt::Peer(Edge { peer: via, handle: offer.edge }, below, stands),
                 };
                 self.keep_offer(edge, made);
                 (offer.edge, offer.proposal) = (edge, signature);
@@ -802,8 +805,22 @@ impl Step<'_> {
         };
         let origin = Origin { op, key: chosen.key, sealed: None };
         self.busy(journey.operation);
-        let limit = self.site.config.request_limit;
-        self.send_down(&down, origin, limit, Waiting::Journey(journey.operation, "force"));
+        let target = chosen.target.clone();
+        let (target, stands) = match (&down, &chosen.at) {
+            // Between two others; else one end of the transfer is here.
+            (Down::Edge(edge), Party::Peer(_)) => {
+                self.target_below(chosen.migration, journey.vm, edge, target)
+            }
+            _ => (target, false),
+        };
+        self.memory(journey.operation).stands = stands;
+        let hop = Hop {
+            hops_left: model::limit::MAX_HOPS,
+            time_left: self.site.config.request_limit,
+            target: Some(target),
+            ..Hop::default()
+        };
+        self.send_hop_down(&down, origin, hop, Waiting::Journey(journey.operation, "force"));
     }
 
     /// The way to the Source of the chosen migration: the VM's path as it was before this very
@@ -834,11 +851,21 @@ impl Step<'_> {
             monitoring: memory.monitoring,
         };
         let origin = Origin { op, key: chosen.key, sealed: None };
+        let is_here = self.site.state.migrations.get(&chosen.migration);
+        let is_here = is_here.is_some_and(|migration| migration.source.is_some());
+        let source = match &chosen.at {
+            Party::Peer(peer) if !is_here => {
+                let given = memory.stands.then_some(EdgeHandle(chosen.migration.0));
+                self.source_for(chosen.migration, journey.vm, peer, source, (given, true))
+            }
+            _ => source,
+        };
         let hop = Hop {
             edge: Some(chosen.handle),
             hops_left: model::limit::MAX_HOPS,
             time_left: self.site.config.source_patience,
             source: Some(source),
+            target: None,
             taken: self.taken_of(chosen.migration),
         };
         self.busy(journey.operation);
@@ -1009,6 +1036,10 @@ impl Step<'_> {
                 self.go(operation, Phase::Deliver);
             }
             Outcome::Aborted(_) => {
+                let chosen = self.site.state.journeys[&operation].chosen.as_ref();
+                if let Some(migration) = chosen.map(|chosen| chosen.migration) {
+                    self.relay_is_over(migration);
+                }
                 if phase == Phase::Verify {
                     self.memory(operation).last_failure = Some("the Source kept it".to_owned());
                 }
@@ -1029,6 +1060,10 @@ impl Step<'_> {
     }
 
     fn handed_back(&mut self, operation: OperationId) {
+        let chosen = self.site.state.journeys[&operation].chosen.as_ref();
+        if let Some(migration) = chosen.map(|chosen| chosen.migration) {
+            self.relay_is_over(migration);
+        }
         let reason = "the Destination could not start it".to_owned();
         self.memory(operation).last_failure = Some(reason);
         self.next_offer(operation, &[]);
@@ -1066,6 +1101,7 @@ impl Step<'_> {
                 certificate,
                 owned: statement.clone(),
             });
+            self.relay_is_over(chosen.migration);
         }
         self.memory(operation).phase = Phase::Retire;
         self.conclude(operation, Ended::Done);

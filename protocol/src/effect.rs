@@ -337,6 +337,8 @@ pub enum Command {
         key: PublicKey,
         /// The key that the other end must show.
         peer_key: PublicKey,
+        /// The Destination's end, if this site's proxy has to dial it.
+        dial: Option<Box<TransferEnd>>,
     },
     /// Source: the guest is quiet; these files may be read.
     Provide {
@@ -370,6 +372,24 @@ pub enum Command {
         files: Vec<FileId>,
         /// Bytes that they may have in all.
         budget: Bytes,
+    },
+    /// Neither: pass a transfer on between its two sides.
+    Relay {
+        /// The migration.
+        migration: MigrationId,
+        /// The stored form of the token that the Destination's side shows.
+        token: TokenHash,
+        /// That token's hint.
+        hint: [u8; 16],
+        /// The key to show to both sides, whose private half the driver has.
+        key: PublicKey,
+        /// The way to the Source; where that cannot be dialled, the token that it shows.
+        next: Box<TransferEnd>,
+    },
+    /// Pass a transfer on no more.
+    EndRelay {
+        /// The migration.
+        migration: MigrationId,
     },
     /// Say something to the other end over the session.
     Tell {

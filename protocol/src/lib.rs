@@ -32,6 +32,7 @@ mod law;
 pub mod message;
 mod path;
 mod record;
+mod relay;
 mod rescue;
 mod restart;
 mod row;
@@ -49,6 +50,7 @@ pub use effect::{
 pub use law::{Driver, Start};
 pub use message::{Action, Answer, Hop, Op, Origin, Outcome, Request, Sealed, Told};
 pub use record::{ROW_VERSION, Record, Unreadable};
+pub use relay::RelayRole;
 pub use row::{Down, Edge, Evict, Goal, LIBRARY, Mode, Party, Result as JourneyResult, Row};
 pub use site::{Config, Site, World};
 pub use state::{

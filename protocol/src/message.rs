@@ -57,6 +57,8 @@ pub struct Hop {
     pub time_left: Duration,
     /// The Source's end of the transfer, in Initiate transfer. A relay replaces it.
     pub source: Option<TransferEnd>,
+    /// The Destination's end of the transfer, in Forced migration. A relay replaces it.
+    pub target: Option<TransferEnd>,
     /// The sender's signature of the contract whose offer it takes, in Initiate transfer.
     pub taken: Option<Signature>,
 }

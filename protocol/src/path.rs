@@ -34,7 +34,15 @@ impl Step<'_> {
                 if let Op::Monitor { vm, section } = &request.origin.op {
                     self.renew(*vm, section);
                 }
-                self.pass_on(caller, came, edge, request);
+                let (mut request, mut stands) = (request, false);
+                if let Op::ForcedMigration { vm, migration, .. } = &request.origin.op {
+                    let (vm, migration) = (*vm, *migration);
+                    if let Some(target) = request.hop.target.take() {
+                        let below = self.target_below(migration, vm, &edge, target);
+                        (request.hop.target, stands) = (Some(below.0), below.1);
+                    }
+                }
+                self.pass_on(caller, came, edge, request, stands);
             }
             // The path is closed, but the Controller that closed it may not have heard so.
             None if self.spoke_before(&request.origin) => self.at_source(caller, came, request),
@@ -91,7 +99,8 @@ impl Step<'_> {
                 && up.handle == handle
             {
                 let down = down.clone();
-                return self.pass_on(caller, None, down, request);
+                let request = self.with_source(request, &down, None);
+                return self.pass_on(caller, None, down, request, false);
             }
             // One migration has one way through a site.
             if known.target.is_some() || known.pending.is_some() {
@@ -123,7 +132,7 @@ impl Step<'_> {
             (OfferAt::Local { host, end }, from) => {
                 self.admit(caller, &from, &offer, (host, end), request, promised);
             }
-            (OfferAt::Peer(down, proposal), Party::Peer(peer)) => {
+            (OfferAt::Peer(down, proposal, stands), Party::Peer(peer)) => {
                 if let Err(error) = chain.verify(vm, &Verifier(self.world)) {
                     return self.answer(caller, Answer::Gone { reason: error.to_string() });
                 }
@@ -137,17 +146,43 @@ impl Step<'_> {
                     promised,
                     taken: Some(self.take(proposal)),
                 });
-                self.pass_on(caller, None, down, request);
+                let request = self.with_source(request, &down, stands.then_some(handle));
+                self.pass_on(caller, None, down, request, false);
             }
             // This site's own journeys go to the peer directly.
             (OfferAt::Peer(..), Party::Here) => self.answer(caller, Answer::Unknown),
         }
     }
 
+    /// An Initiate transfer as it goes down, with this site in the Source's place if it relays.
+    fn with_source(
+        &mut self,
+        mut request: Request,
+        down: &Edge,
+        given: Option<model::EdgeHandle>,
+    ) -> Request {
+        if let Op::InitiateTransfer { vm, migration, .. } = &request.origin.op {
+            let (vm, migration) = (*vm, *migration);
+            request.hop.source = request
+                .hop
+                .source
+                .map(|source| self.source_for(migration, vm, &down.peer, source, (given, false)));
+        }
+        request
+    }
+
     /// Hands a request to the next site, in this site's own name, and its answer back.
     ///
-    /// `came` is the edge of the path that it came along, if it came along one.
-    fn pass_on(&mut self, caller: Caller, came: Option<Edge>, edge: Edge, request: Request) {
+    /// `came` is the edge of the path that it came along, if it came along one; `stands` says that
+    /// this site stands in the Destination's place in it.
+    fn pass_on(
+        &mut self,
+        caller: Caller,
+        came: Option<Edge>,
+        edge: Edge,
+        request: Request,
+        stands: bool,
+    ) {
         if request.hop.hops_left == 0 {
             let reason = "the request has passed as many sites as it may".to_owned();
             return self.answer(caller, Answer::Failed { reason });
@@ -158,7 +193,8 @@ impl Step<'_> {
         };
         let hops_left = request.hop.hops_left - 1;
         let hop = Hop { edge: Some(edge.handle), hops_left, taken, ..request.hop };
-        let waiting = Waiting::Relay(caller, came, Box::new(request.origin.op.clone()));
+        let op = Box::new(request.origin.op.clone());
+        let waiting = Waiting::Relay(caller, came, op, stands);
         let request = Request { origin: request.origin, hop };
         self.send(&Party::Peer(edge.peer), request, waiting);
     }
@@ -168,10 +204,10 @@ impl Step<'_> {
         &mut self,
         caller: Caller,
         came: Option<Edge>,
-        op: Op,
+        (op, stands): (Op, bool),
         answer: Result<Answer, CallError>,
     ) {
-        let answer = match answer {
+        let mut answer = match answer {
             Ok(answer) => answer,
             // Nothing about the site beyond is told.
             Err(_) => {
@@ -179,7 +215,23 @@ impl Step<'_> {
                 return self.answer(caller, Answer::Failed { reason });
             }
         };
+        if let (Op::ForcedMigration { vm, migration, .. }, Answer::Prepared { source, .. }) =
+            (&op, &mut answer)
+            && let Some(up) = &came
+        {
+            let given = stands.then_some(model::EdgeHandle(migration.0));
+            let way = (given, true);
+            *source = self.source_for(*migration, *vm, &up.peer, source.clone(), way);
+        }
         match (&op, &answer) {
+            (
+                Op::TransferVerification { migration, .. },
+                Answer::Verified(crate::message::Outcome::Aborted(_)),
+            ) => self.relay_is_over(*migration),
+            (
+                Op::InitiateTransfer { migration, .. } | Op::Deliver { migration, .. },
+                Answer::Gone { .. } | Answer::HandedBack { .. },
+            ) => self.relay_is_over(*migration),
             (Op::Deliver { migration, certificate, .. }, Answer::Owned { statement }) => {
                 if self.proves_ownership(certificate, statement).is_none() {
                     let reason = "the Destination's statement does not hold".to_owned();
@@ -210,6 +262,7 @@ impl Step<'_> {
                         certificate: certificate.clone(),
                         owned: statement.clone(),
                     });
+                    self.relay_is_over(*migration);
                     self.wake_journeys(op.vm());
                 }
             }
@@ -252,6 +305,7 @@ impl Step<'_> {
         let known = self.site.state.migrations.get(&migration);
         if known.is_none_or(|migration| !migration.retired) {
             self.persist(Row::Retired { migration, vm, came });
+            self.relay_is_over(migration);
             self.wake_journeys(vm);
         }
     }

@@ -21,6 +21,7 @@ impl Site {
         step.forget_destroyed();
         step.resume_sources();
         step.resume_targets();
+        step.resume_relays();
         step.resume_journeys();
         step.run();
         step.out

@@ -192,6 +192,9 @@ pub enum Row {
         mode: Mode,
         /// When this site aborts by itself, as long as nothing is released.
         deadline: Time,
+        /// The Destination's end, if this site's proxy has to dial it.
+        #[serde(default)]
+        dial: Option<TransferEnd>,
     },
     /// Source: the Destination's proxy came.
     Initiated {
@@ -381,6 +384,20 @@ pub enum Row {
         #[serde(default)]
         taken: Option<Agreed>,
     },
+    /// Controller and Intermediaries: this site's proxy stands between the two ends of a transfer.
+    Relaying {
+        /// The migration.
+        migration: MigrationId,
+        /// The VM.
+        vm: VmId,
+        /// What the Source's side was given a token of, if this site stands in the Destination's
+        /// place.
+        given: Option<EdgeHandle>,
+        /// The way to the Source.
+        source: TransferEnd,
+        /// When it is passed on no more.
+        until: Time,
+    },
     /// Controller and Intermediaries: the new path counts.
     Flipped {
         /// The migration.
@@ -507,6 +524,7 @@ impl Row {
             Self::Stopped { .. } => "stopped",
             Self::Parked { .. } => "parked",
             Self::Pending { .. } => "pending",
+            Self::Relaying { .. } => "relaying",
             Self::Flipped { .. } => "flipped",
             Self::Retired { .. } => "retired",
             Self::Learned { .. } => "learned",
@@ -522,7 +540,7 @@ impl Row {
     }
 
     /// Every name that [`Row::kind`] can give.
-    pub const KINDS: [&'static str; 38] = [
+    pub const KINDS: [&'static str; 39] = [
         "host_added",
         "host_draining",
         "host_removed",
@@ -550,6 +568,7 @@ impl Row {
         "stopped",
         "parked",
         "pending",
+        "relaying",
         "flipped",
         "retired",
         "learned",

@@ -30,8 +30,15 @@ pub trait World: Verify {
     /// The token that this site's Source gives out for a migration: always the same one, derived
     /// from a secret of the site, so that it need not be stored.
     fn source_token(&self, migration: MigrationId) -> Token;
+    /// A token that this site's proxy gives out as a relay, to the Source's side or to the
+    /// Destination's: always the same one, derived from a secret of the site.
+    fn relay_token(&self, of: EdgeHandle, for_source: bool) -> Token;
+    /// The key that this site's proxy shows as a relay, derived in the same way.
+    fn relay_key(&mut self, of: EdgeHandle) -> PublicKey;
     /// The URI of the transfer proxy for files on a host.
     fn proxy_uri(&self, host: &HostName) -> model::ProxyUri;
+    /// The same for this site's own proxies, whether or not anybody else can dial it.
+    fn inner_uri(&self, host: &HostName) -> model::ProxyUri;
     /// The identity key of this site, or of a peer of that name.
     fn identity(&self, party: &Party) -> Option<SiteKey>;
     /// The site's rules.
@@ -90,6 +97,8 @@ pub(crate) enum Timer {
     AdmitExpiry(MigrationId),
     /// A READY Destination dials its Source again; one that has accepted hangs up.
     Pull(MigrationId),
+    /// A transfer is passed on no more.
+    Relay(MigrationId),
     /// A Source deletes its frozen copy, or has said for long enough that it aborted.
     Purge(MigrationId),
     /// A guest is not as it should be: it is seen to again.
@@ -120,8 +129,9 @@ pub(crate) struct OfferMade {
 pub(crate) enum OfferAt {
     /// A host of this site.
     Local { host: HostName, end: TransferEnd },
-    /// A peer, by its own edge, and the contract with it that may be taken.
-    Peer(Edge, Proposal),
+    /// A peer, by its own edge, the contract with it that may be taken, and whether this site's
+    /// proxy stands in the Destination's place.
+    Peer(Edge, Proposal, bool),
 }
 
 /// A Migration request on its way: this site's own journey, or one that it passes on.
@@ -157,8 +167,9 @@ pub(crate) enum Waiting {
     Gather(RequestId, PeerName),
     /// It is the step of a journey; the text names it.
     Journey(OperationId, &'static str),
-    /// It was passed on for somebody.
-    Relay(Caller, Option<Edge>, Box<Op>),
+    /// It was passed on for somebody; of a forced migration, whether this site stands in the
+    /// Destination's place.
+    Relay(Caller, Option<Edge>, Box<Op>, bool),
     /// A user waits for it; if the VM named here is gone then, this site is to know so.
     User(u64, Option<VmId>),
     /// A report up the path.
@@ -186,6 +197,8 @@ pub(crate) struct JourneyMemory {
     pub rounds: u32,
     pub failures: u32,
     pub source: Option<TransferEnd>,
+    /// This site stands in the Destination's place, towards the Source.
+    pub stands: bool,
     pub chain: Option<model::Chain>,
     pub active: bool,
     pub profile: Option<RunProfile>,
@@ -350,6 +363,7 @@ impl Step<'_> {
                 Timer::SourceDeadline(migration) => self.source_deadline(migration),
                 Timer::AdmitExpiry(migration) => self.admit_expired(migration),
                 Timer::Pull(migration) => self.dial_again(migration),
+                Timer::Relay(migration) => self.end_relay(migration),
                 Timer::Purge(migration) => self.purge(migration),
                 Timer::Guest(vm) => self.see_to_guest(vm),
                 Timer::Report(vm) => self.send_report(vm),
@@ -361,6 +375,12 @@ impl Step<'_> {
 
     /// Sends one request up, down or here, and remembers what its answer is for.
     fn on_request(&mut self, caller: Caller, from: Party, request: Request) {
+        let (vm, migration) = (request.origin.op.vm(), request.origin.op.migration());
+        let known = migration.and_then(|id| self.site.state.migrations.get(&id));
+        if known.is_some_and(|known| known.vm != vm) {
+            // A migration is of one VM. Who says otherwise would act on the files of another.
+            return self.answer(caller, Answer::Unknown);
+        }
         match &request.origin.op {
             Op::MigrationRequest { .. } => self.migration_request(caller, from, request),
             Op::Withdraw { vm, request: id } => {
@@ -399,7 +419,9 @@ impl Step<'_> {
         match waiting {
             Waiting::Gather(request, peer) => self.gathered(request, peer, call, answer),
             Waiting::Journey(operation, _) => self.journey_answer(operation, answer),
-            Waiting::Relay(caller, came, op) => self.relayed(caller, came, *op, answer),
+            Waiting::Relay(caller, came, op, stands) => {
+                self.relayed(caller, came, (*op, stands), answer);
+            }
             Waiting::User(ask, destroys) => {
                 if let (Some(vm), Ok(Answer::Done)) = (destroys, &answer) {
                     self.destroyed_below(vm);
@@ -542,6 +564,17 @@ impl Step<'_> {
         waiting: Waiting,
     ) {
         let hop = Hop { hops_left: model::limit::MAX_HOPS, time_left: limit, ..Hop::default() };
+        self.send_hop_down(down, origin, hop, waiting);
+    }
+
+    /// The same, with what this hop says for itself; the edge is set here.
+    pub(crate) fn send_hop_down(
+        &mut self,
+        down: &Down,
+        origin: Origin,
+        hop: Hop,
+        waiting: Waiting,
+    ) {
         match down {
             Down::Here => {
                 let request = Request { origin, hop };

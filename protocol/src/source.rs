@@ -41,7 +41,7 @@ impl Step<'_> {
         let controller = request.origin.key;
         match request.origin.op {
             Op::ForcedMigration { vm, migration, target_vm_key, target_transfer_key, mode } => {
-                let target = (target_vm_key, target_transfer_key);
+                let target = (target_vm_key, target_transfer_key, request.hop.target);
                 self.prepare(caller, vm, migration, controller, target, mode);
             }
             Op::TransferVerification { vm, migration, ready } => {
@@ -80,7 +80,7 @@ impl Step<'_> {
         vm: VmId,
         migration: MigrationId,
         controller: PublicKey,
-        (target_vm_key, target_transfer_key): (PublicKey, PublicKey),
+        (target_vm_key, target_transfer_key, target): (PublicKey, PublicKey, Option<TransferEnd>),
         mode: Mode,
     ) {
         let known = self.site.state.migrations.get(&migration).and_then(|m| m.source.clone());
@@ -129,6 +129,15 @@ impl Step<'_> {
             return self.answer(caller, Answer::Failed { reason });
         }
         let token = self.world.source_token(migration);
+        let uri = self.world.proxy_uri(&stay.host);
+        // Where nobody dials it, it dials; a relay may stand in the place of a Destination that
+        // nobody can dial either.
+        let dial = target.filter(|target| {
+            let is_chosen = (target.vm_key, target.transfer_key)
+                == (target_vm_key, target_transfer_key)
+                && target.is_proven(&Verifier(self.world));
+            is_chosen && uri.is_dial_out() && !target.uri.is_dial_out()
+        });
         let transfer_key = match &bound {
             Some(source) => source.transfer_key,
             None => {
@@ -145,6 +154,7 @@ impl Step<'_> {
                     hint: token.hint(),
                     mode,
                     deadline,
+                    dial,
                 });
                 self.arm(Timer::SourceDeadline(migration), deadline);
                 transfer_key
@@ -152,8 +162,8 @@ impl Step<'_> {
         };
         self.serve(migration);
         let proof = self.world.sign(&stay.key, TransferEnd::TYPE, &transfer_key.0);
-        let uri = self.world.proxy_uri(&stay.host);
-        let source = TransferEnd { uri, token, transfer_key, vm_key: stay.key, proof };
+        let relay = None;
+        let source = TransferEnd { uri, token, relay, transfer_key, vm_key: stay.key, proof };
         let will_move = matches!(mode, Mode::Hibernate) || stay.power == PowerState::Suspended;
         let ran = stay.power != PowerState::Defined || stay.starting || stay.wanted;
         let profile = self.profile_of(&stay).filter(|_| will_move && ran);
@@ -170,6 +180,7 @@ impl Step<'_> {
             hint: source.hint,
             key: source.transfer_key,
             peer_key: source.target_transfer_key,
+            dial: source.dial.clone().map(Box::new),
         };
         self.command(command);
     }

@@ -10,6 +10,7 @@ use model::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::relay::RelayRole;
 use crate::row::{Down, Edge, Goal, LIBRARY, Mode, Party, Result, Row};
 
 /// A host of this site.
@@ -122,6 +123,8 @@ pub struct SourceRole {
     pub active: bool,
     /// When this site aborts by itself.
     pub deadline: Time,
+    /// The Destination's end, if this site's proxy has to dial it.
+    pub dial: Option<TransferEnd>,
     /// The copy here: the live stay until RELEASED, the frozen one from then on.
     pub copy: Stay,
     /// Root digest of what was read.
@@ -215,6 +218,8 @@ pub struct Migration {
     pub pending: Option<(Edge, Edge)>,
     /// What an Intermediary of the new path knows of the VM.
     pub relayed: Option<(Descriptor, Chain)>,
+    /// As one whose proxy passes the transfer on.
+    pub relay: Option<RelayRole>,
     /// The path that the migration leaves behind, from the flip until it is retired.
     pub old: Option<(Option<Edge>, Down)>,
     /// The signed OWNED, once the new path counts.
@@ -298,6 +303,15 @@ pub struct Illegal {
 impl State {
     /// The state after `row`. Total: a row is legal here, or a typed error and nothing changed.
     pub fn apply(&mut self, row: &Row) -> std::result::Result<(), Illegal> {
+        if let Row::Offered { migration, vm, .. }
+        | Row::Admitted { migration, vm, .. }
+        | Row::Pending { migration, vm, .. }
+        | Row::Relaying { migration, vm, .. }
+        | Row::Retired { migration, vm, .. } = row
+            && self.migrations.get(migration).is_some_and(|known| known.vm != *vm)
+        {
+            return Err(Illegal { row: row.kind(), why: "the migration is of another VM" });
+        }
         let turned = match row {
             Row::Owned { migration, .. } | Row::Flipped { migration, .. } => {
                 self.migrations.get(migration).map(|migration| migration.vm)
@@ -491,7 +505,10 @@ impl State {
             | Row::Owned { .. }
             | Row::HandedBack { .. }
             | Row::Dropped { .. } => self.apply_as_target(row).map_err(illegal)?,
-            Row::Pending { .. } | Row::Flipped { .. } | Row::Retired { .. } => {
+            Row::Pending { .. }
+            | Row::Relaying { .. }
+            | Row::Flipped { .. }
+            | Row::Retired { .. } => {
                 self.apply_to_path(row).map_err(illegal)?;
             }
         }
@@ -511,6 +528,7 @@ impl State {
             hint,
             mode,
             deadline,
+            dial,
         } = row
         {
             let copy =
@@ -530,6 +548,7 @@ impl State {
                 mode: *mode,
                 active: false,
                 deadline: *deadline,
+                dial: dial.clone(),
                 copy,
                 sent: None,
                 certificate: None,
@@ -711,6 +730,10 @@ impl State {
                 entry.relayed = Some((descriptor.clone(), chain.clone()));
                 (entry.promised, entry.taken) = (promised.clone(), taken.clone());
             }
+            Row::Relaying { migration, vm, given, source, until } => {
+                self.migration(*migration, *vm).relay =
+                    Some(RelayRole { given: *given, source: source.clone(), until: *until });
+            }
             Row::Flipped { migration, certificate, owned } => {
                 let chosen = self
                     .journeys
@@ -778,6 +801,7 @@ impl State {
             target: None,
             pending: None,
             relayed: None,
+            relay: None,
             old: None,
             owned: None,
             retired: false,

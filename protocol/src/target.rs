@@ -136,7 +136,7 @@ impl Step<'_> {
         let proof = self.world.sign(&vm_key, TransferEnd::TYPE, &transfer_key.0);
         let token = model::Token(self.world.random());
         let uri = self.world.proxy_uri(&host);
-        let target = TransferEnd { uri, token, transfer_key, vm_key, proof };
+        let target = TransferEnd { uri, token, relay: None, transfer_key, vm_key, proof };
         let terms = Terms {
             price_milli: self.site.config.price_milli,
             penalty_milli: self.site.config.penalty_milli,
@@ -208,6 +208,10 @@ impl Step<'_> {
         if owner.key != source.vm_key || !source.is_proven(&Verifier(self.world)) {
             return self.answer(caller, gone("the source is not the VM's owner"));
         }
+        let source = match self.usable_source(migration, source, &end) {
+            Ok(source) => source,
+            Err(why) => return self.answer(caller, gone(why)),
+        };
         let newest = self.site.state.vms.get(&vm).map(|vm| vm.chain.epoch());
         if newest.is_some_and(|epoch| epoch > owner.epoch) {
             return self.answer(caller, gone("the VM has changed its owner since"));

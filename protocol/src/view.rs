@@ -120,7 +120,7 @@ impl Site {
             },
             at: match &offer.at {
                 OfferAt::Local { host, .. } => format!("host {host}"),
-                OfferAt::Peer(edge, _) => format!("peer {}", edge.peer),
+                OfferAt::Peer(edge, ..) => format!("peer {}", edge.peer),
             },
             terms: offer.terms.clone(),
         })

@@ -1,53 +1,41 @@
-//! The QUIC carrier: one UDP port for every session of a proxy, listening and dialling.
+//! What carries a session: QUIC over one UDP port, or TLS over several TCP connections.
 //!
-//! Nothing outside this module knows quinn. A second carrier offers the same types: an endpoint
-//! that accepts and dials, a [`Link`], and streams of bytes.
+//! Both offer the same: a [`Port`] that accepts and dials, a [`Link`] (a session), and [`Stream`]s
+//! of bytes within it, of which the dialler opens the first for control and the others as lanes.
+//! Nothing outside this module knows quinn or a socket.
+
+pub(crate) mod pipe;
+pub(crate) mod quic;
+pub(crate) mod tcp;
 
 mod congestion;
 mod reset;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::sync::{Arc, Mutex};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use model::PublicKey;
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ConnectionError, IdleTimeout, TransportConfig, VarInt};
-use rustls::pki_types::CertificateDer;
+use model::{Carrier as Kind, PublicKey};
 
 use crate::tls;
 
 pub use reset::ResetKey;
+pub use tcp::Doorstep;
 
-/// Requests for chunks that a target has under way at once.
-pub(crate) const DATA_STREAMS: u32 = 8;
-
-/// Bytes of one stream under way: two runs of chunks.
-const STREAM_WINDOW_BYTES: u32 = 8 << 20;
-
-/// Bytes of one session under way, in each direction. It bounds the rate: 32 MiB is 10 Gbit/s at
-/// 25 ms, or 1 Gbit/s at 250 ms.
-pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
+/// Streams beside the control stream that a session may have.
+pub(crate) const MAX_LANES: usize = 16;
 
 /// A session from which nothing comes for so long has ended.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(12);
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// How often a quiet session says that it is there.
-const KEEP_ALIVE: Duration = Duration::from_secs(3);
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(3);
 
 /// A stream on which data is due and nothing comes for so long has stalled.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Buffer of the UDP socket in bytes, as far as the system grants it.
-const SOCKET_BUFFER_BYTES: usize = 4 << 20;
-
-/// Packets of handshakes that wait to be looked at.
-const MAX_INCOMING: usize = 256;
-
-/// Bytes kept of one such handshake, and of all together.
-const INCOMING_BYTES: u64 = 16 << 10;
-const INCOMING_TOTAL_BYTES: u64 = 2 << 20;
+/// Ports that are tried until one is free for UDP and TCP alike, where any will do.
+const MAX_PORTS: usize = 64;
 
 /// Why a session was closed, as one end tells the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,10 +54,6 @@ pub(crate) enum Code {
 
 impl Code {
     const ALL: [Self; 5] = [Self::Away, Self::Done, Self::Refused, Self::Superseded, Self::Broken];
-
-    fn number(self) -> VarInt {
-        VarInt::from_u32(self as u32)
-    }
 
     fn text(self) -> &'static str {
         match self {
@@ -96,29 +80,6 @@ pub(crate) enum Closed {
     Lost(String),
 }
 
-impl From<ConnectionError> for Closed {
-    fn from(error: ConnectionError) -> Self {
-        // The codes of TLS alerts (RFC 9001, section 4.8).
-        let is_tls = |code: u64| (0x100..0x200).contains(&code);
-        match &error {
-            ConnectionError::ApplicationClosed(close) => Code::ALL
-                .into_iter()
-                .find(|code| code.number() == close.error_code)
-                .map_or_else(|| Self::Lost("closed for an unknown reason".into()), Self::ByPeer),
-            // Whether the other end did not like our key, or we not its: both are a refusal, and
-            // neither says which.
-            ConnectionError::TransportError(inner) if is_tls(inner.code.into()) => {
-                Self::ByPeer(Code::Refused)
-            }
-            ConnectionError::ConnectionClosed(close) if is_tls(close.error_code.into()) => {
-                Self::ByPeer(Code::Refused)
-            }
-            ConnectionError::LocallyClosed => Self::Here,
-            _ => Self::Lost(error.to_string()),
-        }
-    }
-}
-
 /// The stream, or the session as a whole, ended; the [`Link`] tells more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Cut;
@@ -132,259 +93,344 @@ pub(crate) enum Stall {
     Watched,
 }
 
-/// The UDP port.
-pub(crate) struct Carrier {
-    tls: tls::Tls,
-    address: SocketAddr,
-    server: quinn::ServerConfig,
-    transport: Arc<TransportConfig>,
-    /// Taken when the port is closed.
-    endpoint: Mutex<Option<quinn::Endpoint>>,
+/// Where a proxy listens and dials from: a UDP and a TCP port of the same number.
+pub(crate) struct Port {
+    quic: quic::Port,
+    tcp: tcp::Port,
 }
 
-impl Carrier {
-    /// Opens the port. Must be called within a tokio runtime.
-    pub(crate) fn bind(listen: SocketAddr, tls: tls::Tls, reset: ResetKey) -> io::Result<Self> {
-        let socket = UdpSocket::bind(listen)?;
-        // The system may grant less; then bursts are lost earlier, and nothing else.
-        let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES);
-        let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES);
-        let address = socket.local_addr()?;
-        let server = server_config(tls.listen());
-        let runtime = quinn::default_runtime().expect("called within a tokio runtime");
-        let endpoint =
-            quinn::Endpoint::new(reset.endpoint(), Some(server.clone()), socket, runtime)?;
-        let transport = Arc::new(transport(0, 1));
-        Ok(Self { tls, address, server, transport, endpoint: Mutex::new(Some(endpoint)) })
+impl Port {
+    /// Opens the UDP port, and the TCP port unless somebody else has that. Must be called within a
+    /// tokio runtime.
+    pub(crate) fn bind(
+        listen: SocketAddr,
+        has_tcp: bool,
+        tls: &tls::Tls,
+        reset: &ResetKey,
+    ) -> io::Result<Self> {
+        let mut tries = if listen.port() == 0 { MAX_PORTS } else { 1 };
+        loop {
+            let quic = quic::Port::bind(listen, tls.clone(), reset.clone())?;
+            tries -= 1;
+            match tcp::Port::bind(has_tcp.then(|| quic.address()), tls.clone()) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
+                tcp => return Ok(Self { quic, tcp: tcp? }),
+            }
+        }
     }
 
-    /// Where the port is.
+    /// Where what came in at a TCP port of somebody else is handed over.
+    pub(crate) fn doorstep(&self) -> Doorstep {
+        self.tcp.doorstep()
+    }
+
+    /// Where the ports are.
     pub(crate) fn address(&self) -> SocketAddr {
-        self.address
+        self.quic.address()
     }
 
-    fn endpoint(&self) -> Option<quinn::Endpoint> {
-        self.endpoint.lock().expect("no holder of this lock panics").clone()
-    }
-
-    /// Waits for the next one to dial; none once the port is closed.
+    /// Waits for the next one to dial; none once the ports are closed.
     pub(crate) async fn accept(&self) -> Option<Attempt> {
-        let endpoint = self.endpoint()?;
-        let incoming = endpoint.accept().await?;
-        Some(Attempt { incoming, server: self.server.clone(), tls: self.tls.clone() })
+        tokio::select! {
+            attempt = self.quic.accept() => attempt.map(Attempt::Quic),
+            attempt = self.tcp.accept() => attempt.map(Attempt::Tcp),
+        }
     }
 
     /// Makes a session with the proxy at `address`, which must show `peer`.
     pub(crate) async fn dial(
         &self,
+        kind: Kind,
         address: SocketAddr,
         key: tls::TransferKey,
         peer: &PublicKey,
         hint: &tls::Hint,
     ) -> Result<Link, Closed> {
-        let endpoint = self.endpoint().ok_or(Closed::Here)?;
-        let crypto = QuicClientConfig::try_from(self.tls.dial(key, peer, hint))
-            .expect("the provider has the cipher suite of QUIC's first packets");
-        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-        config.transport_config(self.transport.clone());
-        // The name is needed by an interface and never sent.
-        let connecting = endpoint
-            .connect_with(config, address, "0.0.0.0")
-            .map_err(|error| Closed::Lost(error.to_string()))?;
-        Ok(Link(connecting.await?))
+        match kind {
+            Kind::Quic => self.quic.dial(address, key, peer, hint).await.map(Link::Quic),
+            Kind::Tls => self.tcp.dial(address, key, peer, hint).await.map(Link::Tcp),
+        }
     }
 
-    /// Closes every session and the port. What was told to the other ends is sent before the
+    /// Makes a session of connections that `way` makes, sealed in whatever they go through, with
+    /// the end that must show `peer`.
+    pub(crate) async fn dial_through(
+        &self,
+        way: tcp::Opener,
+        key: tls::TransferKey,
+        peer: &PublicKey,
+    ) -> Result<Link, Closed> {
+        self.tcp.dial_through(way, key, peer).await.map(Link::Tcp)
+    }
+
+    /// Someone dials through a connection of this process, which came out of a session with `from`.
+    pub(crate) fn sealed(&self, connection: tokio::io::DuplexStream, from: IpAddr) -> Attempt {
+        Attempt::Tcp(self.tcp.sealed(connection, from))
+    }
+
+    /// Closes every session and both ports. What was told to the other ends is sent before the
     /// future ends, unless that takes longer than `patience`.
     pub(crate) async fn close(&self, patience: Duration) {
-        let endpoint = self.endpoint.lock().expect("no holder of this lock panics").take();
-        if let Some(endpoint) = endpoint {
-            endpoint.close(Code::Away.number(), Code::Away.text().as_bytes());
-            let _ = tokio::time::timeout(patience, endpoint.wait_idle()).await;
-        }
+        self.tcp.close();
+        self.quic.close(patience).await;
     }
 
     /// Closes every session without waiting.
     pub(crate) fn hang_up(&self) {
-        if let Some(endpoint) = self.endpoint.lock().ok().and_then(|mut endpoint| endpoint.take()) {
-            endpoint.close(Code::Away.number(), Code::Away.text().as_bytes());
-        }
+        self.tcp.close();
+        self.quic.hang_up();
     }
 }
 
-/// What both ends of a session have in common; `bidi` and `uni` are the streams that the other
-/// end may have open at once.
-fn transport(bidi: u32, uni: u32) -> TransportConfig {
-    let mut config = TransportConfig::default();
-    config
-        .max_concurrent_bidi_streams(bidi.into())
-        .max_concurrent_uni_streams(uni.into())
-        .stream_receive_window(STREAM_WINDOW_BYTES.into())
-        .receive_window(CONNECTION_WINDOW_BYTES.into())
-        .send_window(CONNECTION_WINDOW_BYTES.into())
-        .datagram_receive_buffer_size(None)
-        .max_idle_timeout(Some(
-            IdleTimeout::try_from(IDLE_TIMEOUT).expect("seconds fit a QUIC integer"),
-        ))
-        .keep_alive_interval(Some(KEEP_ALIVE))
-        .mtu_discovery_config(Some(quinn::MtuDiscoveryConfig::default()))
-        .congestion_controller_factory(Arc::new(congestion::Factory::default()));
-    config
-}
-
-fn server_config(tls: rustls::ServerConfig) -> quinn::ServerConfig {
-    let crypto = QuicServerConfig::try_from(tls)
-        .expect("the provider has the cipher suite of QUIC's first packets");
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    config
-        // The target opens the control stream and one stream per request.
-        .transport_config(Arc::new(transport(1 + DATA_STREAMS, 0)))
-        .max_incoming(MAX_INCOMING)
-        .incoming_buffer_size(INCOMING_BYTES)
-        .incoming_buffer_size_total(INCOMING_TOTAL_BYTES);
-    config
-}
-
-/// Someone dials. Nothing is known of them but an address that may be forged.
-pub(crate) struct Attempt {
-    incoming: quinn::Incoming,
-    server: quinn::ServerConfig,
-    tls: tls::Tls,
+/// Someone dials. Nothing is known of them but an address, which may be forged over UDP.
+pub(crate) enum Attempt {
+    Quic(quic::Attempt),
+    Tcp(tcp::Attempt),
 }
 
 impl Attempt {
     /// The address that the packets seem to come from.
     pub(crate) fn from(&self) -> IpAddr {
-        self.incoming.remote_address().ip()
+        match self {
+            Self::Quic(attempt) => attempt.from(),
+            Self::Tcp(attempt) => attempt.from(),
+        }
     }
 
     /// Whether the address is proven.
     pub(crate) fn is_proven(&self) -> bool {
-        self.incoming.remote_address_validated()
+        match self {
+            Self::Quic(attempt) => attempt.is_proven(),
+            Self::Tcp(_) => true,
+        }
     }
 
     /// Demands a proof of the address; costs no memory here.
     pub(crate) fn demand_proof(self) {
-        if let Err(error) = self.incoming.retry() {
-            error.into_incoming().ignore();
+        if let Self::Quic(attempt) = self {
+            attempt.demand_proof();
         }
     }
 
     /// Answers nothing at all.
     pub(crate) fn ignore(self) {
-        self.incoming.ignore();
+        if let Self::Quic(attempt) = self {
+            attempt.ignore();
+        }
     }
 
     /// Makes the session, with the key that `key_of` has for the hint, and tells that hint.
     pub(crate) async fn answer(
-        mut self,
+        self,
         key_of: impl Fn(&tls::Hint) -> Option<tls::TransferKey> + Send + Sync + 'static,
     ) -> Result<(Link, tls::Hint), Closed> {
-        let (config, hint) = self.tls.answer(key_of);
-        self.server.crypto = Arc::new(
-            QuicServerConfig::try_from(config)
-                .expect("the provider has the cipher suite of QUIC's first packets"),
-        );
-        let connection = self.incoming.accept_with(Arc::new(self.server))?.await?;
-        let hint = *hint.get().expect("without a hint no key was found and no handshake done");
-        Ok((Link(connection), hint))
+        match self {
+            Self::Quic(attempt) => {
+                let (link, hint) = attempt.answer(key_of).await?;
+                Ok((Link::Quic(link), hint))
+            }
+            Self::Tcp(attempt) => {
+                let (link, hint) = attempt.answer(key_of).await?;
+                Ok((Link::Tcp(link), hint))
+            }
+        }
     }
 }
 
 /// A session. Clones are the same session; it ends when all are dropped, or by [`Link::close`].
 #[derive(Clone)]
-pub(crate) struct Link(quinn::Connection);
+pub(crate) enum Link {
+    Quic(quic::Link),
+    Tcp(tcp::Link),
+}
 
 impl Link {
     /// Tells two sessions apart.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
-        self.0.stable_id() == other.0.stable_id()
+        match (self, other) {
+            (Self::Quic(one), Self::Quic(other)) => one.is_same(other),
+            (Self::Tcp(one), Self::Tcp(other)) => one.is_same(other),
+            _ => false,
+        }
+    }
+
+    /// What carries it.
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            Self::Quic(_) => Kind::Quic,
+            Self::Tcp(_) => Kind::Tls,
+        }
     }
 
     /// The transfer key that the other end proved to hold.
     pub(crate) fn peer_key(&self) -> Option<PublicKey> {
-        let shown = self.0.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-        tls::shown_key(shown.first()?)
+        match self {
+            Self::Quic(link) => link.peer_key(),
+            Self::Tcp(link) => link.peer_key(),
+        }
     }
 
-    /// Opens a stream of both directions; waits while too many are open.
-    pub(crate) async fn open(&self) -> Result<(Sender, Receiver), Cut> {
-        let (sender, receiver) = self.0.open_bi().await.map_err(|_| Cut)?;
-        Ok((Sender(sender), Receiver(receiver)))
+    /// The dialler opens a stream; waits while too many are open.
+    pub(crate) async fn open(&self) -> Result<Stream, Cut> {
+        match self {
+            Self::Quic(link) => link.open().await,
+            Self::Tcp(link) => link.open().await,
+        }
     }
 
-    /// The next stream of both directions that the other end opened.
-    pub(crate) async fn accept(&self) -> Result<(Sender, Receiver), Cut> {
-        let (sender, receiver) = self.0.accept_bi().await.map_err(|_| Cut)?;
-        Ok((Sender(sender), Receiver(receiver)))
+    /// The next stream that the dialler opened. Over TCP this is the first one only: others come
+    /// as sessions of their own and are added by [`Link::join`].
+    pub(crate) async fn accept(&self) -> Result<Stream, Cut> {
+        match self {
+            Self::Quic(link) => link.accept().await,
+            Self::Tcp(link) => link.accept().await,
+        }
     }
 
-    /// Opens a stream from here to the other end.
-    pub(crate) async fn open_one_way(&self) -> Result<Sender, Cut> {
-        Ok(Sender(self.0.open_uni().await.map_err(|_| Cut)?))
+    /// From now on the streams carry bytes that are not of this protocol: no reason is told among
+    /// them when the session is closed.
+    pub(crate) fn be_raw(&self) {
+        if let Self::Tcp(link) = self {
+            link.be_raw();
+        }
     }
 
-    /// The next stream from the other end to here.
-    pub(crate) async fn accept_one_way(&self) -> Result<Receiver, Cut> {
-        Ok(Receiver(self.0.accept_uni().await.map_err(|_| Cut)?))
+    /// Makes `stream`, the first of the session `other`, one of this session: it ends with it.
+    pub(crate) fn join(&self, other: &Self, stream: Stream) -> Option<Stream> {
+        match (self, other) {
+            (Self::Tcp(link), Self::Tcp(other)) => Some(link.join(other, stream)),
+            _ => None,
+        }
+    }
+
+    /// Streams beside the control stream that carry data at once.
+    pub(crate) fn lanes(&self) -> usize {
+        match self {
+            Self::Quic(_) => quic::LANES,
+            Self::Tcp(_) => tcp::LANES,
+        }
+    }
+
+    /// The round trip of the path, as the dialler sees it.
+    pub(crate) fn trip(&self) -> Duration {
+        match self {
+            Self::Quic(link) => link.trip(),
+            Self::Tcp(link) => link.trip(),
+        }
     }
 
     /// Ends the session now; what is not sent yet is lost.
     pub(crate) fn close(&self, code: Code) {
-        congestion::let_last_word_pass(self.0.congestion_state());
-        self.0.close(code.number(), code.text().as_bytes());
+        match self {
+            Self::Quic(link) => link.close(code),
+            Self::Tcp(link) => link.close(code),
+        }
     }
 
     /// Waits until the session is over.
     pub(crate) async fn closed(&self) -> Closed {
-        self.0.closed().await.into()
+        match self {
+            Self::Quic(link) => link.closed().await,
+            Self::Tcp(link) => link.closed().await,
+        }
     }
 
-    /// Bytes in UDP datagrams so far, in both directions.
+    /// Bytes given to the network and taken from it so far: in UDP datagrams, or in TCP streams.
     pub(crate) fn wire_bytes(&self) -> u64 {
-        let stats = self.0.stats();
-        stats.udp_tx.bytes + stats.udp_rx.bytes
+        match self {
+            Self::Quic(link) => link.wire_bytes(),
+            Self::Tcp(link) => link.wire_bytes(),
+        }
     }
 }
 
+/// Both halves of a stream.
+pub(crate) struct Stream {
+    pub(crate) sender: Sender,
+    pub(crate) receiver: Receiver,
+}
+
 /// The sending half of a stream.
-pub(crate) struct Sender(quinn::SendStream);
+pub(crate) enum Sender {
+    Quic(quic::Sender),
+    Tcp(tcp::Sender),
+}
 
 impl Sender {
     /// Sends `bytes`; waits while the windows are full.
     pub(crate) async fn send(&mut self, bytes: bytes::Bytes) -> Result<(), Cut> {
-        self.0.write_chunk(bytes).await.map_err(|_| Cut)
+        match self {
+            Self::Quic(sender) => sender.send(bytes).await,
+            Self::Tcp(sender) => sender.send(&bytes).await,
+        }
     }
 
-    /// Nothing more will be sent. Dropping it does the same.
-    pub(crate) fn finish(mut self) {
-        // Fails only if the other end does not want the stream any more.
-        let _ = self.0.finish();
-    }
-
-    /// What was sent last is not to be relied on.
-    pub(crate) fn abort(mut self) {
-        let _ = self.0.reset(Code::Broken.number());
+    /// Tells the other end that nothing more comes on this stream.
+    pub(crate) async fn finish(&mut self) {
+        match self {
+            Self::Quic(sender) => sender.finish(),
+            Self::Tcp(sender) => sender.finish().await,
+        }
     }
 }
 
 /// The receiving half of a stream.
-pub(crate) struct Receiver(quinn::RecvStream);
+pub(crate) enum Receiver {
+    Quic(quic::Receiver),
+    Tcp(tcp::Receiver),
+}
 
 impl Receiver {
     /// Fills `buffer`.
     pub(crate) async fn fill(&mut self, buffer: &mut [u8], stall: Stall) -> Result<(), Cut> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            let reading = self.0.read(&mut buffer[filled..]);
-            let read = match stall {
-                Stall::Never => reading.await,
-                Stall::Watched => {
-                    tokio::time::timeout(STALL_TIMEOUT, reading).await.map_err(|_| Cut)?
+        match stall {
+            Stall::Never => self.fill_at_last(buffer).await,
+            Stall::Watched => {
+                // By parts, so that slow is not silent.
+                for part in buffer.chunks_mut(WATCHED_BYTES) {
+                    let filling = self.fill_at_last(part);
+                    tokio::time::timeout(STALL_TIMEOUT, filling).await.map_err(|_| Cut)??;
                 }
-            };
-            filled += read.ok().flatten().ok_or(Cut)?;
+                Ok(())
+            }
         }
-        Ok(())
+    }
+
+    async fn fill_at_last(&mut self, buffer: &mut [u8]) -> Result<(), Cut> {
+        match self {
+            Self::Quic(receiver) => receiver.fill(buffer).await,
+            Self::Tcp(receiver) => receiver.fill(buffer).await,
+        }
+    }
+
+    /// Takes what has come, waiting for the first of it; 0 when nothing more comes.
+    pub(crate) async fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Cut> {
+        match self {
+            Self::Quic(receiver) => receiver.read(buffer).await,
+            Self::Tcp(receiver) => receiver.read(buffer).await,
+        }
+    }
+
+    /// `length` stands where a message's length should. Over TCP it may be the reason for which
+    /// the other end closes the session; then this is true, and the session is over.
+    pub(crate) fn is_closing(&self, length: u32) -> bool {
+        match (self, tcp::closing_code(length)) {
+            (Self::Tcp(receiver), Some(code)) => {
+                receiver.end(Closed::ByPeer(code));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Nothing comes any more. Over TCP that is the end of the session whose control stream this
+    /// is; QUIC finds out by itself.
+    pub(crate) fn is_lost(&self, why: &str) {
+        if let Self::Tcp(receiver) = self {
+            receiver.end(Closed::Lost(why.to_owned()));
+        }
     }
 }
+
+/// Bytes that must come within `STALL_TIMEOUT` where silence is watched.
+const WATCHED_BYTES: usize = 64 << 10;

@@ -28,6 +28,8 @@ pub(crate) enum Reason {
     Replaced,
     #[error("a message that the protocol does not allow")]
     Protocol,
+    #[error("no carrier that both ends allow")]
+    Carrier,
 }
 
 /// A [`Reason`] with what this site alone may know of it.

@@ -1,38 +1,100 @@
 //! What comes over a session and over the channel to a proxy, read as by the other end: for
 //! fuzzing. The messages are this crate's own, so what must hold of them is checked here.
 
-use model::Manifest;
+use model::manifest::CHUNK;
+use model::{Bytes, Digest, FileId, MigrationId, Token, VmId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::message::{self, Control, Fetch};
+use crate::buffer::Buffer;
+use crate::fault::Reason;
+use crate::message::{self, BlockSet, Control, Entry, Form, Held, Holds, Piece, Run, Verdict};
+use crate::piece;
 use crate::remote::wire::{self, Asked, Hello, Order, Report, Welcome};
 use crate::tls::hint_among;
 
 /// One frame of a session, behind its length, taken for a message of each kind. Gives what the
-/// other end's node tells, or the manifest, for whom these are meant.
+/// other end's node tells, for whom that is meant.
 ///
 /// # Panics
 ///
 /// If a message that was read is another one when it is written and read again.
-pub fn session(body: &[u8]) -> (Option<Vec<u8>>, Option<Manifest>) {
+pub fn session(body: &[u8]) -> Option<Vec<u8>> {
     let framed = |bytes: Vec<u8>| bytes[4..].to_vec();
     let control: Option<Control> = message::parse(body).ok();
     if let Some(control) = &control {
         assert_eq!(message::parse(&framed(message::frame(control))).as_ref(), Ok(control));
     }
-    if let Ok(fetch) = message::parse::<Fetch>(body) {
-        assert_eq!(message::parse(&framed(message::frame(&fetch))), Ok(fetch));
-    }
-    let manifest: Option<Manifest> = message::parse(body).ok();
-    if let Some(manifest) = &manifest {
-        assert_eq!(message::parse(&framed(message::frame(manifest))).as_ref(), Ok(manifest));
-    }
-    let told = match control {
+    match control {
         Some(Control::Tell { body, .. }) => Some(body),
         _ => None,
+    }
+}
+
+/// A frame of each kind, as [`session`] and [`lane`] read them: to begin with.
+pub fn frames() -> Vec<Vec<u8>> {
+    let (file, id) = (FileId::disk(0), [9; 16]);
+    let run = Run { first: 1, count: 2 };
+    let held = Held { file, known: 7, missing: vec![run], held: vec![run; 3] };
+    let verdicts = vec![(1, Verdict::Kept), (2, Verdict::Wanted), (3, Verdict::Patch(vec![5; 9]))];
+    let mut set = BlockSet::default();
+    set.add(2);
+    let piece = |form, packed, length| {
+        let digest = Digest([4; 32]);
+        let frame = message::frame(&Piece { file, index: 3, digest, form, packed, length });
+        let behind = frame.len() - 4;
+        let behind = u8::try_from(behind).expect("such frames are short");
+        [&[behind], &frame[4..], &vec![6; length as usize]].concat()
     };
-    (told, manifest)
+    let controls = [
+        Control::Hello { token: Token([7; 32]), session: id },
+        Control::Lane { token: Token([7; 32]), session: id },
+        Control::Through { token: Token([7; 32]) },
+        Control::Spare { token: Token([7; 32]) },
+        Control::Welcome { vm: VmId([2; 16]), migration: MigrationId([3; 16]) },
+        Control::Tell { number: 4, body: vec![1, 2, 3] },
+        Control::Taken { number: 200 },
+        Control::Broken(Reason::Changed(file)),
+        Control::Alive,
+        Control::Holds(Holds::Aside),
+        Control::Holds(Holds::Some { content: Some(id), files: vec![held] }),
+        Control::Layout { content: id, files: vec![(file, Bytes(8))], data: Bytes(4) },
+        Control::Sums {
+            file,
+            first: 9,
+            entries: vec![Entry::Zero(3), Entry::Data(Digest([7; 32]))],
+            data: Bytes(4),
+        },
+        Control::Judged { file, verdicts },
+        Control::Rest,
+        Control::Resting { pieces: 300 },
+        Control::End { root: Digest([8; 32]) },
+    ];
+    let controls = controls.iter().map(|control| message::frame(control)[4..].to_vec());
+    let pieces = [
+        piece(Form::Whole, false, 9),
+        piece(Form::Sparse(set), false, 4096),
+        piece(Form::Patch(set), true, 20),
+    ];
+    controls.chain(pieces).collect()
+}
+
+/// What comes on a lane: the frame before a chunk, and behind it the chunk's bytes, made into a
+/// chunk of `length` bytes with `base` as what is here of it.
+///
+/// # Panics
+///
+/// If a message that was read is another one when it is written and read again, or the chunk has
+/// another length.
+pub fn lane(body: &[u8], came: &[u8], base: &[u8]) {
+    let Ok(piece) = message::parse::<Piece>(body) else { return };
+    assert_eq!(message::parse(&message::frame(&piece)[4..]), Ok(piece));
+    // More of either is not read.
+    let chunk = |bytes: &[u8]| Buffer::from(&bytes[..bytes.len().min(CHUNK as usize)]);
+    let (came, base) = (chunk(came), chunk(base));
+    let length = base.len();
+    let made = piece::unmake(&piece, came, length, || Some(base));
+    assert!(made.is_none_or(|made| made.len() == length));
 }
 
 /// Everything that comes over the channel between a node and its proxy, as each of the two ends

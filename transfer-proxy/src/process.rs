@@ -31,11 +31,16 @@ const EVENTS: usize = 256;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where proxies of other sites come in, UDP. Port 0 takes a free one.
+    /// Where proxies of other sites come in, UDP and TCP. Port 0 takes a free one.
     pub listen: SocketAddr,
-    /// The address that they dial, if it is another.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub advertise: Option<SocketAddr>,
+    /// What they dial, if it is another: `ADDRESS:PORT`, with `tls://` or `quic://` before it where
+    /// only TCP or only UDP is open, or `dial-out` where nothing comes in.
+    #[serde(
+        default,
+        deserialize_with = "model::configured_uri_if_any",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub advertise: Option<ProxyUri>,
     /// Where the node comes in, TCP. Port 0 takes a free one.
     pub control: SocketAddr,
     /// The key of the node's site.
@@ -133,13 +138,15 @@ pub struct Running {
 
 /// Opens both ports and serves.
 pub async fn start(config: &Config, identity: Identity) -> Result<Running, StartError> {
-    let Config { listen, advertise, control: address, node } = *config;
+    let Config { listen, ref advertise, control: address, node } = *config;
+    let advertise = advertise.clone();
     let control = |source| StartError::Control { address, source };
     let listener = TcpListener::bind(address).await.map_err(control)?;
     let at = listener.local_addr().map_err(control)?;
     let (sender, events) = mpsc::channel(EVENTS);
     let reset = ResetKey::of(&identity);
-    let data = crate::Config { listen, advertise, limits: Limits::default(), reset };
+    let data =
+        crate::Config { listen, shares_tcp: false, advertise, limits: Limits::default(), reset };
     let proxy = Proxy::start(data, sender).await?;
     let mut port = JoinSet::new();
     port.spawn(ControlPort { listener, identity, node, proxy: proxy.clone(), events }.run());

@@ -1,13 +1,14 @@
 //! The control conversation of a session; the same at both ends once it is opened.
 
-use std::convert::Infallible;
-use std::pin::Pin;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use model::Carrier;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
-use crate::carrier::{Closed, Code, Cut, Link, Receiver, Sender, Stall};
+use crate::carrier::{
+    Closed, Code, Cut, IDLE_TIMEOUT, KEEP_ALIVE, Link, Receiver, Sender, Stall, Stream,
+};
 use crate::fault::{Fault, Reason};
 use crate::message::{self, Control, FrameError, MAX_CONTROL_BYTES};
 use crate::transfer::{Event, Transfer};
@@ -17,6 +18,9 @@ pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long an end waits for the other to take a last word before it closes the session.
 pub(crate) const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Messages about content that wait to be said, and that wait to be worked on.
+pub(crate) const WAITING_MESSAGES: usize = 8;
 
 /// How a session ended.
 #[derive(Debug)]
@@ -31,70 +35,167 @@ pub(crate) enum Outcome {
     PeerFault(Reason),
 }
 
-/// Both halves of the control stream.
-pub(crate) struct ControlStream {
-    pub(crate) sender: Sender,
-    pub(crate) receiver: Receiver,
+/// What the work beside the conversation says and hears: messages about content.
+pub(crate) struct Talk {
+    pub(crate) say: mpsc::Receiver<Control>,
+    pub(crate) heard: mpsc::Sender<Control>,
+    /// How the work gives up.
+    pub(crate) faults: mpsc::Receiver<Fault>,
 }
 
-/// Carries told messages both ways until the session ends. `faults` is how the work beside it
-/// gives up.
+/// The work's side of a [`Talk`].
+pub(crate) struct Work {
+    pub(crate) say: mpsc::Sender<Control>,
+    pub(crate) heard: mpsc::Receiver<Control>,
+    pub(crate) give_up: mpsc::Sender<Fault>,
+}
+
+/// Both sides.
+pub(crate) fn talk() -> (Talk, Work) {
+    let (say, said) = mpsc::channel(WAITING_MESSAGES);
+    let (tell, heard) = mpsc::channel(WAITING_MESSAGES);
+    let (give_up, faults) = mpsc::channel(1);
+    (Talk { say: said, heard: tell, faults }, Work { say, heard, give_up })
+}
+
+/// Carries messages both ways until the session ends.
 pub(crate) async fn converse(
     transfer: &Transfer,
     link: &Link,
-    stream: ControlStream,
-    faults: &mut mpsc::Receiver<Fault>,
+    stream: Stream,
+    talk: Talk,
 ) -> Outcome {
     transfer.attach(link);
-    let conversation = Conversation { transfer, link, sender: stream.sender };
-    let Err(outcome) = conversation.run(stream.receiver, faults).await;
-    match &outcome {
+    let Talk { say, heard, mut faults } = talk;
+    let (taken, taken_here) = watch::channel(0);
+    let stirred = Notify::new();
+    let is_tcp = link.kind() == Carrier::Tls;
+    let listener = Listener { transfer, link, heard, taken, stirred: &stirred, is_tcp };
+    let mut speaker = Speaker { sender: stream.sender, midway: false, is_tcp };
+    let ending = tokio::select! {
+        ending = listener.run(stream.receiver) => ending,
+        ending = speaker.run(transfer, say, taken_here, &stirred) => match ending {
+            None => over(link).await,
+            Some(outcome) => outcome,
+        },
+        Some(fault) = faults.recv() => Outcome::Fault(fault),
+    };
+    match &ending {
         Outcome::ClosedHere => link.close(Code::Done),
-        Outcome::Fault(_) | Outcome::PeerFault(_) => link.close(Code::Broken),
+        Outcome::Fault(fault) => {
+            speaker.give_up(link, fault.reason).await;
+            link.close(Code::Broken);
+        }
+        Outcome::PeerFault(_) => link.close(Code::Broken),
         Outcome::Over(_) => {}
     }
     transfer.detach(link);
-    outcome
+    ending
 }
 
-struct Conversation<'a> {
+/// The control stream ended: either the session did, or the other end does not keep to the
+/// protocol.
+async fn over(link: &Link) -> Outcome {
+    match tokio::time::timeout(LAST_WORD_TIMEOUT, link.closed()).await {
+        Ok(closed) => Outcome::Over(closed),
+        Err(_) => Outcome::Fault(Reason::Protocol.into()),
+    }
+}
+
+/// What comes.
+struct Listener<'a> {
     transfer: &'a Transfer,
     link: &'a Link,
+    heard: mpsc::Sender<Control>,
+    /// The last told message that was taken here.
+    taken: watch::Sender<u64>,
+    stirred: &'a Notify,
+    is_tcp: bool,
+}
+
+impl Listener<'_> {
+    async fn run(self, mut receiver: Receiver) -> Outcome {
+        loop {
+            let message = match self.next(&mut receiver).await {
+                Ok(message) => message,
+                Err(FrameError::Cut) => {
+                    receiver.is_lost("the connection broke");
+                    return over(self.link).await;
+                }
+                Err(error) => return Outcome::Fault(Fault::with(Reason::Protocol, error)),
+            };
+            let Transfer { migration, end, .. } = *self.transfer;
+            match (message, end) {
+                (Control::Tell { number, body }, _) => {
+                    self.transfer.emit(Event::Told { migration, end, message: body }).await;
+                    self.taken.send_replace(number);
+                }
+                (Control::Taken { number }, _) => {
+                    self.transfer.outbox.taken(number);
+                    self.stirred.notify_one();
+                }
+                (Control::Broken(reason), _) => return Outcome::PeerFault(reason),
+                (Control::Alive, _) => {}
+                (message, end) if message.content_for() == Some(end) => {
+                    // Fails where nobody works any more, because the session is about to end.
+                    let _ = self.heard.send(message).await;
+                }
+                _ => return Outcome::Fault(Reason::Protocol.into()),
+            }
+        }
+    }
+
+    async fn next(&self, receiver: &mut Receiver) -> Result<Control, FrameError> {
+        let next = message::receive(receiver, MAX_CONTROL_BYTES, Stall::Never);
+        if !self.is_tcp {
+            return next.await;
+        }
+        match tokio::time::timeout(IDLE_TIMEOUT, next).await {
+            Ok(message) => message,
+            Err(_) => {
+                receiver.is_lost("timed out");
+                Err(FrameError::Cut)
+            }
+        }
+    }
+}
+
+/// What goes.
+struct Speaker {
     sender: Sender,
+    /// Part of a message is sent.
+    midway: bool,
+    is_tcp: bool,
 }
 
-type Received = (Receiver, Result<Control, FrameError>);
-
-/// Owns the receiver while it reads, so that a message is never cut when something else happens.
-fn next(mut receiver: Receiver) -> Pin<Box<dyn Future<Output = Received> + Send>> {
-    Box::pin(async move {
-        let message = message::receive(&mut receiver, MAX_CONTROL_BYTES, Stall::Never).await;
-        (receiver, message)
-    })
-}
-
-impl Conversation<'_> {
-    /// Ends only by an outcome, so that `?` leaves the loop.
+impl Speaker {
+    /// Ends by an outcome, or with none where the stream was cut.
     async fn run(
-        mut self,
-        receiver: Receiver,
-        faults: &mut mpsc::Receiver<Fault>,
-    ) -> Result<Infallible, Outcome> {
-        let mut reading = next(receiver);
-        let mut closing = self.transfer.closing.subscribe();
-        let mut latest = self.transfer.outbox.latest();
+        &mut self,
+        transfer: &Transfer,
+        mut say: mpsc::Receiver<Control>,
+        mut taken: watch::Receiver<u64>,
+        stirred: &Notify,
+    ) -> Option<Outcome> {
+        let mut closing = transfer.closing.subscribe();
+        let mut latest = transfer.outbox.latest();
+        let mut alive = tokio::time::interval(KEEP_ALIVE);
         let mut deadline = None;
-        let mut sent = 0;
+        let mut told = 0;
         loop {
             latest.mark_unchanged();
-            while let Some((number, body)) = self.transfer.outbox.after(sent) {
+            while let Some((number, body)) = transfer.outbox.after(told) {
                 self.say(&Control::Tell { number, body }).await?;
-                sent = number;
+                told = number;
+            }
+            if taken.has_changed().unwrap_or(false) {
+                let number = *taken.borrow_and_update();
+                self.say(&Control::Taken { number }).await?;
             }
             if *closing.borrow_and_update() {
                 let deadline = *deadline.get_or_insert_with(|| Instant::now() + LAST_WORD_TIMEOUT);
-                if self.transfer.outbox.is_empty() || Instant::now() >= deadline {
-                    return Err(Outcome::ClosedHere);
+                if transfer.outbox.is_empty() || Instant::now() >= deadline {
+                    return Some(Outcome::ClosedHere);
                 }
             }
             let last_word = async {
@@ -104,62 +205,33 @@ impl Conversation<'_> {
                 }
             };
             tokio::select! {
-                (receiver, message) = &mut reading => {
-                    self.heard(message).await?;
-                    reading = next(receiver);
-                }
+                Some(message) = say.recv() => self.say(&message).await?,
                 _ = latest.changed() => {}
                 _ = closing.changed() => {}
+                Ok(()) = taken.changed() => taken.mark_changed(),
+                () = stirred.notified() => {}
                 () = last_word => {}
-                Some(fault) = faults.recv() => return Err(self.give_up(fault).await),
+                _ = alive.tick(), if self.is_tcp => self.say(&Control::Alive).await?,
             }
         }
     }
 
-    async fn heard(&mut self, message: Result<Control, FrameError>) -> Result<(), Outcome> {
-        match message {
-            Ok(Control::Tell { number, body }) => {
-                let Transfer { migration, end, .. } = *self.transfer;
-                self.transfer.emit(Event::Told { migration, end, message: body }).await;
-                self.say(&Control::Taken { number }).await
-            }
-            Ok(Control::Taken { number }) => {
-                self.transfer.outbox.taken(number);
-                Ok(())
-            }
-            Ok(Control::Broken(reason)) => Err(Outcome::PeerFault(reason)),
-            Err(FrameError::Cut) => Err(self.over().await),
-            Ok(Control::Hello { .. } | Control::Welcome { .. }) => {
-                Err(self.give_up(Reason::Protocol.into()).await)
-            }
-            Err(error) => Err(self.give_up(Fault::with(Reason::Protocol, error)).await),
-        }
+    async fn say(&mut self, message: &Control) -> Option<()> {
+        self.midway = true;
+        let sent = message::send(&mut self.sender, message).await;
+        self.midway = false;
+        sent.map_err(|Cut| ()).ok()
     }
 
-    async fn say(&mut self, message: &Control) -> Result<(), Outcome> {
-        match message::send(&mut self.sender, message).await {
-            Ok(()) => Ok(()),
-            Err(Cut) => Err(self.over().await),
-        }
-    }
-
-    /// The control stream ended: either the session did, or the other end does not keep to the
-    /// protocol.
-    async fn over(&self) -> Outcome {
-        match tokio::time::timeout(LAST_WORD_TIMEOUT, self.link.closed()).await {
-            Ok(closed) => Outcome::Over(closed),
-            Err(_) => Outcome::Fault(Reason::Protocol.into()),
-        }
-    }
-
-    async fn give_up(&mut self, fault: Fault) -> Outcome {
+    /// Tells the other end why, and waits until it closes the session, if it does soon.
+    async fn give_up(&mut self, link: &Link, reason: Reason) {
         let last_word = async {
-            if message::send(&mut self.sender, &Control::Broken(fault.reason)).await.is_ok() {
-                // The other end closes the session when it has read it.
-                self.link.closed().await;
+            if !self.midway
+                && message::send(&mut self.sender, &Control::Broken(reason)).await.is_ok()
+            {
+                link.closed().await;
             }
         };
         let _ = tokio::time::timeout(LAST_WORD_TIMEOUT, last_word).await;
-        Outcome::Fault(fault)
     }
 }

@@ -1,23 +1,31 @@
-//! The end that gets the files: dials, checks the manifest, fetches, verifies, stores.
+//! The end that gets the files: dials, says what it has, judges, verifies, stores.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use model::{Digest, Manifest, limit, manifest::CHUNK};
-use tokio::sync::mpsc;
+use model::{Bytes, Carrier, Digest, FileId, Token};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
-use crate::carrier::{Carrier, Closed, Code, Cut, DATA_STREAMS, Link, Stall};
+use crate::buffer::Buffer;
+use crate::call::{Call, CallError};
+use crate::carrier::{Closed, Code, Cut, Link, Port, Receiver, Stall, Stream};
+use crate::content::is_among;
 use crate::fault::{Fault, Reason};
-use crate::message::{self, Control, Fetch, FrameError, MAX_GREETING_BYTES, MAX_MANIFEST_BYTES};
-use crate::session::{ControlStream, LAST_WORD_TIMEOUT, OPEN_TIMEOUT, Outcome, converse};
-use crate::source::data_bytes;
-use crate::store::{Store, StoreError};
-use crate::tls::TransferKey;
+use crate::leg::Way;
+use crate::message::{
+    self, Control, FrameError, Holds, MAX_GREETING_BYTES, MAX_PIECE_BYTES, MAX_VERDICTS, Piece,
+    Run, SessionId,
+};
+use crate::pilot::Pilot;
+use crate::session::{LAST_WORD_TIMEOUT, OPEN_TIMEOUT, Outcome, Work, converse, talk};
+use crate::shaper::{Part, SLICE};
+use crate::store::{self, Layout, Store, StoreError};
+use crate::tls::{Tls, TransferKey};
 use crate::transfer::{Event, Transfer};
 
 /// Wait before the second attempt to connect; doubled for each further one.
@@ -26,21 +34,52 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest wait between two attempts. A session that lasted so long makes the next wait short.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Addresses that are tried when the source's proxy is given by name.
-const MAX_ADDRESSES: usize = 4;
+/// How often it is looked at how things go where nothing comes.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long no chunk and no message may come while something is due, unless so many bytes pass.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+const STALL_BYTES: u64 = 64 << 10;
 
 /// One transfer that this proxy fetches.
 pub(crate) struct Pulling {
     pub(crate) transfer: Transfer,
     pub(crate) pull: crate::Pull,
+    pub(crate) part: Part,
     pub(crate) key: TransferKey,
+    /// How the source is reached, where its proxy is not dialled itself.
+    pub(crate) way: Option<Way>,
     /// False once it failed for good or the source ended it.
     pub(crate) active: AtomicBool,
 }
 
+impl Pulling {
+    /// The source's proxy, as it is dialled.
+    fn call(&self) -> Call {
+        let pull = &self.pull;
+        Call {
+            uri: pull.from.clone(),
+            only: pull.carrier,
+            key: self.key.clone(),
+            peer: pull.peer_key,
+            hint: pull.token.hint(),
+        }
+    }
+
+    /// The token that a session shows.
+    fn shown(&self) -> Token {
+        match self.way {
+            Some(_) => message::sealed_token(),
+            None => self.pull.token.clone(),
+        }
+    }
+}
+
 /// What outlives a session.
-#[derive(Default)]
-struct Held {
+struct Fetched {
+    pilot: Pilot,
+    /// The session to go on with, once the present one is at rest.
+    next: Option<Link>,
     store: Option<Arc<Store>>,
     /// The root of what was received completely.
     received: Option<Digest>,
@@ -52,8 +91,19 @@ enum OpenFailure {
     Final(Fault),
 }
 
+impl From<CallError> for OpenFailure {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Carrier => Self::Final(Fault::with(Reason::Carrier, error)),
+            CallError::Refused | CallError::Lost(_) => Self::Retry(error.to_string()),
+        }
+    }
+}
+
 /// Why a download did not end well.
 enum Trouble {
+    /// It goes on in another session, which is made.
+    Change,
     /// It cannot go on.
     Fault(Fault),
     /// The session is over or useless; a new one may do better.
@@ -77,8 +127,9 @@ impl From<Reason> for Trouble {
 impl From<StoreError> for Trouble {
     fn from(error: StoreError) -> Self {
         let reason = match &error {
-            StoreError::Busy(_) => return Self::NotYet(error.to_string()),
+            StoreError::Busy(_) | StoreError::Base(_) => return Self::NotYet(error.to_string()),
             StoreError::Mismatch(file) => Reason::Chunk(*file),
+            StoreError::Protocol(_) => Reason::Protocol,
             StoreError::Io { .. } if error.is_full() => Reason::Full,
             StoreError::Io { .. } => Reason::Unwritable,
         };
@@ -87,94 +138,119 @@ impl From<StoreError> for Trouble {
 }
 
 /// Fetches until the node closes the transfer, the source ends it, or it fails for good.
-pub(crate) async fn run(pulling: Arc<Pulling>, carrier: Arc<Carrier>) {
-    fetch_until_over(&pulling, &carrier).await;
+pub(crate) async fn run(pulling: Arc<Pulling>, port: Arc<Port>, tls: Tls) {
+    let over = fetch_until_over(&pulling, &port, &tls).await;
+    // Whoever hears of it may pull again at once.
     pulling.active.store(false, Ordering::Relaxed);
+    match over {
+        Over::ClosedHere => {}
+        Over::Ended => pulling.transfer.ended().await,
+        Over::Failed(error) => pulling.transfer.fail(error).await,
+    }
 }
 
-async fn fetch_until_over(pulling: &Arc<Pulling>, carrier: &Carrier) {
+/// Why nothing is fetched any more.
+enum Over {
+    /// The node closed the transfer.
+    ClosedHere,
+    /// The source ended it.
+    Ended,
+    /// It cannot go on.
+    Failed(String),
+}
+
+async fn fetch_until_over(pulling: &Arc<Pulling>, port: &Arc<Port>, tls: &Tls) -> Over {
     let transfer = &pulling.transfer;
-    let mut held = Held::default();
+    let has_choice = pulling.way.is_none() && pulling.call().carriers().len() > 1;
+    let pilot = Pilot::new(has_choice, Instant::now());
+    let mut fetched = Fetched { pilot, next: None, store: None, received: None };
     let mut pause = FIRST_PAUSE;
     let mut told = false;
     loop {
+        let session = tls.random();
         // An open session closes by itself, after a last word.
         let opened = tokio::select! {
-            () = transfer.closing() => return,
-            opened = open(pulling, carrier) => opened,
+            () = transfer.closing() => return Over::ClosedHere,
+            opened = open(pulling, port, session, fetched.next.take()) => opened,
         };
         let error = match opened {
             Ok((link, stream)) => {
                 told = false;
                 let since = Instant::now();
-                let outcome = session(pulling, &link, stream, &mut held).await;
+                let outcome =
+                    run_session(pulling, port, &link, session, stream, &mut fetched).await;
+                if fetched.next.is_some() {
+                    continue;
+                }
                 if since.elapsed() >= LONGEST_PAUSE {
                     pause = FIRST_PAUSE;
                 }
                 match outcome {
-                    Outcome::ClosedHere => return,
-                    Outcome::Over(Closed::ByPeer(Code::Done)) => return transfer.ended().await,
+                    Outcome::ClosedHere => return Over::ClosedHere,
+                    Outcome::Over(Closed::ByPeer(Code::Done)) => return Over::Ended,
                     Outcome::Over(closed) => closed.to_string(),
-                    Outcome::Fault(fault) => return transfer.fail(fault.local).await,
+                    Outcome::Fault(fault) => return Over::Failed(fault.local),
                     Outcome::PeerFault(reason) => {
-                        return transfer.fail(format!("the source gave up: {reason}")).await;
+                        return Over::Failed(format!("the source gave up: {reason}"));
                     }
                 }
             }
             Err(OpenFailure::Retry(error)) => error,
-            Err(OpenFailure::Final(fault)) => return transfer.fail(fault.local).await,
+            Err(OpenFailure::Final(fault)) => return Over::Failed(fault.local),
         };
         if !std::mem::replace(&mut told, true) {
             transfer.stumble(error).await;
         }
         tokio::select! {
-            () = transfer.closing() => return,
+            () = transfer.closing() => return Over::ClosedHere,
             () = sleep(pause) => {}
         }
         pause = (2 * pause).min(LONGEST_PAUSE);
     }
 }
 
-/// Connects and shows the token.
-async fn open(pulling: &Pulling, carrier: &Carrier) -> Result<(Link, ControlStream), OpenFailure> {
-    let authority = pulling.pull.from.authority();
-    let resolved = timeout(OPEN_TIMEOUT, tokio::net::lookup_host(authority)).await;
-    let addresses = match resolved {
-        Ok(Ok(addresses)) => addresses,
-        Ok(Err(error)) => return Err(OpenFailure::Retry(format!("{authority}: {error}"))),
-        Err(_) => {
-            return Err(OpenFailure::Retry(format!("{authority}: no answer of the resolver")));
+/// Connects, unless that is done, and shows the token.
+async fn open(
+    pulling: &Pulling,
+    port: &Arc<Port>,
+    session: SessionId,
+    made: Option<Link>,
+) -> Result<(Link, Stream), OpenFailure> {
+    let link = match (made, &pulling.way) {
+        (Some(link), _) => link,
+        (None, None) => pulling.call().connect(port).await?,
+        (None, Some(way)) => {
+            let (key, peer) = (pulling.key.clone(), &pulling.pull.peer_key);
+            let dialling = port.dial_through(way.clone().opener(port.clone()), key, peer);
+            let no_answer = || OpenFailure::Retry("no answer through the relay".to_owned());
+            let dialled = timeout(2 * OPEN_TIMEOUT, dialling).await.map_err(|_| no_answer())?;
+            dialled.map_err(|closed| OpenFailure::Retry(closed.to_string()))?
         }
     };
-    let mut failure = OpenFailure::Retry(format!("{authority}: no address"));
-    for address in addresses.take(MAX_ADDRESSES) {
-        failure = match timeout(OPEN_TIMEOUT, open_at(pulling, carrier, address)).await {
-            Ok(Ok(opened)) => return Ok(opened),
-            Ok(Err(OpenFailure::Final(fault))) => return Err(OpenFailure::Final(fault)),
-            Ok(Err(failure)) => failure,
-            Err(_) => OpenFailure::Retry(format!("{address}: no answer")),
-        };
-    }
-    Err(failure)
+    greet(pulling, link, session).await
 }
 
-async fn open_at(
+/// Shows the token to the source that was dialled.
+async fn greet(
     pulling: &Pulling,
-    carrier: &Carrier,
-    address: SocketAddr,
-) -> Result<(Link, ControlStream), OpenFailure> {
+    link: Link,
+    session: SessionId,
+) -> Result<(Link, Stream), OpenFailure> {
     let pull = &pulling.pull;
-    let hint = pull.token.hint();
-    let retry = |closed: Closed| OpenFailure::Retry(closed.to_string());
-    let link =
-        carrier.dial(address, pulling.key.clone(), &pull.peer_key, &hint).await.map_err(retry)?;
     let greeted = async {
-        let (mut sender, mut receiver) = link.open().await?;
-        message::send(&mut sender, &Control::Hello { token: pull.token.clone() }).await?;
-        let answer = message::receive(&mut receiver, MAX_GREETING_BYTES, Stall::Never).await?;
-        Ok::<_, FrameError>((answer, ControlStream { sender, receiver }))
+        let Stream { mut sender, mut receiver } = link.open().await?;
+        let hello = Control::Hello { token: pulling.shown(), session };
+        message::send(&mut sender, &hello).await?;
+        let answer = message::receive(&mut receiver, MAX_GREETING_BYTES, Stall::Never).await;
+        if matches!(answer, Err(FrameError::Cut)) {
+            receiver.is_lost("the connection broke");
+        }
+        Ok::<_, FrameError>((answer?, Stream { sender, receiver }))
     };
-    match greeted.await {
+    let Ok(greeted) = timeout(OPEN_TIMEOUT, greeted).await else {
+        return Err(OpenFailure::Retry("no answer to the token".to_owned()));
+    };
+    match greeted {
         Ok((Control::Welcome { vm, migration }, stream))
             if vm == pull.vm && migration == pull.migration =>
         {
@@ -185,21 +261,24 @@ async fn open_at(
             Err(OpenFailure::Final(Fault::with(Reason::Protocol, detail)))
         }
         Ok(_) => Err(OpenFailure::Final(Reason::Protocol.into())),
-        Err(FrameError::Cut) => Err(retry(link.closed().await)),
+        Err(FrameError::Cut) => Err(OpenFailure::Retry(link.closed().await.to_string())),
         Err(error) => Err(OpenFailure::Final(Fault::with(Reason::Protocol, error))),
     }
 }
 
 /// Runs an open session to its end.
-async fn session(
+async fn run_session(
     pulling: &Arc<Pulling>,
+    port: &Port,
     link: &Link,
-    stream: ControlStream,
-    held: &mut Held,
+    session: SessionId,
+    stream: Stream,
+    fetched: &mut Fetched,
 ) -> Outcome {
-    let (give_up, mut faults) = mpsc::channel(1);
+    let (talk, Work { say, heard, give_up }) = talk();
     let work = async {
-        match download(pulling, link, held).await {
+        let download = Download { pulling, port, link, session, say, held: vec![] };
+        match download.run(heard, fetched).await {
             Ok(()) => {}
             Err(Trouble::Fault(fault)) => {
                 // Cannot fail: the receiver lives as long as this future.
@@ -210,6 +289,8 @@ async fn session(
                 sleep(2 * LAST_WORD_TIMEOUT).await;
                 link.close(Code::Away);
             }
+            // Nothing is under way any more.
+            Err(Trouble::Change) => link.close(Code::Superseded),
             Err(Trouble::NotYet(error)) => {
                 pulling.transfer.stumble(error).await;
                 link.close(Code::Away);
@@ -218,58 +299,9 @@ async fn session(
         std::future::pending::<Infallible>().await
     };
     tokio::select! {
-        outcome = converse(&pulling.transfer, link, stream, &mut faults) => outcome,
+        outcome = converse(&pulling.transfer, link, stream, talk) => outcome,
         never = work => match never {},
     }
-}
-
-/// Gets the manifest and all that is missing of it. May be dropped at any point and called again.
-async fn download(pulling: &Arc<Pulling>, link: &Link, held: &mut Held) -> Result<(), Trouble> {
-    if pulling.pull.expected.is_empty() {
-        // All is here from before, and a guest may be about to use it.
-        return Ok(());
-    }
-    let manifest = receive_manifest(pulling, link).await?;
-    let root = manifest.root();
-    match held.received {
-        Some(received) if received == root => return Ok(()),
-        Some(_) => return Err(Reason::Replaced.into()),
-        None => {}
-    }
-    let transfer = &pulling.transfer;
-    let data = manifest.files.iter().map(|file| data_bytes(file.size.0, &file.chunks)).sum();
-    transfer.total.store(data, Ordering::Relaxed);
-    let store = match held.store.take() {
-        Some(store) if store.manifest().root() == root => store,
-        other => {
-            drop(other);
-            let owner = pulling.clone();
-            blocking(move || {
-                let pull = &owner.pull;
-                let stop = || owner.transfer.is_halted();
-                Store::open(&pull.folder, manifest, &pull.expected, &stop).map(Arc::new)
-            })
-            .await?
-        }
-    };
-    held.store = Some(store.clone());
-    transfer.done.store(store.verified_bytes(), Ordering::Relaxed);
-    fetch_missing(pulling, link, &store).await?;
-    let finished = store.clone();
-    blocking(move || finished.finish()).await?;
-    let manifest = store.manifest();
-    let received = Event::Received {
-        migration: manifest.migration,
-        digest: root,
-        size: manifest.size(),
-        wire: transfer.wire(),
-        has_state: manifest.has_state(),
-    };
-    transfer.emit(received).await;
-    held.received = Some(root);
-    // The lock on the folder goes with it: from here on the files are the node's.
-    held.store = None;
-    Ok(())
 }
 
 async fn blocking<T: Send + 'static>(
@@ -278,102 +310,358 @@ async fn blocking<T: Send + 'static>(
     spawn_blocking(work).await.expect("work on files does not panic")
 }
 
-/// Nothing is written, and no file made, before everything here holds.
-async fn receive_manifest(pulling: &Pulling, link: &Link) -> Result<Manifest, Trouble> {
-    let pull = &pulling.pull;
-    let mut stream = link.accept_one_way().await?;
-    let received = message::receive(&mut stream, manifest_limit(pull.budget.0), Stall::Watched);
-    let manifest: Manifest = received.await.map_err(|error| match error {
-        FrameError::Cut => Trouble::Cut,
-        error => Trouble::Fault(Fault::with(Reason::Manifest, error)),
-    })?;
-    let fault = |detail: String| Trouble::Fault(Fault::with(Reason::Manifest, detail));
-    manifest.check().map_err(|error| fault(error.to_string()))?;
-    if (manifest.vm, manifest.migration) != (pull.vm, pull.migration) {
-        return Err(fault("it is about another migration".into()));
-    }
-    if let Some(file) = manifest.files.iter().find(|file| !pull.expected.contains(&file.id)) {
-        return Err(Reason::Unexpected(file.id).into());
-    }
-    if manifest.size() > pull.budget {
-        return Err(Reason::Budget { size: manifest.size(), budget: pull.budget }.into());
-    }
-    Ok(manifest)
+/// The fetching of one session.
+struct Download<'a> {
+    pulling: &'a Arc<Pulling>,
+    port: &'a Port,
+    link: &'a Link,
+    session: SessionId,
+    say: mpsc::Sender<Control>,
+    /// What the source was told, per file.
+    held: Vec<(FileId, Vec<Run>)>,
 }
 
-/// Bytes of the longest manifest within a budget.
-fn manifest_limit(budget: u64) -> usize {
-    const CHUNK_BYTES: u64 = 33;
-    const FILE_BYTES: u64 = 64;
-    let chunks = budget / u64::from(CHUNK) + limit::MAX_FILES as u64;
-    let bytes = chunks.saturating_mul(CHUNK_BYTES) + FILE_BYTES * (1 + limit::MAX_FILES as u64);
-    usize::try_from(bytes).map_or(MAX_MANIFEST_BYTES, |bytes| bytes.min(MAX_MANIFEST_BYTES))
+impl Download<'_> {
+    /// Gets all that is missing. May be dropped at any point and begun again.
+    async fn run(
+        mut self,
+        mut heard: mpsc::Receiver<Control>,
+        fetched: &mut Fetched,
+    ) -> Result<(), Trouble> {
+        let pull = &self.pulling.pull;
+        if pull.expected.is_empty() {
+            // All is here from before, and a guest may be about to use it.
+            return self.say(Control::Holds(Holds::Aside)).await;
+        }
+        if let Some(received) = fetched.received {
+            self.say(Control::Holds(Holds::All)).await?;
+            return match heard.recv().await.ok_or(Cut)? {
+                Control::End { root } if root == received => Ok(()),
+                Control::End { .. } => Err(Reason::Replaced.into()),
+                _ => Err(Reason::Protocol.into()),
+            };
+        }
+        let (content, files) = match &fetched.store {
+            Some(store) => {
+                let store = store.clone();
+                let (content, files) = blocking(move || Ok(store.declare())).await?;
+                (Some(content), files)
+            }
+            None => {
+                let owner = self.pulling.clone();
+                let look = move || {
+                    let pull = &owner.pull;
+                    store::look(&pull.folder, &pull.expected, &pull.basis)
+                };
+                (None, blocking(look).await?)
+            }
+        };
+        self.held = files.iter().map(|held| (held.file, held.held.clone())).collect();
+        self.say(Control::Holds(Holds::Some { content, files })).await?;
+        // They are open by the time that the source has something to send.
+        let (ready, store) = watch::channel(None);
+        let came = Arc::new(Came::default());
+        let mut lanes = JoinSet::new();
+        for _ in 0..self.link.lanes() {
+            let lane = Lane {
+                pulling: self.pulling.clone(),
+                link: self.link.clone(),
+                session: self.session,
+                store: store.clone(),
+                came: came.clone(),
+            };
+            lanes.spawn(lane.run());
+        }
+        let follow = self.follow(heard, fetched, ready, &came);
+        let received = tokio::select! {
+            followed = follow => followed?,
+            Some(ended) = lanes.join_next() => {
+                return Err(match ended.expect("lanes do not panic") {
+                    Ok(never) => match never {},
+                    Err(trouble) => trouble,
+                });
+            }
+        };
+        // The lock on the folder goes with them: from here on the files are the node's.
+        lanes.shutdown().await;
+        fetched.store = None;
+        self.pulling.transfer.emit(received).await;
+        Ok(())
+    }
+
+    async fn say(&self, message: Control) -> Result<(), Trouble> {
+        self.say.send(message).await.map_err(|_| Trouble::Cut)
+    }
+
+    /// Follows what the source says, until everything is here.
+    async fn follow(
+        &mut self,
+        mut heard: mpsc::Receiver<Control>,
+        fetched: &mut Fetched,
+        ready: watch::Sender<Option<Arc<Store>>>,
+        came: &Came,
+    ) -> Result<Event, Trouble> {
+        let transfer = &self.pulling.transfer;
+        let Control::Layout { content, files, data } = heard.recv().await.ok_or(Cut)? else {
+            return Err(Reason::Protocol.into());
+        };
+        transfer.total.store(data.0, Ordering::Relaxed);
+        let store = self.open_store(content, files, fetched).await?;
+        transfer.done.store(store.verified_bytes(), Ordering::Relaxed);
+        ready.send_replace(Some(store.clone()));
+        fetched.pilot.begin(Instant::now(), self.link.trip());
+        let mut change = Change::None;
+        let mut end = None;
+        let mut silence = Silence { since: Instant::now(), wire: 0 };
+        let root = loop {
+            let stirring = came.stirred.notified();
+            let done = store.verified_bytes();
+            transfer.done.store(done, Ordering::Relaxed);
+            transfer.keep_pace();
+            if let Some(root) = end.filter(|_| store.is_complete()) {
+                break root;
+            }
+            let pieces = came.pieces.load(Ordering::Relaxed);
+            change = match change {
+                Change::None => {
+                    let left = transfer.total.load(Ordering::Relaxed).saturating_sub(done);
+                    let next = fetched.pilot.look(Instant::now(), self.link.kind(), done, left);
+                    match next {
+                        Some(kind) => Change::Dial(Box::pin(self.dial(kind))),
+                        None => Change::None,
+                    }
+                }
+                Change::Rest(link, Some(sent)) if sent <= pieces => {
+                    fetched.next = Some(link);
+                    return Err(Trouble::Change);
+                }
+                change => change,
+            };
+            tokio::select! {
+                dialled = change.dialled() => change = match dialled {
+                    Ok(link) => {
+                        self.say(Control::Rest).await?;
+                        Change::Rest(link, None)
+                    }
+                    Err(_) => {
+                        fetched.pilot.failed(Instant::now());
+                        Change::None
+                    }
+                },
+                message = heard.recv() => match message.ok_or(Cut)? {
+                    Control::Sums { file, first, entries, data } => {
+                        transfer.total.store(data.0, Ordering::Relaxed);
+                        self.learn(&store, file, first, entries).await?;
+                    }
+                    Control::Resting { pieces } => match &mut change {
+                        Change::Rest(_, sent @ None) => *sent = Some(pieces),
+                        _ => return Err(Reason::Protocol.into()),
+                    },
+                    Control::End { root } => end = Some(root),
+                    _ => return Err(Reason::Protocol.into()),
+                },
+                () = stirring => {}
+                () = sleep(LOOK_INTERVAL) => {
+                    if silence.is_long(self.link.wire_bytes()) {
+                        return Err(Trouble::Cut);
+                    }
+                }
+            }
+        };
+        let (pull, finished) = (&self.pulling.pull, store.clone());
+        let (vm, migration) = (pull.vm, pull.migration);
+        let manifest = blocking(move || finished.finish(vm, migration)).await?;
+        let fault = |detail: String| Trouble::Fault(Fault::with(Reason::Manifest, detail));
+        manifest.check().map_err(|error| fault(error.to_string()))?;
+        if manifest.root() != root {
+            return Err(fault("it is not what came".to_owned()));
+        }
+        fetched.received = Some(root);
+        Ok(Event::Received {
+            migration,
+            digest: root,
+            size: manifest.size(),
+            wire: transfer.wire(),
+            has_state: manifest.has_state(),
+        })
+    }
+
+    /// Connects over another carrier, without a word that would end the present session.
+    async fn dial(&self, kind: Carrier) -> Result<Link, OpenFailure> {
+        Ok(self.pulling.call().connect_over(self.port, kind).await?)
+    }
+
+    /// Nothing is written, and no file made, before everything here holds.
+    async fn open_store(
+        &self,
+        content: message::ContentId,
+        files: Vec<(FileId, Bytes)>,
+        fetched: &mut Fetched,
+    ) -> Result<Arc<Store>, Trouble> {
+        let pull = &self.pulling.pull;
+        if let Some((file, _)) = files.iter().find(|(file, _)| !pull.expected.contains(file)) {
+            return Err(Reason::Unexpected(*file).into());
+        }
+        if files.windows(2).any(|pair| pair[0].0 >= pair[1].0) {
+            return Err(Reason::Manifest.into());
+        }
+        let size = files.iter().try_fold(0_u64, |sum, (_, size)| sum.checked_add(size.0));
+        let size = Bytes(size.unwrap_or(u64::MAX));
+        if size > pull.budget {
+            return Err(Reason::Budget { size, budget: pull.budget }.into());
+        }
+        let store = match fetched.store.take() {
+            Some(store) if store.has_files(&files) => {
+                store.turn_to(content);
+                store
+            }
+            other => {
+                drop(other);
+                let owner = self.pulling.clone();
+                let open = move || {
+                    let crate::Pull { folder, expected, basis, .. } = &owner.pull;
+                    Store::open(folder, &Layout { content, files: &files, expected, basis })
+                };
+                Arc::new(blocking(open).await?)
+            }
+        };
+        fetched.store = Some(store.clone());
+        Ok(store)
+    }
+
+    /// Takes what the source says of chunks, and judges those that it was told are here.
+    async fn learn(
+        &self,
+        store: &Arc<Store>,
+        file: FileId,
+        mut first: u32,
+        entries: Vec<message::Entry>,
+    ) -> Result<(), Trouble> {
+        let held = self.held.iter().find(|(of, _)| *of == file).map(|(_, held)| held.clone());
+        let held = Arc::new(held.unwrap_or_default());
+        for part in entries.chunks(MAX_VERDICTS) {
+            let (store, part, held) = (store.clone(), part.to_vec(), held.clone());
+            let (verdicts, next) = blocking(move || {
+                let verdicts = store.learn(file, first, &part, |index| is_among(&held, index))?;
+                let count = |entry: &message::Entry| match entry {
+                    message::Entry::Zero(count) => *count,
+                    message::Entry::Data(_) => 1,
+                };
+                // No overflow: it was checked that they lie within the file.
+                Ok((verdicts, first + part.iter().map(count).sum::<u32>()))
+            })
+            .await?;
+            first = next;
+            if !verdicts.is_empty() {
+                self.say(Control::Judged { file, verdicts }).await?;
+            }
+        }
+        Ok(())
+    }
 }
 
-async fn fetch_missing(
-    pulling: &Arc<Pulling>,
-    link: &Link,
-    store: &Arc<Store>,
-) -> Result<(), Trouble> {
-    let mut runs = store.missing().into_iter();
-    let mut under_way = JoinSet::new();
-    for run in runs.by_ref().take(DATA_STREAMS as usize) {
-        under_way.spawn(fetch_run(pulling.clone(), link.clone(), store.clone(), run));
-    }
-    while let Some(fetched) = under_way.join_next().await {
-        fetched.expect("a fetch does not panic")?;
-        if let Some(run) = runs.next() {
-            under_way.spawn(fetch_run(pulling.clone(), link.clone(), store.clone(), run));
+/// How far the change to another session is.
+enum Change<'a> {
+    None,
+    /// It is being made.
+    Dial(Pin<Box<dyn Future<Output = Result<Link, OpenFailure>> + Send + 'a>>),
+    /// It is made, and the source was asked to rest; then how many pieces it sent.
+    Rest(Link, Option<u64>),
+}
+
+impl Change<'_> {
+    /// Waits until it is made.
+    async fn dialled(&mut self) -> Result<Link, OpenFailure> {
+        match self {
+            Self::Dial(dialling) => dialling.await,
+            Self::None | Self::Rest(..) => std::future::pending().await,
         }
     }
-    Ok(())
 }
 
-async fn fetch_run(
+/// Finds out whether nothing comes although something is due. Slow is not silent.
+struct Silence {
+    since: Instant,
+    wire: u64,
+}
+
+impl Silence {
+    fn is_long(&mut self, wire: u64) -> bool {
+        if wire - self.wire >= STALL_BYTES {
+            *self = Self { since: Instant::now(), wire };
+        }
+        self.since.elapsed() > STALL_TIMEOUT
+    }
+}
+
+/// What came of all lanes of a session.
+#[derive(Default)]
+struct Came {
+    pieces: AtomicU64,
+    /// Told of each.
+    stirred: Notify,
+}
+
+/// Receives chunks.
+struct Lane {
     pulling: Arc<Pulling>,
     link: Link,
-    store: Arc<Store>,
-    run: Fetch,
-) -> Result<(), Trouble> {
-    let (mut sender, mut receiver) = link.open().await?;
-    message::send(&mut sender, &run).await?;
-    sender.finish();
-    for index in run.first..run.first + run.count {
-        let length = store.length(run.file, index);
-        let mut bytes = vec![0; length];
-        receiver.fill(&mut bytes, Stall::Watched).await?;
-        let writer = store.clone();
-        blocking(move || writer.write(run.file, index, &bytes)).await?;
-        pulling.transfer.done.fetch_add(length as u64, Ordering::Relaxed);
-    }
-    Ok(())
+    session: SessionId,
+    /// Where they go, once that is open.
+    store: watch::Receiver<Option<Arc<Store>>>,
+    came: Arc<Came>,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use model::{Bytes, FileId, ManifestFile, MigrationId, VmId};
-
-    #[test]
-    fn the_longest_manifest_within_a_budget_fits_its_limit_and_no_budget_lifts_the_limit() {
-        let size = (64 << 20) - 1;
-        let file = |index| ManifestFile {
-            id: FileId::disk(index),
-            size: Bytes(size),
-            chunks: vec![Some(Digest([0xff; 32])); 64],
-        };
-        let manifest = Manifest {
-            vm: VmId([0xff; 16]),
-            migration: MigrationId([0xff; 16]),
-            files: (0..limit::MAX_FILES).map(file).collect(),
-        };
-        let bytes = 1 + postcard_length(&manifest);
-        assert!(bytes <= manifest_limit(manifest.size().0));
-        assert!(manifest_limit(0) < 8192);
-        assert_eq!(manifest_limit(u64::MAX), MAX_MANIFEST_BYTES);
+impl Lane {
+    async fn run(mut self) -> Result<Infallible, Trouble> {
+        let Stream { mut sender, receiver } = self.link.open().await?;
+        let token = self.pulling.shown();
+        message::send(&mut sender, &Control::Lane { token, session: self.session }).await?;
+        let opened = self.store.wait_for(Option::is_some).await;
+        let store = opened.map_err(|_| Cut)?.clone().ok_or(Cut)?;
+        // One chunk is written while the next one comes.
+        let receiver = tokio::sync::Mutex::new(receiver);
+        let (one, other) =
+            (self.receive_all(&receiver, &store), self.receive_all(&receiver, &store));
+        tokio::select! {
+            ended = one => ended,
+            ended = other => ended,
+        }
     }
 
-    fn postcard_length(manifest: &Manifest) -> usize {
-        postcard::to_stdvec(manifest).unwrap().len()
+    async fn receive_all(
+        &self,
+        receiver: &tokio::sync::Mutex<Receiver>,
+        store: &Arc<Store>,
+    ) -> Result<Infallible, Trouble> {
+        loop {
+            self.receive(receiver, store).await?;
+            self.came.pieces.fetch_add(1, Ordering::Relaxed);
+            self.came.stirred.notify_one();
+        }
+    }
+
+    async fn receive(
+        &self,
+        receiver: &tokio::sync::Mutex<Receiver>,
+        store: &Arc<Store>,
+    ) -> Result<(), Trouble> {
+        let mut receiver = receiver.lock().await;
+        let received = message::receive(&mut receiver, MAX_PIECE_BYTES, Stall::Never).await;
+        let piece: Piece = received.map_err(|error| match error {
+            FrameError::Cut => Trouble::Cut,
+            error => Trouble::Fault(Fault::with(Reason::Protocol, error)),
+        })?;
+        if piece.length as usize > store.length(piece.file, piece.index)? {
+            return Err(Reason::Protocol.into());
+        }
+        let mut bytes = Buffer::unfilled(piece.length as usize);
+        for slice in bytes.chunks_mut(SLICE) {
+            self.pulling.part.take(slice.len()).await;
+            receiver.fill(slice, Stall::Watched).await?;
+        }
+        drop(receiver);
+        let store = store.clone();
+        Ok(blocking(move || store.put(&piece, bytes)).await?)
     }
 }

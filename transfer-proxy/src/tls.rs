@@ -24,7 +24,7 @@ use rustls::{
 use zeroize::Zeroizing;
 
 /// The protocol of this version. Offered beside the hint, and the only one that is selected.
-const PROTOCOL: &[u8] = b"sojourn-transfer/1";
+pub(crate) const PROTOCOL: &[u8] = b"sojourn-transfer/2";
 
 /// `SubjectPublicKeyInfo` of an Ed25519 key, up to the 32 bytes of the key (RFC 8410, section 4).
 const SPKI_PREFIX: [u8; 12] =

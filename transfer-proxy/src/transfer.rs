@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use model::{Bytes, Digest, MigrationId};
 use tokio::sync::{mpsc, watch};
@@ -54,7 +54,7 @@ pub enum Event {
         digest: Digest,
         /// Size of all files, holes included.
         size: Bytes,
-        /// Bytes in UDP datagrams that this process sent and received for it.
+        /// Bytes that this process gave to the network and took from it for it.
         wire: Bytes,
         /// Whether a saved run state is among the files.
         has_state: bool,
@@ -109,10 +109,50 @@ pub struct Progress {
     pub total: Bytes,
     /// Of these: sent (Source, repeats not counted beyond `total`), or verified (Target).
     pub done: Bytes,
-    /// Bytes in UDP datagrams, both directions, all sessions.
+    /// Bytes given to the network and taken from it, in all sessions.
     pub wire: Bytes,
+    /// Bytes of `done` a second, of late; none while too little is known.
+    pub rate: Option<Bytes>,
     /// When the first session opened.
     pub started: Option<Instant>,
+}
+
+impl Progress {
+    /// How long the rest takes at the present rate.
+    pub fn left(&self) -> Option<Duration> {
+        let rate = self.rate.filter(|rate| rate.0 > 0)?;
+        let rest = self.total.0.saturating_sub(self.done.0);
+        Some(Duration::from_secs_f64(rest as f64 / rate.0 as f64))
+    }
+}
+
+/// How fast something grows: over the last ten seconds, so that a pause is seen and a single
+/// chunk is not.
+#[derive(Debug, Default)]
+struct Pace(VecDeque<(Instant, u64)>);
+
+impl Pace {
+    const WINDOW: Duration = Duration::from_secs(10);
+    const STEP: Duration = Duration::from_millis(250);
+    /// Less is not told.
+    const LEAST: Duration = Duration::from_millis(500);
+
+    fn note(&mut self, now: Instant, done: u64) {
+        if self.0.back().is_some_and(|(last, _)| now.duration_since(*last) < Self::STEP) {
+            return;
+        }
+        self.0.push_back((now, done));
+        while self.0.get(1).is_some_and(|(next, _)| now.duration_since(*next) >= Self::WINDOW) {
+            self.0.pop_front();
+        }
+    }
+
+    fn rate(&self, now: Instant, done: u64) -> Option<u64> {
+        let (from, before) = *self.0.front()?;
+        let past = now.duration_since(from);
+        let grown = done.saturating_sub(before);
+        (past >= Self::LEAST).then(|| (grown as f64 / past.as_secs_f64()) as u64)
+    }
 }
 
 /// One end of one transfer.
@@ -124,6 +164,7 @@ pub(crate) struct Transfer {
     pub(crate) closing: watch::Sender<bool>,
     pub(crate) total: AtomicU64,
     pub(crate) done: AtomicU64,
+    pace: Mutex<Pace>,
     halted: AtomicBool,
     past_wire: AtomicU64,
     started: Mutex<Option<Instant>>,
@@ -140,6 +181,7 @@ impl Transfer {
             closing: watch::Sender::new(false),
             total: AtomicU64::new(0),
             done: AtomicU64::new(0),
+            pace: Mutex::default(),
             halted: AtomicBool::new(false),
             past_wire: AtomicU64::new(0),
             started: Mutex::new(None),
@@ -221,12 +263,21 @@ impl Transfer {
         Bytes(self.past_wire.load(Ordering::Relaxed) + live)
     }
 
+    /// To be called now and then while content moves, so that its rate is known.
+    pub(crate) fn keep_pace(&self) {
+        let done = self.done.load(Ordering::Relaxed).min(self.total.load(Ordering::Relaxed));
+        guard(&self.pace).note(Instant::now(), done);
+    }
+
     pub(crate) fn progress(&self) -> Progress {
         let total = self.total.load(Ordering::Relaxed);
+        let done = self.done.load(Ordering::Relaxed).min(total);
+        self.keep_pace();
         Progress {
             total: Bytes(total),
-            done: Bytes(self.done.load(Ordering::Relaxed).min(total)),
+            done: Bytes(done),
             wire: self.wire(),
+            rate: guard(&self.pace).rate(Instant::now(), done).map(Bytes),
             started: *guard(&self.started),
         }
     }
@@ -283,6 +334,37 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_time_left_is_right_in_a_steady_transfer_and_follows_a_change_of_rate() {
+        let (start, total) = (Instant::now(), 4000_u64);
+        let mut pace = Pace::default();
+        assert_eq!(pace.rate(start, 0), None);
+        // 100 a second with jitter, then 25 a second.
+        let done = |ms: u64| match ms {
+            0..20_000 => ms / 10 + [0, 7, 3][ms as usize % 3],
+            _ => 2000 + (ms - 20_000) / 40,
+        };
+        for ms in (0..100_000).step_by(50) {
+            let now = start + Duration::from_millis(ms);
+            pace.note(now, done(ms));
+            let rate = pace.rate(now, done(ms)).map(Bytes);
+            let progress = Progress {
+                total: Bytes(total),
+                done: Bytes(done(ms)),
+                rate,
+                ..Progress::default()
+            };
+            let settled = (2_000..20_000).contains(&ms) || ms >= 30_500;
+            if settled {
+                let wanted = if ms < 20_000 { 100.0 } else { 25.0 };
+                let left = (total - done(ms)) as f64 / wanted;
+                let told = progress.left().unwrap().as_secs_f64();
+                assert!((told - left).abs() <= 0.1 * left + 0.2, "{ms}: {told} of {left}");
+            }
+        }
+        assert!(pace.0.len() < 50);
+    }
 
     #[test]
     fn an_outbox_keeps_the_latest_messages_until_they_are_taken() {

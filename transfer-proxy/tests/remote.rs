@@ -24,7 +24,7 @@ use crate::site::{MIB, Move, until};
 const DATA: u64 = 48;
 
 /// A node's greeting: it speaks version 1.
-const HELLO: &[u8] = &[0, 0, 0, 2, 1, 1];
+const HELLO: &[u8] = &[0, 0, 0, 2, 3, 3];
 
 /// For orders that are meant to fail.
 const SHORT: Duration = Duration::from_millis(200);
@@ -112,7 +112,12 @@ async fn a_proxy_that_comes_late_gets_the_orders_that_waited() {
 async fn stuck_halfway() -> (Far, Far, Move, Relay) {
     let (mut source, target) = (Far::start(1).await, Far::start(2).await);
     let it = Move::new();
-    let relay = Relay::start(source.uri().authority().parse().unwrap(), DATA / 2 * MIB).await;
+    let relay = Relay::start(
+        model::Carrier::Quic,
+        source.uri().authority().parse().unwrap(),
+        DATA / 2 * MIB,
+    )
+    .await;
     source.site.proxy.serve(it.serve()).unwrap();
     source.site.proxy.provide(it.migration, vec![it.full_disk(DATA)]);
     source.site.sent().await;
@@ -277,7 +282,7 @@ async fn a_node_of_another_version_is_told_which_ones_are_spoken() {
     node.write_all(&[0, 0, 0, 2, 7, 9]).await.unwrap();
     let mut answer = [0; 7];
     node.read_exact(&mut answer).await.unwrap();
-    assert_eq!(answer, [0, 0, 0, 3, 1, 1, 1]);
+    assert_eq!(answer, [0, 0, 0, 3, 1, 3, 3]);
     assert!(far.site.proxy.is_connected());
 }
 

@@ -11,7 +11,8 @@
 //!
 //! Where it finds a virtio-serial port named `sojourn.kpi`, it also mounts `kpi-fs` and runs a small
 //! application (`guest_image/kpi.sh`), whose table `web` has a row a second: `current_users`, which
-//! `guest_image/visitors.sh` tells from the counter, and `requests`.
+//! `guest_image/visitors.sh` tells from the counter, and `requests`; before each it says so on the
+//! console.
 //!
 //! Everything but `kpi-fs` comes from Debian packages that are fetched and unpacked, never
 //! installed, so no step needs root.

@@ -35,6 +35,9 @@ enum Task {
     Bench {
         /// What to measure.
         what: bench::What,
+        /// How, for the measuring program.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
     },
     /// Kills, holds and cuts off real nodes, proxies and guests, hundreds of times.
     Chaos(chaos::Args),
@@ -59,7 +62,7 @@ fn main() -> anyhow::Result<()> {
         Task::Demo { keep } => demo::run(keep),
         Task::Test => test::run(),
         Task::Tidy => tidy::run(),
-        Task::Bench { what } => bench::run(what),
+        Task::Bench { what, options } => bench::run(what, &options),
         Task::Chaos(args) => chaos::run(&args),
         Task::Model => model::run(),
         Task::Mutants(args) => mutants::run(&args),

@@ -11,20 +11,57 @@ use crate::shell::{cargo, read, root, run};
 pub(crate) const GUEST_IMAGE: &str = "target/guest/disk.raw";
 
 /// Programs that are looked for, and the Debian package that has each.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 10] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-img", "qemu-utils"),
     ("prlimit", "util-linux"),
     ("nsenter", "util-linux"),
     ("setpriv", "util-linux"),
+    ("unshare", "util-linux"),
     ("ip", "iproute2"),
     ("mke2fs", "e2fsprogs"),
     ("nft", "nftables"),
+    ("faketime", "faketime"),
 ];
+
+/// The same, for `bench transfer` alone: what it needs beside, and what it measures against.
+const MOVERS: [(&str, &str); 12] = [
+    ("ip", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("setpriv", "util-linux"),
+    ("unshare", "util-linux"),
+    ("debugfs", "e2fsprogs"),
+    ("mke2fs", "e2fsprogs"),
+    ("nbdcopy", "libnbd-bin"),
+    ("nbdkit", "nbdkit"),
+    ("rsync", "rsync"),
+    ("scp", "openssh-client"),
+    ("ssh-keygen", "openssh-client"),
+    (SSHD, "openssh-server"),
+];
+
+/// Lets whoever has a key log in.
+const SSHD: &str = "sshd";
 
 /// Installs what is missing, when run as root; else says which command does.
 pub(crate) fn machine() -> Result<()> {
-    let mut missing: Vec<&str> = PROGRAMS
+    programs(&PROGRAMS)
+}
+
+/// Installs what `bench transfer` needs.
+pub(crate) fn movers() -> Result<()> {
+    let had_sshd = is_there(SSHD);
+    programs(&MOVERS)?;
+    // Its package opens a port of the machine, which nobody asked for.
+    let has_systemd = std::path::Path::new("/run/systemd/system").is_dir();
+    if !had_sshd && has_systemd {
+        run(Command::new("systemctl").args(["disable", "--quiet", "--now", "ssh"]))?;
+    }
+    Ok(())
+}
+
+fn programs(wanted: &[(&str, &'static str)]) -> Result<()> {
+    let mut missing: Vec<&str> = wanted
         .iter()
         .filter(|(program, _)| !is_there(program))
         .map(|(_, package)| *package)

@@ -38,7 +38,7 @@ pub(crate) fn run() -> Result<()> {
             command.args(["test", "--workspace", "--no-fail-fast"]);
             if std::env::var_os("CI").is_some() {
                 // Here nothing that should run may be passed over.
-                command.env("SOJOURN_REQUIRE", "qemu,mount,netns,fuse");
+                command.env("SOJOURN_REQUIRE", "qemu,mount,netns,fuse,faketime");
             }
             crate::shell::run(&mut command)
         }),

@@ -9,32 +9,25 @@
 
 #![expect(clippy::print_stdout, reason = "a report is what it is for")]
 
-use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use certs::{Identity, Ticket, Trust};
+use certs::{Identity, Ticket};
+use federation_tests::bench::echo::{self, EchoCaller, Echoes};
+use federation_tests::bench::{Failure, Wire, admin, clock, dial, heading, ms, quantiles};
 use federation_tests::process::Federation;
-use hyper_util::rt::TokioIo;
-use model::{Bytes, Descriptor, RequestId, Resources, SecretKey, SiteKey, Time, VmId};
-use proto::admin::admin_client::AdminClient;
+use model::{Bytes, Descriptor, RequestId, Resources, SecretKey, SiteKey, VmId};
 use proto::envelope::{self, Sealer};
 use proto::federation::JoinRequest;
 use proto::federation::federation_client::FederationClient;
 use protocol::{Answer, Hop, Op, Origin, Request};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 
 /// Requests of each kind that are measured, after [`WARM`] that are not.
 const ROUNDS: usize = 400;
 const WARM: usize = 40;
 /// Placements that are measured.
 const PLACEMENTS: usize = 40;
-/// Bytes of a sealed Migration request and of its answer, about.
-const REQUEST_BYTES: usize = 600;
-const ANSWER_BYTES: usize = 700;
 
 /// Journal syncs of a placement over two hops that wait for one another: A begins; A chooses and
 /// offers; B pending; C admits; A initiates and quiets; A sent; C ready; A releases; C owns; B
@@ -44,19 +37,17 @@ const PLACEMENT_SYNCS: u32 = 11;
 /// transfer, Deliver.
 const PLACEMENT_ECHOES: u32 = 3;
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-
 fn main() -> Result<(), Failure> {
     rustls::crypto::aws_lc_rs::default_provider().install_default().expect("first of its kind");
     let runtime = tokio::runtime::Runtime::new()?;
-    let arguments: Vec<String> = std::env::args().collect();
-    match &arguments[1..] {
-        [role, listen, hops] if role == "echo" => {
-            runtime.block_on(echo(listen.parse()?, hops.parse()?))
-        }
-        [] => measure(&runtime),
-        _ => Err("usage: bench-control".into()),
+    if let Some(role) = echo::role()? {
+        return runtime.block_on(echo::serve(role));
     }
+    if std::env::args().len() > 1 {
+        return Err("usage: bench-control".into());
+    }
+    println!("{}", heading());
+    measure(&runtime)
 }
 
 fn measure(runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
@@ -135,13 +126,7 @@ fn placement(runtime: &tokio::runtime::Runtime, echo: Duration) -> Result<(), Fa
 
 /// Places a VM through the admin socket, and returns how long it took to its end.
 async fn place(site: &Path, vm: &str) -> Result<Duration, Failure> {
-    let socket = site.join("admin.sock");
-    let connector = tower::service_fn(move |_: Uri| {
-        let socket = socket.clone();
-        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
-    });
-    let endpoint = Endpoint::from_static("http://node.invalid");
-    let mut node = AdminClient::new(endpoint.connect_with_connector(connector).await?);
+    let mut node = admin(site).await?;
     let begun = Instant::now();
     let ask = proto::admin::MoveRequest {
         vm: vm.to_owned(),
@@ -211,20 +196,8 @@ impl Asker {
         let ticket = Ticket::parse(ticket)?;
         let identity = Identity::from_seed(&rand::random());
         let site = ticket.site_key();
-        let tls = certs::client_config(&identity, site)?;
-        let address = ticket.addresses()[0].clone();
-        let connector = tower::service_fn(move |_: Uri| {
-            let (tls, address) = (tls.clone(), address.clone());
-            async move {
-                let tcp = TcpStream::connect(address).await?;
-                tcp.set_nodelay(true)?;
-                let connector = tokio_rustls::TlsConnector::from(tls);
-                let stream = connector.connect(certs::server_name(&site), tcp).await?;
-                Ok::<_, std::io::Error>(TokioIo::new(stream))
-            }
-        });
-        let endpoint = Endpoint::from_static("http://site.invalid");
-        let mut client = FederationClient::new(endpoint.connect_with_connector(connector).await?);
+        let channel = dial(&identity, site, &ticket.addresses()[0], &Wire::default()).await?;
+        let mut client = FederationClient::new(channel);
         let request = JoinRequest {
             secret: ticket.secret().as_bytes().to_vec(),
             name: "asker".to_owned(),
@@ -273,169 +246,4 @@ impl Asker {
         }
         Ok(begun.elapsed())
     }
-}
-
-/// A chain of echo processes.
-struct Echoes {
-    address: SocketAddr,
-    processes: Vec<std::process::Child>,
-}
-
-impl Echoes {
-    fn start(hops: usize) -> Result<Self, Failure> {
-        let mut processes = Vec::new();
-        // Each process finds the next one at its own port + 1.
-        let base = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        for hop in 0..hops {
-            let port = base + u16::try_from(hop)?;
-            let child = std::process::Command::new(std::env::current_exe()?)
-                .args(["echo", &format!("127.0.0.1:{port}"), &(hops - hop - 1).to_string()])
-                .spawn()?;
-            processes.push(child);
-        }
-        Ok(Self { address: SocketAddr::from(([127, 0, 0, 1], base)), processes })
-    }
-}
-
-impl Drop for Echoes {
-    fn drop(&mut self) {
-        for process in &mut self.processes {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-    }
-}
-
-/// All echo processes and their caller are one identity: who it is does not matter here.
-fn echo_identity() -> Identity {
-    Identity::from_seed(&[42; 32])
-}
-
-struct Anyone;
-
-impl Trust for Anyone {
-    fn knows(&self, _: &SiteKey) -> bool {
-        true
-    }
-
-    fn admits_strangers(&self) -> bool {
-        true
-    }
-}
-
-/// The signatures of one hop that receives a request: hop and origin verified; of the answer: made
-/// here, and at the end of the chain two keys and their proof as well.
-fn signatures_of_receiver(key: &SecretKey, body: &[u8], is_last: bool) {
-    let signature = key.sign("echo", body);
-    use model::key::Verify;
-    for _ in 0..2 {
-        assert!(model::key::Strict.verify(&key.public(), "echo", body, &signature));
-    }
-    if is_last {
-        let keys = [1, 2].map(|n| SecretKey::from_seed(&[n; 32]));
-        std::hint::black_box(keys[0].sign("proof", &keys[1].public().0));
-    }
-}
-
-/// The signatures of one hop that sends a request: its hop part made; of the answer: verified,
-/// with the proof of the one offer in it.
-fn signatures_of_sender(key: &SecretKey, body: &[u8]) {
-    use model::key::Verify;
-    let signature = key.sign("echo", body);
-    for _ in 0..2 {
-        assert!(model::key::Strict.verify(&key.public(), "echo", body, &signature));
-    }
-}
-
-async fn echo(listen: SocketAddr, further: usize) -> Result<(), Failure> {
-    let identity = echo_identity();
-    let tls = certs::server_config(&identity, Arc::new(Anyone))?;
-    let acceptor = tokio_rustls::TlsAcceptor::from(tls);
-    let listener = TcpListener::bind(listen).await?;
-    let next = SocketAddr::new(listen.ip(), listen.port() + 1);
-    loop {
-        let (tcp, _) = listener.accept().await?;
-        tcp.set_nodelay(true)?;
-        let acceptor = acceptor.clone();
-        tokio::spawn(async move {
-            let Ok(mut stream) = acceptor.accept(tcp).await else { return };
-            let mut onward = None;
-            let key = SecretKey::from_seed(&[7; 32]);
-            let mut body = vec![0; REQUEST_BYTES];
-            while stream.read_exact(&mut body).await.is_ok() {
-                signatures_of_receiver(&key, &body, further == 0);
-                if further > 0 {
-                    if onward.is_none() {
-                        onward = EchoCaller::connect(next).await.ok();
-                    }
-                    let Some(onward) = &mut onward else { return };
-                    if onward.call().await.is_err() {
-                        return;
-                    }
-                }
-                if write(&mut stream, &[0; ANSWER_BYTES]).await.is_err() {
-                    return;
-                }
-            }
-        });
-    }
-}
-
-async fn write(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> std::io::Result<()> {
-    stream.write_all(bytes).await?;
-    stream.flush().await
-}
-
-trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
-
-struct EchoCaller {
-    stream: Box<dyn Duplex>,
-    key: SecretKey,
-}
-
-impl EchoCaller {
-    async fn connect(address: SocketAddr) -> Result<Self, Failure> {
-        let identity = echo_identity();
-        let site = identity.site_key();
-        let tls = certs::client_config(&identity, site)?;
-        let until = Instant::now() + Duration::from_secs(10);
-        let tcp = loop {
-            match TcpStream::connect(address).await {
-                Ok(tcp) => break tcp,
-                Err(error) if Instant::now() > until => return Err(error.into()),
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        };
-        tcp.set_nodelay(true)?;
-        let connector = tokio_rustls::TlsConnector::from(tls);
-        let stream = connector.connect(certs::server_name(&site), tcp).await?;
-        Ok(Self { stream: Box::new(stream), key: SecretKey::from_seed(&[7; 32]) })
-    }
-
-    async fn call(&mut self) -> Result<Duration, Failure> {
-        let begun = Instant::now();
-        let request = [0; REQUEST_BYTES];
-        signatures_of_sender(&self.key, &request);
-        write(&mut self.stream, &request).await?;
-        let mut answer = [0; ANSWER_BYTES];
-        self.stream.read_exact(&mut answer).await?;
-        Ok(begun.elapsed())
-    }
-}
-
-fn clock() -> Time {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    Time(u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX))
-}
-
-fn ms(span: Duration) -> f64 {
-    span.as_secs_f64() * 1000.0
-}
-
-/// Median and 99th percentile, in milliseconds.
-fn quantiles(times: &mut [Duration]) -> (f64, f64) {
-    times.sort_unstable();
-    let at = |part: f64| ms(times[((times.len() - 1) as f64 * part) as usize]);
-    (at(0.5), at(0.99))
 }

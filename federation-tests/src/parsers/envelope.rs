@@ -64,6 +64,7 @@ fn request(from: &SecretKey, audience: SiteKey, origin: &Part) -> (Sealed, Reque
             hops_left: 3,
             time_left: Duration::from_secs(5),
             source: None,
+            target: None,
             taken: None,
         },
     };

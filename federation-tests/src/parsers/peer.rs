@@ -26,6 +26,7 @@ pub(super) enum Said {
         hops_left: u8,
         time_left_ms: u64,
         source: Option<TransferEnd>,
+        target: Option<TransferEnd>,
         /// Its signature of a contract.
         taken: Option<Signature>,
         key: PublicKey,
@@ -95,14 +96,14 @@ pub fn peer(data: &[u8]) {
 fn happen(world: &mut World, number: usize, said: Said) {
     const A_MOMENT: Duration = Duration::from_millis(20);
     match said {
-        Said::Asks { edge, hops_left, time_left_ms, source, taken, key, op } => {
+        Said::Asks { edge, hops_left, time_left_ms, source, target, taken, key, op } => {
             let body = postcard::to_stdvec(&op).expect("plain data");
             let sealed = protocol::Sealed { body, signature: Signature([0; 64]) };
             let hops_left = hops_left.min(model::limit::MAX_HOPS);
             let time_left = Duration::from_millis(time_left_ms);
             let request = Box::new(Request {
                 origin: Origin { op, key, sealed: Some(Arc::new(sealed)) },
-                hop: Hop { edge, hops_left, time_left, source, taken },
+                hop: Hop { edge, hops_left, time_left, source, target, taken },
             });
             // Nobody waits for the answer.
             let from = Line { site: site(PEER), life: u32::MAX, call: CallId(number as u64) };

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::sync::LazyLock;
 
-use model::decision::{Admit, Delegate, Expose, Policy, Rank, Transfer, Trigger, Verdict};
+use model::decision::{
+    Admit, Delegate, Expose, Granted, Policy, Rank, Share, Transfer, Trigger, Verdict,
+};
 use model::limit;
 use policies::{Decision, Engine, MAX_POLICY_BYTES, PolicyError};
 use serde::{Deserialize, Serialize};
@@ -20,6 +22,7 @@ pub(super) enum Question {
     Rank(Rank),
     Transfer(Transfer),
     Trigger(Trigger),
+    Share(Share),
 }
 
 static DEFAULTS: LazyLock<Engine> = LazyLock::new(Engine::defaults);
@@ -58,6 +61,9 @@ pub fn decision(data: &[u8]) {
         }
         Question::Transfer(input) if input.descriptor.check().is_ok() => {
             DEFAULTS.transfer(&input);
+        }
+        Question::Share(input) if input.descriptor.check().is_ok() => {
+            assert_eq!(DEFAULTS.share(&input), Granted::default(), "nothing is limited by itself");
         }
         Question::Trigger(input) if input.descriptor.check().is_ok() => {
             assert!(DEFAULTS.trigger(&input).is_empty(), "nothing moves by itself");

@@ -9,8 +9,7 @@ use std::time::Duration;
 use certs::{Identity, Ticket, TicketSecret};
 use model::vm::Disk;
 use model::{
-    Bytes, Chain, Descriptor, Digest, FileId, Manifest, ManifestFile, MigrationId, Monitoring,
-    SiteKey, Time, VmId,
+    Bytes, Chain, Descriptor, Digest, FileId, MigrationId, Monitoring, SiteKey, Time, VmId,
 };
 use policies::samples;
 use protocol::{Action, Answer, Ask, Config, Op, Outcome, Told};
@@ -207,6 +206,7 @@ fn a_peers_words() -> Vec<Vec<u8>> {
                 hops_left: request.hop.hops_left,
                 time_left_ms: request.hop.time_left.as_millis().try_into().unwrap_or(u64::MAX),
                 source: request.hop.source.clone(),
+                target: request.hop.target.clone(),
                 taken: request.hop.taken,
                 key: request.origin.key,
                 op: request.origin.op.clone(),
@@ -230,37 +230,12 @@ fn a_peers_words() -> Vec<Vec<u8>> {
     inputs
 }
 
-fn manifest_of_a_vm() -> Manifest {
-    Manifest {
-        vm: VmId([2; 16]),
-        migration: MigrationId([3; 16]),
-        files: vec![
-            ManifestFile {
-                id: FileId::disk(0),
-                size: Bytes((2 << 20) + 5),
-                chunks: vec![Some(Digest([4; 32])), None, Some(Digest([5; 32]))],
-            },
-            ManifestFile { id: FileId::STATE, size: Bytes(7), chunks: vec![None] },
-        ],
-    }
-}
-
-/// Frames as they are on the wire behind their length: a version, then postcard.
+/// Frames as they are on the wire behind their length.
 fn sessions() -> Vec<Vec<u8>> {
-    let ids = [[2; 16], [3; 16]].concat();
-    let framed = |body: &[u8]| [&[1], body].concat();
     let hint = data_encoding::HEXLOWER.encode(&[0x5a; 16]).into_bytes();
-    vec![
-        framed(&[&[0][..], &[7; 32]].concat()),
-        framed(&[&[1][..], &ids].concat()),
-        framed(&[2, 4, 3, 1, 2, 3]),
-        framed(&[3, 200, 1]),
-        framed(&[4, 0, 0, 1]),
-        framed(&[4, 4, 128, 1, 64]),
-        framed(&[0, 1, 200, 1, 4]),
-        framed(&bytes(&manifest_of_a_vm())),
-        [&[18][..], b"sojourn-transfer/1", &[32], &hint].concat(),
-    ]
+    let mut seeds = transfer_proxy::fuzzing::frames();
+    seeds.push([&[18][..], b"sojourn-transfer/2", &[32], &hint].concat());
+    seeds
 }
 
 /// Both directions of the channel to a proxy.
@@ -270,7 +245,9 @@ fn channels() -> Vec<Vec<u8>> {
         [&length[..], body].concat()
     };
     let (vm, migration) = ([2; 16], [3; 16]);
-    let serve = [&[0][..], &migration, &vm, &[4; 32], &[5; 16], &[6; 32], &[7; 32], &[64]].concat();
+    let serve =
+        [&[0][..], &migration, &vm, &[4; 32], &[5; 16], &[6; 32], &[7; 32], &[64, 1, 0, 0, 0, 0]]
+            .concat();
     let path = |path: &str| [&[path.len() as u8], path.as_bytes()].concat();
     let provide =
         [&[1][..], &migration, &[2, 0, 0], &path("/vms/disk0.raw"), &[1, 0], &path("/vms/state")]
@@ -284,7 +261,7 @@ fn channels() -> Vec<Vec<u8>> {
         &[6; 32],
         &[7; 32],
         &path("/vms/a"),
-        &[64, 2, 0, 0, 1, 0],
+        &[64, 2, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0],
     ]
     .concat();
     let tell = [&[3][..], &migration, &[1, 2, 8, 9]].concat();
@@ -295,7 +272,7 @@ fn channels() -> Vec<Vec<u8>> {
     let event = |kind: u8, rest: &[u8]| [&[0, kind][..], &migration, rest].concat();
     let received = event(2, &[&[9; 32][..], &[64, 65, 1]].concat());
     let failed = event(5, &[&[1][..], &path("no room"), &[1]].concat());
-    let progress = [&[1][..], &migration, &[0, 64, 32, 33, 1, 5, 0]].concat();
+    let progress = [&[1][..], &migration, &[0, 64, 32, 33, 0, 1, 5, 0]].concat();
     let reports = [
         welcome,
         event(0, &[]),
@@ -419,6 +396,7 @@ fn questions() -> Vec<Question> {
     questions.extend(samples::expose().map(Question::Expose));
     questions.extend(samples::rank().map(Question::Rank));
     questions.extend(samples::transfer().map(Question::Transfer));
+    questions.extend(samples::share().map(Question::Share));
     questions.extend(samples::trigger().map(Question::Trigger));
     questions
 }

@@ -1,19 +1,14 @@
 //! A network of its own for a federation: each site in a network namespace, all joined by a bridge
 //! in one more, which can be cut.
 //!
-//! The namespaces have no names. Each is held by a process that the kernel ends with its parent,
-//! and goes when that and the site's processes have ended; so nothing of it can be left behind.
+//! The namespaces have no names and go with this process and the site's ([`Space`]), so nothing of
+//! them can be left behind.
 //! A cut is a rule of the bridge (nftables): packets vanish between the sites, silently for both.
 
-use std::fs;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-/// How long a namespace may take to be made.
-const MAKE_LIMIT: Duration = Duration::from_secs(10);
+use testbed::Space;
 
 /// Which packets of a site vanish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,9 +55,9 @@ impl Network {
         let bridge = Space::new()?;
         bridge.run(&["ip", "link", "add", "name", "bridge", "type", "bridge"])?;
         bridge.run(&["ip", "link", "set", "dev", "bridge", "up"])?;
-        bridge.nft("add table bridge cuts")?;
+        bridge.run(&["nft", "add table bridge cuts"])?;
         let chain = "{ type filter hook forward priority 0; }";
-        bridge.nft(&format!("add chain bridge cuts way {chain}"))?;
+        bridge.run(&["nft", &format!("add chain bridge cuts way {chain}")])?;
         let mut network = Self { bridge, sites: Vec::new() };
         for name in names {
             network.add(name)?;
@@ -72,7 +67,7 @@ impl Network {
 
     fn add(&mut self, name: &str) -> Result<(), String> {
         let space = Space::new()?;
-        let holder = space.holder.id().to_string();
+        let holder = space.number().to_string();
         let far = ["type", "veth", "peer", "name", "eth0", "netns", &holder];
         self.bridge.run(&[&["ip", "link", "add", "name", name], &far[..]].concat())?;
         self.bridge.run(&["ip", "link", "set", "dev", name, "master", "bridge", "up"])?;
@@ -105,70 +100,18 @@ impl Network {
         };
         for way in ways {
             let rule = format!("add rule bridge cuts way {way} {} {traffic}drop", cut.site);
-            self.bridge.nft(&rule).expect("the bridge took its table and takes a rule");
+            self.bridge.run(&["nft", &rule]).expect("the bridge took its table and takes a rule");
         }
     }
 
     /// Ends every cut.
     pub fn heal(&self) {
-        self.bridge.nft("flush chain bridge cuts way").expect("the bridge has its table");
+        let flush = "flush chain bridge cuts way";
+        self.bridge.run(&["nft", flush]).expect("the bridge has its table");
     }
 }
 
 fn address(at: usize) -> IpAddr {
     let last = u8::try_from(at + 1).expect("a federation has a few sites");
     Ipv4Addr::new(10, 0, 0, last).into()
-}
-
-/// A network namespace, held by a process that sleeps in it.
-struct Space {
-    holder: Child,
-}
-
-impl Space {
-    fn new() -> Result<Self, String> {
-        // Ended by the kernel when the thread that makes it ends: a run makes its own.
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "unshare", "--net", "sleep", "infinity"]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let holder = command.spawn().map_err(|why| format!("setpriv: {why}"))?;
-        let mut space = Self { holder };
-        let link = |of: &str| fs::read_link(format!("/proc/{of}/ns/net"));
-        let own = link("self").map_err(|why| format!("the own network namespace: {why}"))?;
-        let until = Instant::now() + MAKE_LIMIT;
-        let number = space.holder.id().to_string();
-        while link(&number).is_ok_and(|its| its == own) {
-            let ended = space.holder.try_wait().map_err(|why| why.to_string())?;
-            if ended.is_some() || Instant::now() > until {
-                return Err("network namespaces cannot be made: are you root?".to_owned());
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        Ok(space)
-    }
-
-    fn file(&self) -> PathBuf {
-        format!("/proc/{}/ns/net", self.holder.id()).into()
-    }
-
-    fn run(&self, words: &[&str]) -> Result<(), String> {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.file().display())).args(words);
-        let done = command.stdin(Stdio::null()).output();
-        let failed = |why: String| format!("{}: {}", words.join(" "), why.trim());
-        let done = done.map_err(|why: io::Error| failed(why.to_string()))?;
-        let said = String::from_utf8_lossy(&done.stderr).into_owned();
-        if done.status.success() { Ok(()) } else { Err(failed(said)) }
-    }
-
-    fn nft(&self, what: &str) -> Result<(), String> {
-        self.run(&["nft", what])
-    }
-}
-
-impl Drop for Space {
-    fn drop(&mut self) {
-        let _ = self.holder.kill();
-        let _ = self.holder.wait();
-    }
 }

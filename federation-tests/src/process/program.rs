@@ -52,6 +52,39 @@ pub fn missing(what: &str, why: &str) {
     eprintln!("skipped: {why}");
 }
 
+/// A clock that differs from this machine's.
+///
+/// Only the time of day differs: how long something takes is the same by every clock. It is made by
+/// `libfaketime`, which a process loads before all else.
+pub(super) struct Clock {
+    library: PathBuf,
+    seconds: i64,
+}
+
+impl Clock {
+    /// One that is ahead by so many seconds; or why there is none.
+    pub(super) fn ahead(seconds: i64) -> Result<Self, &'static str> {
+        let folders = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+        let files = folders.map(|entry| entry.path().join("faketime/libfaketimeMT.so.1"));
+        let library = files.into_iter().find(|file| file.exists());
+        let library = library.ok_or("no libfaketime: apt-get install faketime")?;
+        Ok(Self { library, seconds })
+    }
+
+    /// The program, to be run with this clock. It becomes the very process that is started.
+    pub(super) fn program(&self) -> Command {
+        // The library leaves shared memory behind when its process is killed: not in a folder that
+        // ends with the process.
+        const RUN: &str = "mount -t tmpfs tmpfs /dev/shm && exec env \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", RUN, "sh"]);
+        command.arg(format!("LD_PRELOAD={}", self.library.display()));
+        command.arg(format!("FAKETIME={:+}", self.seconds));
+        command.arg("FAKETIME_DONT_FAKE_MONOTONIC=1").arg(sojourn());
+        command
+    }
+}
+
 /// The disk of the test's real guest, or why there is none to test with.
 pub fn guest_disk() -> Result<PathBuf, &'static str> {
     let qemu = Command::new("qemu-system-x86_64").arg("--version").output();

@@ -9,11 +9,12 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use hypervisor::SimulatedFaults;
+use model::Bytes;
 use protocol::{Row, State};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::program::{interrupted, signal, sojourn};
+use super::program::{Clock, interrupted, signal, sojourn};
 use super::proxy::Proxy;
 
 /// The port of every site, each at an address of its own.
@@ -32,6 +33,8 @@ pub struct Site {
     address: SocketAddr,
     /// The network namespace of its processes, if it has one of its own.
     space: Option<PathBuf>,
+    /// The clock of its node, if it is another than this machine's.
+    clock: Option<Clock>,
     node: Mutex<Option<Child>>,
     proxy: Option<Proxy>,
 }
@@ -45,6 +48,44 @@ pub struct Outcome {
     pub out: String,
     /// What it wrote to standard error.
     pub err: String,
+}
+
+/// What a process has used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time, of all its threads, since it was started.
+    pub cpu: Duration,
+    /// Memory that it has now.
+    pub memory: Bytes,
+    /// The most that it ever had.
+    pub most_memory: Bytes,
+}
+
+impl Usage {
+    /// Of the process with this number (`proc_pid_stat(5)`, `proc_pid_status(5)`).
+    fn of(process: u32) -> Self {
+        let read = |name: &str| {
+            let path = format!("/proc/{process}/{name}");
+            fs::read_to_string(path).expect("a process that was not waited for is there")
+        };
+        let stat = read("stat");
+        // The name, in brackets, is the second field; user and system time are the 14th and 15th.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split(' ').collect();
+        let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
+        let ticks = ticks(12).unwrap_or_default() + ticks(13).unwrap_or_default();
+        let status = read("status");
+        let kib = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let number = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+            Bytes(number.unwrap_or_default() << 10)
+        };
+        let cpu = ticks as f64 / rustix::param::clock_ticks_per_second() as f64;
+        Self {
+            cpu: Duration::from_secs_f64(cpu),
+            memory: kib("VmRSS:"),
+            most_memory: kib("VmHWM:"),
+        }
+    }
 }
 
 impl Outcome {
@@ -76,9 +117,10 @@ impl Site {
             None => (None, free_address()),
         };
         let node = Mutex::default();
-        let site = Self { name: name.to_owned(), folder, address, space, node, proxy: None };
+        let (name, clock, proxy) = (name.to_owned(), None, None);
+        let site = Self { name, folder, address, space, clock, node, proxy };
         let mut init = Command::new(sojourn());
-        init.args(["site", "init"]).arg(&site.folder).args(["--name", name]).args(flags);
+        init.args(["site", "init"]).arg(&site.folder).args(["--name", &site.name]).args(flags);
         init.args(["--listen", &address.to_string()]);
         let made = init.output().expect("the program can be run");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
@@ -107,6 +149,10 @@ impl Site {
             let inner = inner.as_table_mut().expect("only tables are named");
             inner.insert(key.to_owned(), value.into());
         });
+    }
+
+    pub(super) fn set_clock(&mut self, clock: Clock) {
+        self.clock = Some(clock);
     }
 
     fn edit(&self, change: impl FnOnce(&mut toml::Table)) {
@@ -154,6 +200,9 @@ impl Site {
 
     /// The program, to be run where the site's processes run.
     fn program(&self) -> Command {
+        if let Some(clock) = &self.clock {
+            return clock.program();
+        }
         let Some(space) = &self.space else { return Command::new(sojourn()) };
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", space.display())).arg(sojourn());
@@ -243,6 +292,11 @@ impl Site {
         let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
         // The state comes after the name, which stands in brackets (proc_pid_stat(5)).
         stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+    }
+
+    /// What its node, which runs, has used since it was started.
+    pub fn usage(&self) -> Usage {
+        Usage::of(self.node().as_ref().expect("the node was started").id())
     }
 
     fn signal(&self, what: Signal) {

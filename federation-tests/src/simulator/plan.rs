@@ -113,6 +113,10 @@ pub struct Plan {
     pub(super) links: Vec<(usize, usize)>,
     /// How many VMs there are.
     pub(super) vms: usize,
+    /// The sites that pass the transfers of others through their own proxies.
+    pub(super) relays: Vec<usize>,
+    /// The site whose proxy nobody can dial, if there is one.
+    pub(super) dials_out: Option<usize>,
     /// How many VMs each host has room for.
     pub(super) room: u32,
     /// How many of a hundred messages are lost, repeated or late.
@@ -121,16 +125,29 @@ pub struct Plan {
     pub(super) deeds: Vec<(Deed, Duration)>,
 }
 
+/// The seeds before this one have neither relays nor sites that nobody can dial: planted bugs are
+/// looked for in them, and some show in few.
+const DIRECT_SEEDS: u64 = 1_000;
+
 impl Plan {
     /// The run of a seed.
     pub fn of(seed: u64) -> Self {
         let mut dice = Dice(seed);
         let sites = 2 + dice.below(4);
+        let mut ways = Dice(!seed);
+        let is_direct = seed < DIRECT_SEEDS;
+        let relays = match ways.below(2) {
+            1 if !is_direct => (0..sites).filter(|_| ways.below(2) == 0).collect(),
+            _ => vec![],
+        };
+        let dials_out = (!is_direct && ways.below(3) == 0).then(|| ways.below(sites));
         let mut plan = Self {
             seed,
             sites,
             links: links(&mut dice, sites),
             vms: 1 + dice.below(4),
+            relays,
+            dials_out,
             room: dice.one_of(&[1, 2, 4]),
             odds: dice.one_of(&[0, 0, 2, 10]),
             deeds: vec![],

@@ -5,7 +5,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{Bytes, Epoch, FileId, HostName, MigrationId, PeerName, PublicKey, Time, VmId};
+use model::{
+    Bytes, Epoch, FileId, HostName, MigrationId, PeerName, PublicKey, Time, TransferEnd, VmId,
+};
 use protocol::{
     Answer, Ask, CallError, CallId, Caller, Command, Config, Effect, Event, Output, Reply, Request,
     TransferEvent, library,
@@ -14,11 +16,13 @@ use protocol::{
 use super::invariant::Ledger;
 use super::node::{Content, Node, profile};
 use super::outside::Crypto;
-use super::transfer::{End, Phase, Pulling, Serving, Talk, root};
+use super::transfer::{End, Phase, Pulling, Route, Serving, Talk, root};
 
 /// When every world begins.
 pub(super) const BEGINNING: Time = Time(1_700_000_000_000);
 
+/// Sites that a transfer goes through at most: a round of relays would have no end.
+const MAX_STATIONS: usize = 8;
 /// How much longer a file takes than a message.
 const PARTS: u32 = 20;
 /// How long a message takes.
@@ -123,6 +127,8 @@ pub struct Federation {
     pub log: Vec<String>,
     /// Whether the log is kept.
     pub logging: bool,
+    /// The sites of each transfer's session so far, the Destination first and the Source last.
+    pub sessions: Vec<Vec<PeerName>>,
     /// How often what was met: rows, faults, and crashes at rows.
     pub met: BTreeMap<(&'static str, &'static str), u64>,
     /// Whether that is counted.
@@ -147,7 +153,7 @@ impl Hash for Federation {
                 None => node.durable.hash(state),
             }
             (&node.copies, &node.guests, node.life, &node.callers, &node.calls).hash(state);
-            (&node.serves, &node.pulls, &node.queue).hash(state);
+            (&node.serves, &node.pulls, &node.routes, &node.queue).hash(state);
             for verb in &node.verbs {
                 (&verb.place, verb.what).hash(state);
             }
@@ -181,6 +187,7 @@ impl Federation {
             violations: vec![],
             log: vec![],
             logging: true,
+            sessions: vec![],
             met: BTreeMap::new(),
             counting: false,
             ledger: Ledger::default(),
@@ -288,15 +295,16 @@ impl Federation {
         for (site, peer) in [(from, to), (to, from)] {
             self.hang_up(site, |line| line.site == *peer);
             let mut lost = vec![];
-            for (migration, pull) in &mut self.node(site).pulls {
-                if proxy_site(pull).0 == *peer {
-                    pull.cut();
-                    lost.push(*migration);
-                }
+            for (name, node) in &self.nodes {
+                let crosses = |pull: &Pulling| {
+                    let stations: Vec<_> = [name].into_iter().chain(&pull.path).collect();
+                    stations.windows(2).any(|pair| pair == [site, peer])
+                };
+                let crossing = node.pulls.iter().filter(|(_, pull)| crosses(pull));
+                lost.extend(crossing.map(|(migration, _)| (name.clone(), *migration)));
             }
-            for migration in lost {
-                let serve = self.node(peer).serves.get_mut(&migration);
-                serve.into_iter().for_each(|serve| serve.talk.session = false);
+            for (name, migration) in lost {
+                self.break_session(&name, migration);
             }
         }
         while let Some(at) = self.flights.iter().position(|flight| match &flight.load {
@@ -307,6 +315,31 @@ impl Federation {
         }) {
             self.lose(at);
         }
+    }
+
+    /// The session of a pull of this site breaks.
+    fn break_session(&mut self, name: &PeerName, migration: MigrationId) {
+        let Some(pull) = self.node(name).pulls.get_mut(&migration) else { return };
+        let source = pull.path.last().cloned();
+        pull.cut();
+        if let Some(serve) = source.and_then(|at| self.node(&at).serves.get_mut(&migration)) {
+            serve.talk.session = false;
+        }
+    }
+
+    /// The pulls of all sites whose session goes through this one.
+    fn passing(
+        &self,
+        name: &PeerName,
+        wanted: impl Fn(MigrationId) -> bool,
+    ) -> Vec<(PeerName, MigrationId)> {
+        let of = |(at, node): (&PeerName, &Arc<Node>)| {
+            let passing = node.pulls.iter().filter(|(id, pull)| {
+                wanted(**id) && pull.path.split_last().is_some_and(|(_, path)| path.contains(name))
+            });
+            passing.map(|(id, _)| (at.clone(), *id)).collect::<Vec<_>>()
+        };
+        self.nodes.iter().flat_map(of).collect()
     }
 
     fn reaches(&self, from: &PeerName, to: &PeerName) -> bool {
@@ -320,6 +353,12 @@ impl Federation {
 
     fn latency(&self, one: &PeerName, other: &PeerName) -> Duration {
         self.slow.get(&pair(one, other)).copied().unwrap_or_default() + LATENCY
+    }
+
+    /// How long a message takes over several links.
+    fn along(&self, from: &PeerName, path: &[PeerName]) -> Duration {
+        let stations: Vec<_> = [from].into_iter().chain(path).collect();
+        stations.windows(2).map(|pair| self.latency(pair[0], pair[1])).sum()
     }
 
     /// The longest journal of a site that a peer which it reaches remembers.
@@ -372,6 +411,10 @@ impl Federation {
         node.verbs.clear();
         node.callers.clear();
         let (serves, pulls) = (std::mem::take(&mut node.serves), std::mem::take(&mut node.pulls));
+        node.routes.clear();
+        for (other, migration) in self.passing(name, |_| true) {
+            self.break_session(&other, migration);
+        }
         for other in self.names() {
             let node = self.node(&other);
             for migration in serves.keys() {
@@ -533,12 +576,12 @@ impl Federation {
                 self.talks(name, id, &serve.talk, End::Source, &mut add);
             }
             for (id, pull) in &node.pulls {
-                if pull.active && !pull.talk.session && self.source_of(name, *id, pull).is_some() {
+                if pull.active && !pull.talk.session && self.path_of(name, *id, pull).is_some() {
                     add(name, id, Phase::Dial);
                 }
                 let ready = || {
-                    let (source, _) = proxy_site(pull);
-                    let serve = self.nodes.get(&source).and_then(|node| node.serves.get(id));
+                    let source = pull.path.last().and_then(|source| self.nodes.get(source));
+                    let serve = source.and_then(|node| node.serves.get(id));
                     serve.is_some_and(|serve| serve.reported)
                 };
                 if pull.talk.session && !pull.finished && !pull.talks_only && ready() {
@@ -568,14 +611,47 @@ impl Federation {
         }
     }
 
-    /// The site whose proxy lets this pull in, if it is reachable.
-    fn source_of(&self, at: &PeerName, id: MigrationId, pull: &Pulling) -> Option<PeerName> {
-        let (source, token) = proxy_site(pull);
-        let serve = self.nodes.get(&source)?.serves.get(&id)?;
-        let fits = serve.token == token
-            && serve.key == pull.source.transfer_key
-            && serve.peer_key == pull.key;
-        (fits && self.reaches(at, &source) && self.reaches(&source, at)).then_some(source)
+    /// The sites that a session of this pull would go to and through, the one that serves it last:
+    /// as long as tokens and keys fit, and each is up and reaches the next.
+    fn path_of(&self, at: &PeerName, id: MigrationId, pull: &Pulling) -> Option<Vec<PeerName>> {
+        let mut path: Vec<PeerName> = vec![];
+        let mut end = &pull.source;
+        loop {
+            let here = path.last().unwrap_or(at);
+            let (there, goes_on) = match (end.uri.is_dial_out(), end.relay) {
+                (false, None) => (proxy_site(end), None),
+                (false, Some(key)) => {
+                    let there = proxy_site(end);
+                    let route = self.nodes.get(&there)?.routes.get(&id)?;
+                    let fits = route.token == end.token.hash() && route.key == key;
+                    (there, Some(fits.then_some(&route.next)?))
+                }
+                // Whoever serves it dials this site, and shows its token.
+                (true, _) => (self.dialler_of(here, id, end)?, None),
+            };
+            let joined = self.reaches(here, &there) && self.reaches(&there, here);
+            if !joined || path.len() >= MAX_STATIONS {
+                return None;
+            }
+            path.push(there);
+            match goes_on {
+                Some(next) => end = next,
+                None => break,
+            }
+        }
+        let serve = self.nodes.get(path.last()?)?.serves.get(&id)?;
+        let dialled = end.uri.is_dial_out() || serve.token == end.token.hash();
+        let fits = dialled && serve.key == pull.source.transfer_key && serve.peer_key == pull.key;
+        fits.then_some(path)
+    }
+
+    /// The site whose proxy dials `here` for this transfer, with the token of `end`.
+    fn dialler_of(&self, here: &PeerName, id: MigrationId, end: &TransferEnd) -> Option<PeerName> {
+        let dials = |node: &Node| {
+            let dial = node.serves.get(&id).and_then(|serve| serve.dial.as_ref());
+            dial.is_some_and(|dial| proxy_site(dial) == *here && dial.token == end.token)
+        };
+        self.nodes.iter().find(|(_, node)| dials(node)).map(|(name, _)| name.clone())
     }
 
     /// The deadline that a site waits for next, with the step that it is.
@@ -802,12 +878,14 @@ impl Federation {
         let now = self.now;
         let node = self.node(name);
         match command {
-            Command::Serve { migration, vm, token, key, peer_key, .. } => {
+            Command::Serve { migration, vm, token, key, peer_key, dial, .. } => {
+                let dial = dial.map(|dial| *dial);
                 let new = Serving {
                     vm,
                     token,
                     key,
                     peer_key,
+                    dial,
                     files: None,
                     content: None,
                     reported: false,
@@ -837,6 +915,7 @@ impl Federation {
                     talks_only: files.is_empty(),
                     takes_state: files.contains(&FileId::STATE),
                     active: true,
+                    path: vec![],
                     due: now,
                     begun: false,
                     finished: false,
@@ -850,7 +929,24 @@ impl Federation {
                 }
             }
             Command::Close { migration, source } => self.close(name, migration, end(source)),
+            Command::Relay { migration, token, key, next, .. } => {
+                let new = Route { token, key, next: *next };
+                if node.routes.get(&migration) != Some(&new) {
+                    node.routes.insert(migration, new);
+                    self.break_passing(name, migration);
+                }
+            }
+            Command::EndRelay { migration } => {
+                node.routes.remove(&migration);
+                self.break_passing(name, migration);
+            }
             _ => {}
+        }
+    }
+
+    fn break_passing(&mut self, name: &PeerName, migration: MigrationId) {
+        for (other, migration) in self.passing(name, |id| id == migration) {
+            self.break_session(&other, migration);
         }
     }
 
@@ -896,10 +992,15 @@ impl Federation {
         let event = match phase {
             Phase::Dial => {
                 let pull = self.nodes[name].pulls.get(&id)?;
-                let source = self.source_of(name, id, pull)?;
-                let begins = self.now.after(self.latency(name, &source));
+                let path = self.path_of(name, id, pull)?;
+                let source = path.last()?.clone();
+                let stations: Vec<_> = [name].into_iter().chain(&path).cloned().collect();
+                self.met("session", if path.len() > 1 { "relayed" } else { "direct" });
+                self.sessions.push(stations);
+                let begins = self.now.after(self.along(name, &path));
                 let pull = self.node(name).pulls.get_mut(&id)?;
                 pull.cut();
+                pull.path = path;
                 pull.due = begins;
                 pull.talk.session = true;
                 self.node(&source).serves.get_mut(&id)?.talk.session = true;
@@ -926,9 +1027,9 @@ impl Federation {
                 TransferEvent::Sent { digest }
             }
             Phase::Begin => {
-                let source = proxy_site(self.nodes[name].pulls.get(&id)?).0;
+                let path = &self.nodes[name].pulls.get(&id)?.path;
                 // A link that is slow for a message is slow for every part of a file.
-                let ends = self.now.after(self.latency(name, &source) * PARTS);
+                let ends = self.now.after(self.along(name, path) * PARTS);
                 let pull = self.node(name).pulls.get_mut(&id)?;
                 pull.begun = true;
                 pull.due = ends;
@@ -956,7 +1057,7 @@ impl Federation {
 
     fn finish(&mut self, name: &PeerName, id: MigrationId) -> Option<TransferEvent> {
         let pull = self.nodes[name].pulls.get(&id)?;
-        let (source, _) = proxy_site(pull);
+        let source = pull.path.last()?.clone();
         let from = self.nodes.get(&source)?;
         let serve = from.serves.get(&id)?;
         let content = serve.content.clone()?;
@@ -1035,10 +1136,9 @@ fn talk_of(node: &mut Node, id: MigrationId, end: End) -> Option<&mut Talk> {
 }
 
 /// The site that a pull dials, and the token's hash.
-fn proxy_site(pull: &Pulling) -> (PeerName, model::TokenHash) {
-    let authority = pull.source.uri.authority();
-    let name = authority.split(':').next().unwrap_or_default();
-    (name.parse().expect("proxies here are named after their site"), pull.source.token.hash())
+fn proxy_site(end: &TransferEnd) -> PeerName {
+    let name = end.uri.authority().split(':').next().unwrap_or_default();
+    name.parse().expect("proxies here are named after their site")
 }
 
 fn short(load: &Load) -> String {

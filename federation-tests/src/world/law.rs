@@ -10,6 +10,7 @@ use protocol::{Command, Driver, Effect, Event, Output, Row, Site, Start};
 use super::federation::{Crash, Federation, Point};
 use super::node::{Verb, What, profile};
 use super::outside::Outside;
+use super::rules::Willing;
 
 /// So many transactions of a journal are each compared with the machine's own state.
 const COMPARED: usize = 64;
@@ -151,8 +152,15 @@ impl Federation {
         let node = self.node(name);
         let Some(mut site) = node.machine.take() else { return };
         let made = std::mem::take(&mut node.made);
-        let mut outside =
-            Outside { name: name.clone(), site: node.number, now: node.clock(now), crypto, made };
+        let mut outside = Outside {
+            name: name.clone(),
+            site: node.number,
+            now: node.clock(now),
+            crypto,
+            made,
+            policy: Willing { relays: node.relays },
+            dials_out: node.dials_out,
+        };
         // While its machine is at work the site counts as up.
         node.working = true;
         let mut turn = Turn { federation: self, name, crash, point: None, done: 0 };

@@ -11,7 +11,7 @@ use super::federation::Line;
 use super::invariant::{Ledger, Newest};
 use super::law::off;
 use super::outside::Made;
-use super::transfer::{Pulling, Serving};
+use super::transfer::{Pulling, Route, Serving};
 
 /// Where the files of one stay are, or its guest is.
 pub type Place = (HostName, VmId, Epoch);
@@ -87,6 +87,10 @@ pub struct Node {
     pub(super) skew: i64,
     /// How long its disk takes to make rows durable.
     pub(super) sync_time: Duration,
+    /// Nobody can dial its proxy.
+    pub(super) dials_out: bool,
+    /// It passes all transfers of others through its own proxy.
+    pub(super) relays: bool,
     /// There is no space for files.
     pub(super) full: bool,
     /// What arrives here next is not what was sent.
@@ -110,6 +114,7 @@ pub struct Node {
     pub(super) verbs: Vec<Verb>,
     pub(super) serves: BTreeMap<MigrationId, Serving>,
     pub(super) pulls: BTreeMap<MigrationId, Pulling>,
+    pub(super) routes: BTreeMap<MigrationId, Route>,
 }
 
 impl Node {
@@ -130,6 +135,8 @@ impl Node {
             life: 0,
             skew: 0,
             sync_time: Duration::ZERO,
+            dials_out: false,
+            relays: false,
             full: false,
             damages: false,
             restore: None,
@@ -144,6 +151,7 @@ impl Node {
             verbs: vec![],
             serves: BTreeMap::new(),
             pulls: BTreeMap::new(),
+            routes: BTreeMap::new(),
         }
     }
 

@@ -7,8 +7,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use model::decision::Policy;
 use model::key::{Strict, Verify};
 use model::{
-    Digest, HostName, MigrationId, PeerName, ProxyUri, PublicKey, SecretKey, Signature, SiteKey,
-    Time, Token,
+    Digest, EdgeHandle, HostName, MigrationId, PeerName, ProxyUri, PublicKey, SecretKey, Signature,
+    SiteKey, Time, Token,
 };
 
 use super::rules::Willing;
@@ -59,6 +59,9 @@ pub(super) struct Outside {
     pub now: Time,
     pub crypto: Crypto,
     pub made: Made,
+    pub policy: Willing,
+    /// Nobody can dial its proxy.
+    pub dials_out: bool,
 }
 
 fn stand_in(key: &PublicKey, payload_type: &str, body: &[u8]) -> Signature {
@@ -129,7 +132,31 @@ impl protocol::World for Outside {
         Token(token)
     }
 
-    fn proxy_uri(&self, _: &HostName) -> ProxyUri {
+    fn relay_token(&self, of: EdgeHandle, for_source: bool) -> Token {
+        let mut token = [self.site; 32];
+        token[..16].copy_from_slice(&of.0);
+        token[16] = if for_source { 0xf0 } else { 0xf1 };
+        Token(token)
+    }
+
+    fn relay_key(&mut self, of: EdgeHandle) -> PublicKey {
+        let mut seed = [self.site; 32];
+        seed[1..17].copy_from_slice(&of.0);
+        seed[17] = 0xf2;
+        match self.crypto {
+            Crypto::Fast => PublicKey(seed),
+            Crypto::Real => SecretKey::from_seed(&seed).public(),
+        }
+    }
+
+    fn proxy_uri(&self, host: &HostName) -> ProxyUri {
+        if self.dials_out {
+            return ProxyUri::dial_out();
+        }
+        self.inner_uri(host)
+    }
+
+    fn inner_uri(&self, _: &HostName) -> ProxyUri {
         format!("quic://{}:4433", self.name).parse().expect("a legal URI")
     }
 
@@ -142,6 +169,6 @@ impl protocol::World for Outside {
     }
 
     fn policy(&self) -> &dyn Policy {
-        &Willing
+        &self.policy
     }
 }

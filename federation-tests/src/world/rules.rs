@@ -1,12 +1,16 @@
 //! The plainest policy: whoever has room takes the VM, and everybody may be asked.
 
 use model::decision::{
-    Admit, Delegate, Expose, Policy, Rank, Ranked, Route, Transfer, Trigger, Verdict,
+    Admit, Delegate, Expose, Granted, Policy, Rank, Ranked, Route, Share, Transfer, Trigger,
+    Verdict,
 };
 
 /// Allows everything, and tries offers in their order, stores last.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Willing;
+pub(super) struct Willing {
+    /// Passes all transfers of others through its own proxy, and not only those that need it.
+    pub relays: bool,
+}
 
 impl Policy for Willing {
     fn admit(&self, input: &Admit) -> Verdict {
@@ -34,8 +38,12 @@ impl Policy for Willing {
             .collect()
     }
 
-    fn transfer(&self, _: &Transfer) -> Route {
-        Route::Direct
+    fn transfer(&self, input: &Transfer) -> Route {
+        if self.relays || input.must_meet { Route::Relayed } else { Route::Direct }
+    }
+
+    fn share(&self, _: &Share) -> Granted {
+        Granted::default()
     }
 
     fn trigger(&self, _: &Trigger) -> Vec<String> {

@@ -3,7 +3,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use model::{Digest, PublicKey, Time, TokenHash, TransferEnd, VmId};
+use model::{Digest, PeerName, PublicKey, Time, TokenHash, TransferEnd, VmId};
 use protocol::Told;
 
 use super::node::{Content, Place};
@@ -60,6 +60,8 @@ pub(super) struct Serving {
     pub key: PublicKey,
     /// The key that must be shown.
     pub peer_key: PublicKey,
+    /// What it dials, where nobody can dial it.
+    pub dial: Option<TransferEnd>,
     /// Where the files are, and whether a run state is among them, once they may be read.
     pub files: Option<(Place, bool)>,
     /// What was read.
@@ -68,6 +70,17 @@ pub(super) struct Serving {
     pub reported: bool,
     /// The session.
     pub talk: Talk,
+}
+
+/// A transfer of others that is passed on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Route {
+    /// What the token must hash to that the target's side shows.
+    pub token: TokenHash,
+    /// The key shown.
+    pub key: PublicKey,
+    /// The way to the source.
+    pub next: TransferEnd,
 }
 
 /// A transfer that is fetched.
@@ -85,6 +98,8 @@ pub(super) struct Pulling {
     pub takes_state: bool,
     /// It dials as long as it is active.
     pub active: bool,
+    /// The sites that the session goes to and through, the Source last; empty without one.
+    pub path: Vec<PeerName>,
     /// When its next step is due by the clock.
     pub due: Time,
     /// Bytes have come in this session.
@@ -99,7 +114,7 @@ impl Hash for Pulling {
     fn hash<H: Hasher>(&self, state: &mut H) {
         // Not when it is due: that is for the clock, and whoever chooses the steps needs none.
         (&self.source, self.key, &self.place, self.talks_only, self.takes_state).hash(state);
-        (self.active, self.begun, self.finished, &self.talk).hash(state);
+        (&self.path, self.active, self.begun, self.finished, &self.talk).hash(state);
     }
 }
 
@@ -107,6 +122,7 @@ impl Pulling {
     /// The session is gone; what has arrived completely is not fetched again.
     pub(super) fn cut(&mut self) {
         self.talk.session = false;
+        self.path.clear();
         self.begun = false;
     }
 }

@@ -175,7 +175,7 @@ fn work_that_fails_leaves_nothing() {
     });
     assert!(failed.is_err());
     assert_eq!(fixture.standing(), Standing::default());
-    assert_eq!(fixture.book.all, 0);
+    assert_eq!(fixture.book.weights.all(), 0);
 }
 
 #[test]

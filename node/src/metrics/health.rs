@@ -119,6 +119,7 @@ mod tests {
             offer: config::OfferConfig::default(),
             time: config::TimeConfig::default(),
             proxies: vec![],
+            transfer: config::TransferConfig::default(),
             metrics: None,
         };
         let folder = Folder::at(folder.join("a"));
@@ -126,6 +127,7 @@ mod tests {
         let (transfers, _) = mpsc::channel(1);
         let proxy = transfer_proxy::Config {
             listen: local().listen,
+            shares_tcp: false,
             advertise: None,
             limits: transfer_proxy::Limits::default(),
             reset: transfer_proxy::ResetKey::of(&identity),

@@ -387,6 +387,8 @@ mod tests {
             uptime: Duration::ZERO,
             site: SiteView::default(),
             reachable: vec![],
+            transfers: ["source", "destination"]
+                .map(|role| (role, model::Bytes(0), model::Bytes(0))),
             census: monitoring::book::Census::default(),
             kpis,
         };

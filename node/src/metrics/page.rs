@@ -159,9 +159,10 @@ impl Page {
         let census = self.census(census).await?;
         let tried = self.peers.all().into_iter();
         let reachable = tried.filter_map(|peer| Some((peer.name, peer.heard?.is_ok()))).collect();
-        self.hands.count_transfers();
+        let transfers = self.hands.count_transfers();
         let metrics = self.driver.metrics();
-        let snapshot = Snapshot { uptime: metrics.uptime(), site, reachable, census, kpis };
+        let uptime = metrics.uptime();
+        let snapshot = Snapshot { uptime, site, reachable, transfers, census, kpis };
         let mut text = String::new();
         metrics.write(&mut text);
         write(snapshot, &mut text);

@@ -1,7 +1,8 @@
 //! The site's policies, with their decisions counted.
 
 use model::decision::{
-    Admit, Delegate, Expose, Policy, Rank, Ranked, Route, Transfer, Trigger, Verdict,
+    Admit, Delegate, Expose, Granted, Policy, Rank, Ranked, Route, Share, Transfer, Trigger,
+    Verdict,
 };
 use policies::Engine;
 
@@ -85,6 +86,11 @@ impl Policy for CountedPolicy {
         };
         self.metrics.decided("transfer", verdict);
         route
+    }
+
+    fn share(&self, input: &Share) -> Granted {
+        // No verdict: what it gives is shown by the rates of transfers.
+        self.engine.share(input)
     }
 
     fn trigger(&self, input: &Trigger) -> Vec<String> {

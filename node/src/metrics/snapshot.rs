@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use model::monitoring::Measure;
-use model::{HostName, PeerName, PowerState, Resources};
+use model::{Bytes, HostName, PeerName, PowerState, Resources};
 use monitoring::book::Census;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
@@ -22,6 +22,8 @@ pub(super) struct Snapshot {
     pub(super) site: SiteView,
     /// The peers that were tried since the start, and whether the last call went through.
     pub(super) reachable: Vec<(PeerName, bool)>,
+    /// Per role, the bytes that open transfers have left, and those that they move a second.
+    pub(super) transfers: [(&'static str, Bytes, Bytes); 2],
     pub(super) census: Census,
     /// None unless the operator chose some.
     pub(super) kpis: Option<kpi::View>,
@@ -104,6 +106,18 @@ impl Collector for Snapshot {
             None,
             "1 if the last call to or from the peer went through, 0 if not; none before the first",
             self.reachable.iter().map(|(peer, is)| ([("peer", peer.as_str())], f64::from(*is))),
+        )?;
+        to.gauge(
+            "transfer_left",
+            Some(Unit::Bytes),
+            "Bytes of files that open transfers have left, as far as they know by now",
+            self.transfers.iter().map(|(role, left, _)| ([("role", *role)], number(left.0))),
+        )?;
+        to.gauge(
+            "transfer_bytes_per_second",
+            None,
+            "Bytes of files that open transfers move a second, over the last ten seconds",
+            self.transfers.iter().map(|(role, _, rate)| ([("role", *role)], number(rate.0))),
         )?;
         let Census { dropped, missing, owed } = &self.census;
         to.counter(

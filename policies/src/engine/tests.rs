@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use model::decision::Candidate;
+use model::decision::{Candidate, TransferRole};
 use model::vm::Restrictions;
-use model::{Bytes, Descriptor, PeerName, Resources, Time};
+use model::{Bytes, Carrier, Descriptor, PeerName, Resources, Time};
 
 use super::*;
 use crate::EVALUATION_BUDGET;
@@ -86,7 +86,8 @@ fn rank(offers: Vec<Candidate>) -> Rank {
 }
 
 fn transfer() -> Transfer {
-    Transfer { peer: peer("beta"), descriptor: descriptor(), size: Bytes::mib(1) }
+    let (descriptor, size) = (descriptor(), Bytes::mib(1));
+    Transfer { peer: peer("beta"), descriptor, size, must_meet: false }
 }
 
 fn refused(reason: &str) -> Verdict {
@@ -327,6 +328,35 @@ mod examples {
         assert_eq!(engine.transfer(&transfer()), Route::Relayed);
         let large = Transfer { size: Bytes::mib(2), ..transfer() };
         assert_eq!(engine.transfer(&large), Route::Direct);
+    }
+
+    #[test]
+    fn what_a_transfer_may_take_by_peer_role_and_haste() {
+        let engine = with(
+            Decision::Share,
+            r#"
+            default carrier := "any"
+            carrier := "tls" if input.peer == "beta"
+            default rate := 0
+            rate := 1000000 if input.role == "relay"
+            default weight := 1
+            weight := 8 if input.urgent"#,
+        );
+        let [full, _] = samples::share();
+        let beta = Share { peer: Some(peer("beta")), urgent: true, ..full.clone() };
+        let tls = Some(Carrier::Tls);
+        assert_eq!(engine.share(&beta), Granted { carrier: tls, rate: None, weight: 8 });
+        let relay = Share { role: TransferRole::Relay, urgent: false, ..full };
+        let limited = Granted { rate: Some(Bytes(1_000_000)), ..Granted::default() };
+        assert_eq!(engine.share(&relay), limited);
+        for wrong in [
+            "carrier := \"udp\"\nrate := 0\nweight := 1",
+            "carrier := \"any\"\nrate := -1\nweight := 1",
+            "carrier := \"any\"\nrate := 0\nweight := 0",
+        ] {
+            let refused = refusal(Decision::Share, wrong);
+            assert!(matches!(refused, PolicyError::Sample { .. }), "{refused}");
+        }
     }
 }
 

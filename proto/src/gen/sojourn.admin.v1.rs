@@ -514,6 +514,12 @@ pub struct Operation {
     pub bytes_done: u64,
     #[prost(uint64, tag = "11")]
     pub bytes_total: u64,
+    /// Of late; 0 while too little is known.
+    #[prost(uint64, tag = "12")]
+    pub bytes_second: u64,
+    /// What is left, at this rate.
+    #[prost(uint64, optional, tag = "13")]
+    pub seconds_left: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Operations {

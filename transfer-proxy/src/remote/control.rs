@@ -1,6 +1,6 @@
 //! The proxy's end of the channel: lets its node in, does what it orders, tells what happens.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,8 +60,8 @@ impl ControlPort {
         let Self { listener, identity, node, proxy, events } = self;
         let (arrived, arrivals) = mpsc::channel(1);
         let entrance = Arc::new(Entrance { identity, node, proxy: proxy.clone() });
-        let office =
-            Office { proxy, held: Held::default(), controller: None, shown: HashMap::new() };
+        let (passed, shown) = (HashSet::new(), HashMap::new());
+        let office = Office { proxy, held: Held::default(), controller: None, passed, shown };
         tokio::join!(entrance.run(listener, arrived), office.run(events, arrivals));
     }
 }
@@ -133,7 +133,9 @@ impl Entrance {
             receive(&mut stream, MAX_GREETING_BYTES).await.map_err(io::Error::other)?;
         let speaks = (lowest..=highest).contains(&VERSION);
         let welcome = match speaks {
-            true => Welcome::Speak { version: VERSION, uri: self.proxy.uri() },
+            true => {
+                Welcome::Speak { version: VERSION, uri: self.proxy.uri(), port: self.proxy.port() }
+            }
             false => Welcome::Unsupported { lowest: VERSION, highest: VERSION },
         };
         FrameWriter::new(&mut stream).send(&welcome).await.map_err(io::Error::other)?;
@@ -214,6 +216,8 @@ struct Office {
     proxy: Proxy,
     held: Held,
     controller: Option<Controller>,
+    /// What is passed on.
+    passed: HashSet<MigrationId>,
     /// What the present connection was last told of each transfer.
     shown: HashMap<(MigrationId, End), Progress>,
 }
@@ -324,11 +328,25 @@ impl Office {
                 }
             }
             Asked::Close(migration, end) => self.close((migration, end)),
-            Asked::Keep(open) => {
+            Asked::Relay(relay) => {
+                let migration = relay.migration;
+                match self.proxy.relay(relay) {
+                    Ok(()) => drop(self.passed.insert(migration)),
+                    Err(error) => tracing::warn!(%migration, %error, "not passed on"),
+                }
+            }
+            Asked::EndRelay(migration) => {
+                self.passed.remove(&migration);
+                self.proxy.end_relay(migration);
+            }
+            Asked::Keep(open, passed) => {
                 for transfer in self.held.transfers() {
                     if !open.contains(&transfer) {
                         self.close(transfer);
                     }
+                }
+                for migration in self.passed.extract_if(|known| !passed.contains(known)) {
+                    self.proxy.end_relay(migration);
                 }
             }
             Asked::Nothing => {}

@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::order::{Pull, PullError, Serve, ServeError, TellError, TransferProxy};
+use crate::order::{Pull, PullError, Relay, Serve, ServeError, TellError, TransferProxy};
 use crate::proxy::Limits;
 use crate::remote::wire::{
     ALIVE_INTERVAL, ALPN, BadPath, FrameWriter, Hello, MAX_FRAME_BYTES, MAX_GREETING_BYTES,
@@ -70,6 +70,9 @@ struct Shared {
 
 struct State {
     open: BTreeMap<(MigrationId, End), Entry>,
+    relays: BTreeMap<MigrationId, Relay>,
+    /// The port that it listens at, as it said last.
+    port: Option<u16>,
     /// To the present connection, once it has all that is open.
     link: Option<mpsc::Sender<Order>>,
 }
@@ -140,7 +143,12 @@ impl RemoteProxy {
         identity: Arc<Identity>,
         events: mpsc::Sender<Event>,
     ) -> (Self, Connection) {
-        let state = Mutex::new(State { open: BTreeMap::new(), link: None });
+        let state = Mutex::new(State {
+            open: BTreeMap::new(),
+            relays: BTreeMap::new(),
+            port: None,
+            link: None,
+        });
         let shared = Arc::new(Shared { config, identity, events, state });
         (Self(shared.clone()), Connection(shared))
     }
@@ -161,6 +169,14 @@ impl RemoteProxy {
 impl TransferProxy for RemoteProxy {
     fn uri(&self) -> ProxyUri {
         self.0.config.uri.clone()
+    }
+
+    fn inner_uri(&self) -> ProxyUri {
+        let config = &self.0.config;
+        match self.0.state().port {
+            Some(port) => ProxyUri::at(SocketAddr::new(config.control.ip(), port)),
+            None => config.uri.clone(),
+        }
     }
 
     fn serve(&self, serve: Serve) -> Result<(), ServeError> {
@@ -219,6 +235,24 @@ impl TransferProxy for RemoteProxy {
         }
         state.send(order);
         Ok(())
+    }
+
+    fn relay(&self, relay: Relay) -> Result<(), ServeError> {
+        let mut state = self.0.state();
+        let limit = Limits::default().relays;
+        if state.relays.len() >= limit && !state.relays.contains_key(&relay.migration) {
+            return Err(ServeError::Full(limit));
+        }
+        state.send(Order::relay(&relay));
+        state.relays.insert(relay.migration, relay);
+        Ok(())
+    }
+
+    fn end_relay(&self, migration: MigrationId) {
+        let mut state = self.0.state();
+        if state.relays.remove(&migration).is_some() {
+            state.send(Order::EndRelay { migration });
+        }
     }
 
     fn tell(&self, migration: MigrationId, end: End, message: Vec<u8>) -> Result<(), TellError> {
@@ -335,7 +369,10 @@ impl Shared {
         FrameWriter::new(&mut stream).send(&hello).await?;
         match receive(&mut stream, MAX_GREETING_BYTES).await? {
             Welcome::Speak { uri, .. } if uri != self.config.uri => Err(Fault::Uri(uri)),
-            Welcome::Speak { version: VERSION, .. } => Ok(stream),
+            Welcome::Speak { version: VERSION, port, .. } => {
+                self.state().port = Some(port);
+                Ok(stream)
+            }
             Welcome::Speak { version, .. } => {
                 Err(Fault::Version { lowest: version, highest: version })
             }
@@ -377,7 +414,9 @@ impl Shared {
             entry.taken = true;
             first.extend(entry.orders(*transfer));
         }
-        first.push(Order::Keep(state.open.keys().copied().collect()));
+        first.extend(state.relays.values().map(Order::relay));
+        let open = state.open.keys().copied().collect();
+        first.push(Order::Keep(open, state.relays.keys().copied().collect()));
         state.link = Some(link);
         (first, queue)
     }
@@ -391,10 +430,10 @@ impl Shared {
                 // A node that is gone hears nothing.
                 let _ = self.events.send(event).await;
             }
-            Report::Progress { migration, end, total, done, wire, age } => {
+            Report::Progress { migration, end, total, done, wire, rate, age } => {
                 let started = age.and_then(|age| Instant::now().checked_sub(age));
                 if let Some(entry) = self.state().open.get_mut(&(migration, end)) {
-                    entry.progress = Progress { total, done, wire, started };
+                    entry.progress = Progress { total, done, wire, rate, started };
                 }
             }
             Report::Synced | Report::Alive => {}

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use model::{
-    Bytes, FileId, MigrationId, ProxyUri, PublicKey, SecretKey, Token, TokenHash, VmId, limit,
+    Bytes, Carrier, FileId, MigrationId, ProxyUri, PublicKey, SecretKey, Token, TokenHash, VmId,
+    limit,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -15,14 +16,14 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use crate::order::{Pull, Serve};
+use crate::order::{Dial, Pull, Relay, Serve, Share};
 use crate::transfer::{End, Event, MAX_TELL_BYTES, Progress};
 
 /// The protocol's name within TLS, so that no other port of the site is taken for this one.
 pub(crate) const ALPN: &[u8] = b"sojourn-proxy";
 
 /// The version of everything behind the greeting. One is spoken so far.
-pub(crate) const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 3;
 
 /// Size of a greeting, in bytes.
 pub(crate) const MAX_GREETING_BYTES: usize = 512;
@@ -31,7 +32,7 @@ pub(crate) const MAX_GREETING_BYTES: usize = 512;
 const MAX_PATH_BYTES: usize = 4096;
 
 /// Size of one message, in bytes: the longest is an order with the paths of all files.
-pub(crate) const MAX_FRAME_BYTES: usize = limit::MAX_FILES * (MAX_PATH_BYTES + 16) + 1024;
+pub(crate) const MAX_FRAME_BYTES: usize = limit::MAX_FILES * 2 * (MAX_PATH_BYTES + 16) + 1024;
 const _: () = assert!(MAX_TELL_BYTES + 1024 < MAX_FRAME_BYTES);
 
 /// From the first packet of a connection until both ends are sure of each other.
@@ -53,8 +54,9 @@ pub(crate) struct Hello {
 /// The proxy's first words.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Welcome {
-    /// Go on in this version. Proxies of other sites dial `uri`.
-    Speak { version: u8, uri: ProxyUri },
+    /// Go on in this version. Proxies of other sites dial `uri`; those of this site dial the
+    /// proxy's machine at `port`.
+    Speak { version: u8, uri: ProxyUri, port: u16 },
     /// None of the node's versions is spoken here, but these are.
     Unsupported { lowest: u8, highest: u8 },
 }
@@ -71,6 +73,8 @@ pub(crate) enum Order {
         seed: Seed,
         peer_key: PublicKey,
         byte_budget: Bytes,
+        dial: Option<Dial>,
+        share: Share,
     },
     /// The files of a transfer that is served.
     Provide { migration: MigrationId, files: Vec<(FileId, RawPath)> },
@@ -80,18 +84,34 @@ pub(crate) enum Order {
         vm: VmId,
         from: ProxyUri,
         token: Token,
+        relay: Option<PublicKey>,
         seed: Seed,
         peer_key: PublicKey,
         folder: RawPath,
         budget: Bytes,
         expected: Vec<FileId>,
+        basis: Vec<(FileId, RawPath)>,
+        carrier: Option<Carrier>,
+        share: Share,
     },
+    /// See [`Relay`].
+    Relay {
+        migration: MigrationId,
+        token_hash: TokenHash,
+        hint: [u8; 16],
+        seed: Seed,
+        next: Dial,
+        carrier: Option<Carrier>,
+        share: Share,
+    },
+    /// The transfer is passed on no more.
+    EndRelay { migration: MigrationId },
     /// A message for the node at the other end.
     Tell { migration: MigrationId, end: End, message: Vec<u8> },
     /// The transfer is over.
     Close { migration: MigrationId, end: End },
-    /// These transfers are all that there are.
-    Keep(Vec<(MigrationId, End)>),
+    /// These transfers are all that there are, and these are all that are passed on.
+    Keep(Vec<(MigrationId, End)>, Vec<MigrationId>),
     /// Nothing; the connection lives.
     Alive,
 }
@@ -108,6 +128,7 @@ pub(crate) enum Report {
         total: Bytes,
         done: Bytes,
         wire: Bytes,
+        rate: Option<Bytes>,
         /// Since the first session opened.
         age: Option<Duration>,
     },
@@ -155,7 +176,7 @@ impl RawPath {
 
 impl Order {
     pub(crate) fn serve(serve: &Serve) -> Self {
-        let Serve { migration, vm, token_hash, hint, key, peer_key, byte_budget } = serve;
+        let Serve { migration, vm, token_hash, hint, key, peer_key, .. } = serve;
         Self::Serve {
             migration: *migration,
             vm: *vm,
@@ -163,7 +184,22 @@ impl Order {
             hint: *hint,
             seed: Seed::of(key),
             peer_key: *peer_key,
-            byte_budget: *byte_budget,
+            byte_budget: serve.byte_budget,
+            dial: serve.dial.clone(),
+            share: serve.share.clone(),
+        }
+    }
+
+    pub(crate) fn relay(relay: &Relay) -> Self {
+        let Relay { migration, token_hash, hint, key, next, carrier, share } = relay;
+        Self::Relay {
+            migration: *migration,
+            token_hash: *token_hash,
+            hint: *hint,
+            seed: Seed::of(key),
+            next: next.clone(),
+            carrier: *carrier,
+            share: share.clone(),
         }
     }
 
@@ -179,51 +215,102 @@ impl Order {
     }
 
     pub(crate) fn pull(pull: &Pull) -> Result<Self, BadPath> {
-        let Pull { migration, vm, from, token, key, peer_key, folder, budget, expected } = pull;
-        if expected.len() > limit::MAX_FILES {
+        let Pull { migration, vm, from, token, key, peer_key, folder, budget, .. } = pull;
+        let Pull { expected, basis, carrier, share, .. } = pull;
+        if expected.len() > limit::MAX_FILES || basis.len() > limit::MAX_FILES {
             return Err(BadPath);
         }
+        let basis = basis.iter().map(|(id, path)| Ok((*id, RawPath::of(path)?)));
         Ok(Self::Pull {
             migration: *migration,
             vm: *vm,
             from: from.clone(),
             token: token.clone(),
+            relay: pull.relay,
             seed: Seed::of(key),
             peer_key: *peer_key,
             folder: RawPath::of(folder)?,
             budget: *budget,
             expected: expected.clone(),
+            basis: basis.collect::<Result<_, _>>()?,
+            carrier: *carrier,
+            share: share.clone(),
         })
     }
 
     /// Hands an order to what it is about.
     pub(crate) fn read(self) -> Result<Asked, BadPath> {
         Ok(match self {
-            Self::Serve { migration, vm, token_hash, hint, seed, peer_key, byte_budget } => {
+            Self::Serve {
+                migration,
+                vm,
+                token_hash,
+                hint,
+                seed,
+                peer_key,
+                byte_budget,
+                dial,
+                share,
+            } => {
                 let key = seed.key();
-                Asked::Serve(Serve { migration, vm, token_hash, hint, key, peer_key, byte_budget })
+                Asked::Serve(Serve {
+                    migration,
+                    vm,
+                    token_hash,
+                    hint,
+                    key,
+                    peer_key,
+                    byte_budget,
+                    dial,
+                    share,
+                })
             }
             Self::Provide { migration, files } => {
                 let files = files.iter().map(|(id, path)| Ok((*id, path.path()?)));
                 Asked::Provide(migration, files.collect::<Result<_, _>>()?)
             }
-            Self::Pull { migration, vm, from, token, seed, peer_key, folder, budget, expected } => {
+            Self::Pull {
+                migration,
+                vm,
+                from,
+                token,
+                relay,
+                seed,
+                peer_key,
+                folder,
+                budget,
+                expected,
+                basis,
+                carrier,
+                share,
+            } => {
                 let (key, folder) = (seed.key(), folder.path()?);
+                let basis = basis.iter().map(|(id, path)| Ok((*id, path.path()?)));
+                let basis = basis.collect::<Result<_, _>>()?;
                 Asked::Pull(Pull {
                     migration,
                     vm,
                     from,
                     token,
+                    relay,
                     key,
                     peer_key,
                     folder,
                     budget,
                     expected,
+                    basis,
+                    carrier,
+                    share,
                 })
             }
             Self::Tell { migration, end, message } => Asked::Tell(migration, end, message),
             Self::Close { migration, end } => Asked::Close(migration, end),
-            Self::Keep(open) => Asked::Keep(open),
+            Self::Relay { migration, token_hash, hint, seed, next, carrier, share } => {
+                let key = seed.key();
+                Asked::Relay(Relay { migration, token_hash, hint, key, next, carrier, share })
+            }
+            Self::EndRelay { migration } => Asked::EndRelay(migration),
+            Self::Keep(open, passed) => Asked::Keep(open, passed),
             Self::Alive => Asked::Nothing,
         })
     }
@@ -238,7 +325,7 @@ impl Order {
             Self::Tell { migration, end, .. } | Self::Close { migration, end } => {
                 Some((*migration, *end))
             }
-            Self::Keep(_) | Self::Alive => None,
+            Self::Relay { .. } | Self::EndRelay { .. } | Self::Keep(..) | Self::Alive => None,
         }
     }
 }
@@ -250,15 +337,17 @@ pub(crate) enum Asked {
     Pull(Pull),
     Tell(MigrationId, End, Vec<u8>),
     Close(MigrationId, End),
-    Keep(Vec<(MigrationId, End)>),
+    Relay(Relay),
+    EndRelay(MigrationId),
+    Keep(Vec<(MigrationId, End)>, Vec<MigrationId>),
     Nothing,
 }
 
 impl Report {
     pub(crate) fn progress((migration, end): (MigrationId, End), progress: &Progress) -> Self {
-        let Progress { total, done, wire, started } = *progress;
+        let Progress { total, done, wire, rate, started } = *progress;
         let age = started.map(|started| started.elapsed());
-        Self::Progress { migration, end, total, done, wire, age }
+        Self::Progress { migration, end, total, done, wire, rate, age }
     }
 }
 
@@ -358,11 +447,32 @@ mod tests {
             vm: VmId([2; 16]),
             from: "quic://192.0.2.1:7420".parse().unwrap(),
             token: Token([3; 32]),
+            relay: Some(PublicKey([8; 32])),
             key: SecretKey::from_seed(&[4; 32]),
             peer_key: PublicKey([5; 32]),
             folder: PathBuf::from(OsStr::from_bytes(b"/srv/\xff/vm")),
             budget: Bytes::mib(6),
             expected: vec![FileId::disk(0), FileId::STATE],
+            basis: vec![(FileId::disk(0), "/srv/old.raw".into())],
+            carrier: Some(Carrier::Tls),
+            share: Share { weight: 3, urgent: true, rate: Some(Bytes(9)), ..Share::default() },
+        }
+    }
+
+    fn a_dial() -> Dial {
+        let uri = ProxyUri::dial_out();
+        Dial { uri, token: Token([9; 32]), key: PublicKey([8; 32]) }
+    }
+
+    fn a_relay() -> Relay {
+        Relay {
+            migration: migration(1),
+            token_hash: TokenHash([3; 32]),
+            hint: [4; 16],
+            key: SecretKey::from_seed(&[5; 32]),
+            next: a_dial(),
+            carrier: Some(Carrier::Quic),
+            share: Share { weight: 2, ..Share::default() },
         }
     }
 
@@ -375,6 +485,8 @@ mod tests {
             key: SecretKey::from_seed(&[5; 32]),
             peer_key: PublicKey([6; 32]),
             byte_budget: Bytes::mib(7),
+            dial: Some(a_dial()),
+            share: Share::default(),
         }
     }
 
@@ -387,6 +499,8 @@ mod tests {
     fn an_order_asks_for_the_same_on_the_other_side_keys_and_odd_paths_included() {
         let Asked::Serve(serve) = through(&Order::serve(&a_serve())) else { panic!("no serve") };
         assert!(serve.has_terms_of(&a_serve()));
+        let Asked::Relay(relay) = through(&Order::relay(&a_relay())) else { panic!("no relay") };
+        assert!(relay.has_terms_of(&a_relay()));
         let Asked::Pull(pull) = through(&Order::pull(&a_pull()).unwrap()) else {
             panic!("no pull")
         };

@@ -90,7 +90,7 @@ impl Far {
     }
 
     pub(crate) fn uri(&self) -> ProxyUri {
-        ProxyUri::quic(self.config.listen)
+        ProxyUri::at(self.config.listen)
     }
 
     pub(crate) fn control(&self) -> SocketAddr {

@@ -3,15 +3,15 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use model::{Bytes, FileId};
+use model::{Bytes, Carrier, FileId};
 use transfer_proxy::{Event, Pull, TransferProxy};
 
 use crate::site::{MIB, Move, Site};
 
 /// A served transfer of a full disk, its manifest made.
-async fn ready_to_send(mib: u64) -> (Site, Site, Move) {
+async fn ready_to_send(carrier: Carrier, mib: u64) -> (Site, Site, Move) {
     let (mut source, target) = (Site::start().await, Site::start().await);
-    let it = Move::new();
+    let it = Move::over(carrier);
     source.proxy.serve(it.serve()).unwrap();
     source.proxy.provide(it.migration, vec![it.full_disk(mib)]);
     source.sent().await;
@@ -31,9 +31,8 @@ async fn errors_of(
     (source.failed_for_good().await, target.failed_for_good().await)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_chunk_that_changed_after_the_manifest_fails_both_ends() {
-    let (mut source, mut target, it) = ready_to_send(6).await;
+async fn a_chunk_that_changed_after_the_manifest_fails_both_ends(carrier: Carrier) {
+    let (mut source, mut target, it) = ready_to_send(carrier, 6).await;
     let disk = OpenOptions::new().write(true).open(it.source_file(FileId::disk(0))).unwrap();
     disk.write_all_at(b"!", 4 * MIB + 99).unwrap();
     let errors = errors_of(&mut source, &mut target, &it, |_| ()).await;
@@ -53,9 +52,8 @@ async fn a_chunk_that_changed_after_the_manifest_fails_both_ends() {
     assert_eq!(target.received().await.0, digest);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_became_shorter_fails_both_ends() {
-    let (mut source, mut target, it) = ready_to_send(3).await;
+async fn a_file_that_became_shorter_fails_both_ends(carrier: Carrier) {
+    let (mut source, mut target, it) = ready_to_send(carrier, 3).await;
     let disk = OpenOptions::new().write(true).open(it.source_file(FileId::disk(0))).unwrap();
     disk.set_len(2 * MIB + 5).unwrap();
     let errors = errors_of(&mut source, &mut target, &it, |_| ()).await;
@@ -65,7 +63,7 @@ async fn a_file_that_became_shorter_fails_both_ends() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_was_not_agreed_on_is_refused_before_anything_is_written() {
-    let (mut source, mut target, it) = ready_to_send(1).await;
+    let (mut source, mut target, it) = ready_to_send(Carrier::Quic, 1).await;
     let errors =
         errors_of(&mut source, &mut target, &it, |pull| pull.expected = vec![FileId::STATE]).await;
     assert_eq!(errors.1, "disk0.raw is not among the files agreed on");
@@ -75,17 +73,16 @@ async fn a_file_that_was_not_agreed_on_is_refused_before_anything_is_written() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn more_than_the_budget_is_refused_before_anything_is_written() {
-    let (mut source, mut target, it) = ready_to_send(2).await;
+    let (mut source, mut target, it) = ready_to_send(Carrier::Quic, 2).await;
     let budget = Bytes(2 * MIB - 1);
     let errors = errors_of(&mut source, &mut target, &it, |pull| pull.budget = budget).await;
     assert_eq!(errors.1, "2.0 MiB to move, 2.0 MiB agreed on");
     it.assert_nothing_written();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_token_carries_no_more_than_its_byte_budget() {
+async fn a_token_carries_no_more_than_its_byte_budget(carrier: Carrier) {
     let mut source = Site::start().await;
-    let it = Move::new();
+    let it = Move::over(carrier);
     let mut serve = it.serve();
     serve.byte_budget = Bytes::mib(2);
     source.proxy.serve(serve).unwrap();
@@ -152,8 +149,10 @@ impl Drop for SmallDisk {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_at_the_target_is_a_clear_final_failure_and_the_rest_follows_later() {
+#[allow(clippy::print_stdout, reason = "a test that is skipped says so")]
+async fn a_full_disk_at_the_target_is_a_clear_final_failure_and_the_rest_follows_later(
+    carrier: Carrier,
+) {
     let disk = match SmallDisk::mount(4) {
         Ok(disk) => disk,
         Err(reason) => {
@@ -163,7 +162,7 @@ async fn a_full_disk_at_the_target_is_a_clear_final_failure_and_the_rest_follows
             return;
         }
     };
-    let (mut source, mut target, it) = ready_to_send(9).await;
+    let (mut source, mut target, it) = ready_to_send(carrier, 9).await;
     let errors = errors_of(&mut source, &mut target, &it, |pull| pull.folder = disk.folder()).await;
     assert!(errors.1.starts_with("the target's storage is full"), "{errors:?}");
     assert!(errors.1.contains(disk.folder().to_str().unwrap()), "{errors:?}");
@@ -184,3 +183,10 @@ fn grow(disk: &SmallDisk) {
     let grown = Command::new("mount").args(["-o", "remount,size=32m"]).arg(root).status();
     assert!(grown.unwrap().success());
 }
+
+over_each_carrier!(
+    a_chunk_that_changed_after_the_manifest_fails_both_ends,
+    a_file_that_became_shorter_fails_both_ends,
+    a_token_carries_no_more_than_its_byte_budget,
+    a_full_disk_at_the_target_is_a_clear_final_failure_and_the_rest_follows_later,
+);

@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use model::{SecretKey, Token};
+use model::{Carrier, SecretKey, Token};
 use transfer_proxy::{End, Pull, TransferProxy};
 
 use crate::site::{Move, Site};
@@ -17,10 +17,9 @@ async fn answer_to(source: &Site, it: &Move, alter: impl FnOnce(&mut Pull)) -> S
     error
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_bad_token_or_key_gets_the_same_answer_and_nothing_is_written() {
+async fn every_bad_token_or_key_gets_the_same_answer_and_nothing_is_written(carrier: Carrier) {
     let source = Site::start().await;
-    let (it, other, revoked) = (Move::new(), Move::new(), Move::new());
+    let (it, other, revoked) = (Move::over(carrier), Move::over(carrier), Move::over(carrier));
     for served in [&it, &other, &revoked] {
         source.proxy.serve(served.serve()).unwrap();
     }
@@ -41,13 +40,17 @@ async fn every_bad_token_or_key_gets_the_same_answer_and_nothing_is_written() {
     assert_eq!(progress.started, None, "a session was opened");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_target_that_comes_too_early_is_let_in_later() {
+async fn a_target_that_comes_too_early_is_let_in_later(carrier: Carrier) {
     let (source, mut target) = (Site::start().await, Site::start().await);
-    let it = Move::new();
+    let it = Move::over(carrier);
     target.proxy.pull(it.pull(source.proxy.uri())).unwrap();
     assert_eq!(target.stumbled().await, "refused");
     source.proxy.serve(it.serve()).unwrap();
     source.proxy.provide(it.migration, vec![it.full_disk(1)]);
     target.received().await;
 }
+
+over_each_carrier!(
+    every_bad_token_or_key_gets_the_same_answer_and_nothing_is_written,
+    a_target_that_comes_too_early_is_let_in_later,
+);

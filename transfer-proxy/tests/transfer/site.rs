@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use model::{Bytes, FileId, MigrationId, ProxyUri, SecretKey, Token, VmId};
+use model::{Bytes, Carrier, Digest, FileId, MigrationId, ProxyUri, SecretKey, Token, VmId};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use transfer_proxy::{
-    Config, End, Event, Limits, Proxy, Pull, ResetKey, Serve, StartError, TransferProxy,
+    Config, End, Event, Limits, Proxy, Pull, ResetKey, Serve, Share, StartError, TransferProxy,
 };
 
 pub(crate) const MIB: u64 = 1 << 20;
@@ -27,6 +27,14 @@ pub(crate) struct Site<P = Proxy> {
 impl Site {
     pub(crate) async fn start() -> Self {
         Self::try_start("127.0.0.1:0".parse().unwrap()).await.unwrap()
+    }
+
+    /// With room for so many transfers at once.
+    pub(crate) async fn with_room(count: usize) -> Self {
+        let (sender, events) = mpsc::channel(64);
+        let limits = Limits { pulls: count, sessions: count, ..Limits::default() };
+        let config = config("127.0.0.1:0".parse().unwrap(), limits);
+        Self { proxy: Proxy::start(config, sender).await.unwrap(), events }
     }
 
     /// Takes the place of a site that just ended, whose port may take a moment to be free.
@@ -50,7 +58,7 @@ impl Site {
 /// The configuration of a proxy; one that listens where another did is the same proxy.
 pub(crate) fn config(listen: SocketAddr, limits: Limits) -> Config {
     let reset = ResetKey::of(&certs::Identity::from_seed(&[1; 32]));
-    Config { listen, advertise: None, limits, reset }
+    Config { listen, shares_tcp: false, advertise: None, limits, reset }
 }
 
 impl<P: TransferProxy> Site<P> {
@@ -126,6 +134,8 @@ impl<P: TransferProxy> Site<P> {
 
 /// One migration: keys, token, and a folder for either end.
 pub(crate) struct Move {
+    /// The only one that the target may use, if there is one.
+    pub(crate) carrier: Option<Carrier>,
     pub(crate) migration: MigrationId,
     pub(crate) vm: VmId,
     pub(crate) token: Token,
@@ -135,12 +145,17 @@ pub(crate) struct Move {
 }
 
 impl Move {
+    pub(crate) fn over(carrier: Carrier) -> Self {
+        Self { carrier: Some(carrier), ..Self::new() }
+    }
+
     pub(crate) fn new() -> Self {
         static NEXT: AtomicU8 = AtomicU8::new(0);
         let seed = NEXT.fetch_add(1, Ordering::Relaxed);
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("source")).unwrap();
         Self {
+            carrier: None,
             migration: MigrationId([seed; 16]),
             vm: VmId([7; 16]),
             token: Token([seed; 32]),
@@ -159,6 +174,8 @@ impl Move {
             key: self.source_key.clone(),
             peer_key: self.target_key.public(),
             byte_budget: Bytes::mib(4096),
+            dial: None,
+            share: Share::default(),
         }
     }
 
@@ -168,11 +185,15 @@ impl Move {
             vm: self.vm,
             from,
             token: self.token.clone(),
+            relay: None,
             key: self.target_key.clone(),
             peer_key: self.source_key.public(),
             folder: self.target(),
             budget: Bytes::mib(1024),
             expected: (0..4).map(FileId::disk).chain([FileId::STATE]).collect(),
+            basis: vec![],
+            carrier: self.carrier,
+            share: Share::default(),
         }
     }
 
@@ -207,6 +228,13 @@ impl Move {
     pub(crate) fn assert_equal(&self, id: FileId) {
         let source = std::fs::read(self.source_file(id)).unwrap();
         assert!(std::fs::read(self.target_file(id)).unwrap() == source, "{id} differs");
+    }
+
+    /// What a file at the source is: its hash, and when it was written last.
+    pub(crate) fn fingerprint(&self, id: FileId) -> (Digest, SystemTime) {
+        let path = self.source_file(id);
+        let modified = std::fs::metadata(&path).unwrap().modified().unwrap();
+        (Digest::of(&std::fs::read(&path).unwrap()), modified)
     }
 
     pub(crate) fn assert_nothing_written(&self) {

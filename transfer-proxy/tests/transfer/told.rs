@@ -1,11 +1,11 @@
+use model::Carrier;
 use transfer_proxy::{End, MAX_TELL_BYTES, TellError, TransferProxy};
 
 use crate::site::{Move, Site};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn messages_go_both_ways_before_during_and_after_the_copy() {
+async fn messages_go_both_ways_before_during_and_after_the_copy(carrier: Carrier) {
     let (mut source, mut target) = (Site::start().await, Site::start().await);
-    let it = Move::new();
+    let it = Move::over(carrier);
     source.proxy.serve(it.serve()).unwrap();
     source.proxy.tell(it.migration, End::Source, b"early".into()).unwrap();
     target.proxy.pull(it.pull(source.proxy.uri())).unwrap();
@@ -19,10 +19,9 @@ async fn messages_go_both_ways_before_during_and_after_the_copy() {
     assert_eq!(target.told(End::Target).await, b"");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_message_told_while_the_path_is_down_arrives_after_the_reconnect() {
+async fn a_message_told_while_the_path_is_down_arrives_after_the_reconnect(carrier: Carrier) {
     let (source, mut target) = (Site::start().await, Site::start().await);
-    let it = Move::new();
+    let it = Move::over(carrier);
     source.proxy.serve(it.serve()).unwrap();
     let files = vec![it.full_disk(1)];
     source.proxy.provide(it.migration, files.clone());
@@ -68,10 +67,9 @@ async fn a_message_too_long_or_to_nobody_is_an_error() {
     assert_eq!(tell(Vec::new()), Err(TellError::Unknown(it.migration)));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_session_with_nothing_to_fetch_carries_messages_and_touches_no_file() {
+async fn a_session_with_nothing_to_fetch_carries_messages_and_touches_no_file(carrier: Carrier) {
     let (mut source, mut target) = (Site::start().await, Site::start().await);
-    let it = Move::new();
+    let it = Move::over(carrier);
     source.proxy.serve(it.serve()).unwrap();
     source.proxy.provide(it.migration, vec![it.full_disk(2)]);
     source.sent().await;
@@ -85,3 +83,9 @@ async fn a_session_with_nothing_to_fetch_carries_messages_and_touches_no_file() 
     assert_eq!(source.told(End::Source).await, b"owned");
     it.assert_nothing_written();
 }
+
+over_each_carrier!(
+    messages_go_both_ways_before_during_and_after_the_copy,
+    a_message_told_while_the_path_is_down_arrives_after_the_reconnect,
+    a_session_with_nothing_to_fetch_carries_messages_and_touches_no_file,
+);

@@ -46,7 +46,9 @@ visitors &
 while :; do
   # It is empty for a moment when it is written.
   read -r opened requests </run/served || continue
-  printf 'current_users,requests\n%d,%d\n' "$(wc -l </run/sessions)" "$requests" \
-    >/kpi/unencrypted/web
+  users=$(wc -l </run/sessions)
+  # Whoever measures how long a row takes to where it is read begins here.
+  echo "sojourn-guest writes requests=$requests"
+  printf 'current_users,requests\n%d,%d\n' "$users" "$requests" >/kpi/unencrypted/web
   sleep 1
 done
