@@ -243,18 +243,6 @@ impl Walk {
     }
 }
 
-impl Walk {
-    /// Whether nothing comes any more but chunks that are all zero.
-    pub(crate) fn is_over(&mut self, content: &Content) -> bool {
-        let (at, index) = (self.at, self.index);
-        let is_over = self.next(content).is_none();
-        if !is_over {
-            (self.at, self.index) = (at, index);
-        }
-        is_over
-    }
-}
-
 /// Whether a chunk is in one of the runs, which ascend.
 pub(crate) fn is_among(runs: &[Run], index: u32) -> bool {
     let at = runs.partition_point(|run| run.first <= index);

@@ -558,6 +558,8 @@ enum Job {
 #[derive(Default)]
 struct Queue {
     walk: Walk,
+    /// A lane has come to its end.
+    walked: bool,
     /// What the target wants of what it judged.
     judged: VecDeque<Job>,
     /// Jobs under way.
@@ -593,7 +595,14 @@ impl Sending {
         }
         let mut job = queue.judged.pop_front();
         while job.is_none() {
-            let Some((at, index)) = queue.walk.next(&self.content) else { break };
+            let Some((at, index)) = queue.walk.next(&self.content) else {
+                if !std::mem::replace(&mut queue.walked, true) {
+                    // Whoever waits for that may have nothing else to wait for: all was judged
+                    // before there was a lane.
+                    self.stirred.notify_waiters();
+                }
+                break;
+            };
             job = match self.plan.deed(at, index) {
                 Deed::Skip => None,
                 // It was read for another session.
@@ -738,9 +747,8 @@ impl Sending {
             let stirred = self.stirred.notified();
             let is_answered = guard(&self.answered).len() == asked;
             let is_idle = {
-                let mut queue = guard(&self.queue);
-                // Lanes may not have come to the end of the walk.
-                queue.judged.is_empty() && queue.busy == 0 && queue.walk.is_over(&self.content)
+                let queue = guard(&self.queue);
+                queue.judged.is_empty() && queue.busy == 0 && queue.walked
             };
             if is_answered && is_idle {
                 return;

@@ -149,6 +149,21 @@ async fn a_restarted_target_with_everything_says_so_again_and_fetches_nothing(ca
     assert!(wire < MIB / 4, "{wire} bytes");
 }
 
+/// What is here may be judged before a lane is open, or after; a session ends either way, and not
+/// only when one of its ends loses its patience.
+async fn many_targets_with_everything_all_hear_that_it_is_all(carrier: Carrier) {
+    let it = Move::over(carrier);
+    let disk = it.full_disk(1);
+    for _ in 0..100 {
+        let (mut source, mut target) = (Site::start().await, Site::start().await);
+        source.proxy.serve(it.serve()).unwrap();
+        source.proxy.provide(it.migration, vec![disk.clone()]);
+        let digest = source.sent().await;
+        target.proxy.pull(it.pull(source.proxy.uri())).unwrap();
+        assert_eq!(target.received().await.0, digest);
+    }
+}
+
 async fn what_was_damaged_while_the_target_was_down_is_fetched_again(carrier: Carrier) {
     let (source, mut target) = (Site::start().await, Site::start().await);
     let it = Move::over(carrier);
@@ -217,6 +232,7 @@ over_each_carrier!(
     a_session_cut_near_its_end_resumes_and_sends_nothing_again,
     when_both_proxies_crash_only_the_rest_is_moved,
     a_restarted_target_with_everything_says_so_again_and_fetches_nothing,
+    many_targets_with_everything_all_hear_that_it_is_all,
     what_was_damaged_while_the_target_was_down_is_fetched_again,
     a_newer_session_of_the_same_token_takes_over,
     a_source_that_closes_ends_the_transfer_at_the_target_too,
