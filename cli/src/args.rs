@@ -132,6 +132,8 @@ pub(crate) enum Peer {
         /// For how long it is good: 90s, 10m, 2h.
         #[arg(long, value_parser = seconds, default_value = "1h")]
         valid: u64,
+        #[command(flatten)]
+        terms: Terms,
     },
     /// Join the site that made a ticket; each then trusts the other.
     Join {
@@ -140,6 +142,8 @@ pub(crate) enum Peer {
         /// What to call that site here; else what it calls itself.
         #[arg(long)]
         name: Option<String>,
+        #[command(flatten)]
+        terms: Terms,
     },
     /// List the peers.
     List,
@@ -148,11 +152,81 @@ pub(crate) enum Peer {
         /// Its name.
         peer: String,
     },
-    /// Trust a peer no more. Refused while it shares VMs with this site.
+    /// Change what a peer may do here; what is not named stays as it is.
+    Set {
+        /// Its name.
+        peer: String,
+        #[command(flatten)]
+        terms: Terms,
+    },
+    /// Trust a peer no more. What it shares with this site moves away first: its VMs leave this
+    /// site, and this site's VMs leave it; until then it stays a peer, and nothing new begins.
     Remove {
         /// Its name.
         peer: String,
+        /// After which VMs that run here for it are parked: 90s, 10m, 2h.
+        #[arg(long, value_parser = seconds, default_value = "10m")]
+        deadline: u64,
+        /// Keep it after all.
+        #[arg(long)]
+        undo: bool,
+        /// Do not wait for the end.
+        #[arg(long)]
+        detach: bool,
     },
+}
+
+/// What a peer may do here.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Terms {
+    /// What it may do, separated by commas: place (VMs here), host (VMs of this site),
+    /// intermediate (between this site and others); or nothing. Without a word, all of it.
+    #[arg(long, value_name = "RIGHTS")]
+    pub(crate) may: Option<String>,
+    /// Most VMs that run here for it; any lifts the limit, here and below.
+    #[arg(long, value_name = "N", value_parser = cap::<u32>)]
+    pub(crate) vms: Option<Cap<u32>>,
+    /// Most processors of these.
+    #[arg(long, value_name = "N", value_parser = cap::<u32>)]
+    pub(crate) cpus: Option<Cap<u32>>,
+    /// Most memory of these, such as 64G.
+    #[arg(long, value_name = "SIZE", value_parser = cap::<Bytes>)]
+    pub(crate) memory: Option<Cap<Bytes>>,
+    /// Most disk of these.
+    #[arg(long, value_name = "SIZE", value_parser = cap::<Bytes>)]
+    pub(crate) disk: Option<Cap<Bytes>>,
+    /// Most requests a second.
+    #[arg(long, value_name = "N", value_parser = cap::<u32>)]
+    pub(crate) requests: Option<Cap<u32>>,
+    /// Most bytes a second of all transfers with it, in each direction, such as 100M.
+    #[arg(long, value_name = "SIZE", value_parser = cap::<Bytes>)]
+    pub(crate) rate: Option<Cap<Bytes>>,
+    /// The agreement on paper that stands behind the peering; none takes it away.
+    #[arg(long, value_name = "WORD")]
+    pub(crate) contract: Option<String>,
+    /// A word for policies to know it by, such as partner. Repeatable.
+    #[arg(long, value_name = "WORD")]
+    pub(crate) mark: Vec<String>,
+    /// A word to take away. Repeatable.
+    #[arg(long, value_name = "WORD")]
+    pub(crate) unmark: Vec<String>,
+}
+
+/// A limit as it is typed: a value, or `any`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cap<T>(pub(crate) Option<T>);
+
+fn cap<T>(text: &str) -> Result<Cap<T>, String>
+where
+    T: std::str::FromStr,
+    T::Err: std::fmt::Display,
+{
+    match text {
+        "any" => Ok(Cap(None)),
+        text => {
+            text.parse().map(|at| Cap(Some(at))).map_err(|error: T::Err| format!("{error}, or any"))
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]

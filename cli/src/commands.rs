@@ -9,15 +9,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use proto::admin as api;
 use serde_json::json;
 
-use crate::args::{
-    Args, Format, Host, Move, Noun, Offer, Op, Peer, Policy, Proxy, Site, Usage, Vm,
-};
+use crate::args::{Args, Format, Host, Move, Noun, Offer, Op, Policy, Proxy, Site, Usage, Vm};
 use crate::client::{Client, connect};
 use crate::exit::{FAILED, Failure, REFUSED, TIMED_OUT, USAGE};
 use crate::local;
 use crate::output::{
-    self, Output, bytes, dash, host_value, operation_value, peer_value, place, site_value, time,
-    vm_value, vm_words,
+    self, Output, bytes, dash, host_value, operation_value, place, site_value, time, vm_value,
+    vm_words,
 };
 
 /// Runs what was typed.
@@ -69,7 +67,7 @@ async fn ask_node(noun: Noun, node: &mut Client, output: &Output) -> Result<(), 
         Noun::Site(Site::Evacuate { reason, deadline, detach }) => {
             evacuate(reason, deadline, detach, node, output).await
         }
-        Noun::Peer(verb) => peer(verb, node, output).await,
+        Noun::Peer(verb) => crate::peer::peer(verb, node, output).await,
         Noun::Host(verb) => host(verb, node, output).await,
         Noun::Vm(verb) => vm(verb, node, output).await,
         Noun::Op(verb) => op(verb, node, output).await,
@@ -129,83 +127,6 @@ async fn evacuate(
         operations.push(node.evict_vm(ask).await?.into_inner());
     }
     follow_all(operations, detach, node, output).await
-}
-
-async fn peer(verb: Peer, node: &mut Client, output: &Output) -> Result<(), Failure> {
-    match verb {
-        Peer::Invite { valid } => {
-            let ask = api::InviteRequest { valid_seconds: valid };
-            let made = node.invite(ask).await?.into_inner();
-            output.one(
-                &json!({ "ticket": made.ticket, "expires_unix_ms": made.expires_unix_ms }),
-                || made.ticket.clone(),
-            );
-            output.remark(&format!(
-                "good once, until {}; at the other site: sojourn peer join TICKET",
-                time(made.expires_unix_ms)
-            ));
-        }
-        Peer::Join { ticket, name } => {
-            let ask = api::JoinTicket { ticket, name: name.unwrap_or_default() };
-            let peer = node.join(ask).await?.into_inner();
-            output.one(&peer_value(&peer), || {
-                format!("joined {}; its fingerprint is {}", peer.name, peer.fingerprint)
-            });
-        }
-        Peer::List => {
-            let peers = node.list_peers(api::Nothing {}).await?.into_inner().peers;
-            output.list(
-                &peers,
-                peer_value,
-                &["NAME", "FINGERPRINT", "ANSWERS", "DELEGATED", "HOSTED", "ADDRESSES"],
-                |p| {
-                    vec![
-                        p.name.clone(),
-                        p.fingerprint.clone(),
-                        answers(p),
-                        p.delegated_to.to_string(),
-                        p.hosted_for.to_string(),
-                        p.addresses.join(" "),
-                    ]
-                },
-            );
-        }
-        Peer::Show { peer } => {
-            let peers = node.list_peers(api::Nothing {}).await?.into_inner().peers;
-            let found = peers.iter().find(|known| known.name == peer).ok_or_else(|| {
-                let text = format!("there is no peer {peer}; `sojourn peer list` shows all");
-                Failure::new(crate::exit::NOT_FOUND, text)
-            })?;
-            output.one(&peer_value(found), || {
-                format!(
-                    "name         {}\nfingerprint  {}\nkey          {}\naddresses    {}\n\
-                     answers      {}\ndelegated    {} VMs\nhosted       {} VMs{}",
-                    found.name,
-                    found.fingerprint,
-                    found.key,
-                    found.addresses.join(" "),
-                    answers(found),
-                    found.delegated_to,
-                    found.hosted_for,
-                    if found.reachable { String::new() } else { format!("\n{}", found.trouble) }
-                )
-            });
-        }
-        Peer::Remove { peer } => {
-            node.remove_peer(api::Name { name: peer.clone() }).await?;
-            output.one(&json!({ "removed": peer }), || format!("{peer} is no peer any more"));
-        }
-    }
-    Ok(())
-}
-
-fn answers(peer: &api::Peer) -> String {
-    match (peer.reachable, peer.trouble.starts_with("not tried")) {
-        (true, _) => "yes",
-        (false, true) => "not tried",
-        (false, false) => "no",
-    }
-    .to_owned()
 }
 
 async fn host(verb: Host, node: &mut Client, output: &Output) -> Result<(), Failure> {
@@ -456,7 +377,7 @@ async fn op(verb: Op, node: &mut Client, output: &Output) -> Result<(), Failure>
 }
 
 /// Follows operations to their ends, unless told not to; fails like the first that failed.
-async fn follow_all(
+pub(crate) async fn follow_all(
     operations: Vec<api::Operation>,
     detach: bool,
     node: &mut Client,

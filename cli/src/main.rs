@@ -8,6 +8,7 @@ mod exit;
 mod kpi;
 mod local;
 mod output;
+mod peer;
 mod usage;
 
 use clap::Parser;

@@ -134,6 +134,20 @@ pub(crate) fn peer_value(peer: &api::Peer) -> Value {
         "name": peer.name, "key": peer.key, "fingerprint": peer.fingerprint,
         "addresses": peer.addresses, "reachable": peer.reachable, "trouble": peer.trouble,
         "vms_delegated_to": peer.delegated_to, "vms_hosted_for": peer.hosted_for,
+        "peering": peer.peering.as_ref().map(peering_value),
+    })
+}
+
+/// What a peer may do; a limit that is null is none.
+fn peering_value(peering: &api::Peering) -> Value {
+    json!({
+        "may": peering.may, "contract": peering.contract, "marks": peering.marks,
+        "ending_unix_ms": peering.ending_unix_ms,
+        "limits": {
+            "vms": peering.vms, "cpus": peering.cpus, "memory_bytes": peering.memory_bytes,
+            "disk_bytes": peering.disk_bytes, "requests_per_second": peering.requests,
+            "bytes_per_second": peering.rate_bytes,
+        },
     })
 }
 

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, Carrier, Descriptor, PeerName, Resources, Time};
+use crate::{Bytes, Carrier, Descriptor, PeerName, Peering, Resources, Taken, Time};
 
 /// Whether to host a VM on one of this site's hosts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -15,10 +15,10 @@ pub struct Admit {
     pub descriptor: Descriptor,
     /// What the best eligible host has free.
     pub free: Resources,
-    /// VMs that this site runs for that peer already.
-    pub vms_of_peer: u32,
-    /// Whether a contract with the peer is on file.
-    pub contract: bool,
+    /// This site's word about that peer; none when this site's own users ask.
+    pub peering: Option<Peering>,
+    /// What runs here for that peer already.
+    pub taken: Taken,
     /// Price per hour that this site would ask, in thousandths of the contract's currency.
     pub price_milli: u64,
     /// The country that this site is in (ISO 3166-1); empty if not configured.
@@ -32,8 +32,12 @@ pub struct Admit {
 pub struct Delegate {
     /// The peer that asks; none when this site's own users do.
     pub peer: Option<PeerName>,
+    /// This site's word about the peer that asks.
+    pub peering: Option<Peering>,
     /// The peer that would be asked.
     pub to: PeerName,
+    /// This site's word about the peer that would be asked.
+    pub to_peering: Peering,
     /// The VM.
     pub descriptor: Descriptor,
     /// Further sites that the request may still pass, `to` included.
@@ -45,6 +49,8 @@ pub struct Delegate {
 pub struct Candidate {
     /// The peer that it came from; none for this site's own.
     pub via: Option<PeerName>,
+    /// This site's word about that peer.
+    pub peering: Option<Peering>,
     /// Price per hour, in thousandths of the contract's currency.
     pub price_milli: u64,
     /// Capacity class.
@@ -62,6 +68,8 @@ pub struct Candidate {
 pub struct Expose {
     /// The peer that asks.
     pub peer: PeerName,
+    /// This site's word about it.
+    pub peering: Peering,
     /// The offers at hand.
     pub offers: Vec<Candidate>,
 }
@@ -80,6 +88,8 @@ pub struct Rank {
 pub struct Transfer {
     /// The peer that the answer goes to.
     pub peer: PeerName,
+    /// This site's word about it.
+    pub peering: Peering,
     /// The VM.
     pub descriptor: Descriptor,
     /// How much there is to move, as far as known.
@@ -94,6 +104,8 @@ pub struct Transfer {
 pub struct Share {
     /// The peer that it is made with; none within this site.
     pub peer: Option<PeerName>,
+    /// This site's word about that peer.
+    pub peering: Option<Peering>,
     /// What this site is to it.
     pub role: TransferRole,
     /// The VM; of one that is only passed on, as far as known.

@@ -12,6 +12,7 @@ pub mod limit;
 pub mod manifest;
 pub mod monitoring;
 pub mod offer;
+pub mod peering;
 pub mod quantity;
 pub mod statement;
 pub mod time;
@@ -29,6 +30,7 @@ pub use monitoring::Monitoring;
 pub use offer::{
     Carrier, Offer, ProxyUri, Terms, TransferEnd, configured_uri, configured_uri_if_any,
 };
+pub use peering::{Limits, Peering, Right, Taken};
 pub use quantity::{Bytes, Resources};
 pub use statement::{Certificate, Chain, Statement};
 pub use time::Time;

@@ -1,6 +1,7 @@
 //! The admin socket: what this site's own users ask, in thin handlers over the driver.
 
 mod contracts;
+mod peers;
 mod usage;
 
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use certs::{Identity, Ticket, TicketSecret};
+use certs::Identity;
 use hypervisor::Instance;
 use model::{
     Bytes, HostName, Monitoring, OperationId, PeerName, PowerState, Resources, VmId, VmName,
@@ -19,7 +20,6 @@ use monitoring::query::Cell;
 use monitoring::seal::OpeningKey;
 use proto::admin as api;
 use proto::admin::admin_server::{Admin as AdminApi, AdminServer};
-use proto::federation::JoinRequest;
 use protocol::{
     Action, Answer, Ask, Event, JourneyResult, Mode, NextMove, Progress, Reply, Site, VmView,
 };
@@ -34,16 +34,12 @@ use crate::config::Config;
 use crate::driver::{Driver, new_operation};
 use crate::folder::Folder;
 use crate::hands::{Hands, report};
-use crate::journal::{EventLine, StoredPeer, operation_subject, vm_subject};
+use crate::journal::{EventLine, operation_subject, vm_subject};
 use crate::library;
-use crate::link::{LinkError, Links};
+use crate::link::Links;
 use crate::monitor::{Asked, Monitor, Shown, condition, opening_key, unvouch};
-use crate::peers::{Peer, Peers};
+use crate::peers::Peers;
 
-/// How long a ticket is good if its maker says nothing.
-const TICKET_LIFE: Duration = Duration::from_secs(3600);
-/// How long a ticket can be good.
-const MAX_TICKET_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long an eviction is tried before the VM is parked, if nothing is said.
 const EVICT_LIFE: Duration = Duration::from_secs(600);
 /// How often a watched operation is looked at for its transfer's progress.
@@ -211,23 +207,6 @@ impl Admin {
         Ok(message)
     }
 
-    fn peer_message(&self, peer: &Peer, counts: (u32, u32)) -> api::Peer {
-        api::Peer {
-            name: peer.name.to_string(),
-            key: peer.key.to_string(),
-            fingerprint: peer.key.fingerprint(),
-            addresses: peer.addresses.clone(),
-            reachable: matches!(peer.heard, Some(Ok(()))),
-            trouble: match &peer.heard {
-                Some(Err(why)) => why.clone(),
-                None => "not tried since the node started".to_owned(),
-                Some(Ok(())) => String::new(),
-            },
-            delegated_to: counts.0,
-            hosted_for: counts.1,
-        }
-    }
-
     async fn host_messages(&self) -> std::result::Result<Vec<api::Host>, Status> {
         self.site(|site| {
             let one = |(name, host): (&HostName, &protocol::Host)| {
@@ -254,26 +233,6 @@ impl Admin {
         self.ask(wish).await?;
         ok(self.operation(id, false).await?)
     }
-
-    async fn reload_peers(&self, core_change: PeerChange) -> std::result::Result<(), Status> {
-        let peers = self.peers.clone();
-        let changed = self.driver.visit(move |core| {
-            match core_change {
-                PeerChange::Add(peer) => core.journal.add_peer(&peer)?,
-                PeerChange::Remove(name) => core.journal.remove_peer(&name)?,
-                PeerChange::Invite(hash, until) => core.journal.invite(&hash, until)?,
-            }
-            peers.load(core.journal.peers()?, core.journal.inviting_until()?);
-            core.peers_changed()
-        });
-        changed.await.map_err(down)?.map_err(|e| broken(&e))
-    }
-}
-
-enum PeerChange {
-    Add(StoredPeer),
-    Remove(PeerName),
-    Invite(certs::SecretHash, model::Time),
 }
 
 #[tonic::async_trait]
@@ -300,103 +259,23 @@ impl AdminApi for Admin {
     }
 
     async fn invite(&self, r: Request<api::InviteRequest>) -> Result<api::Invitation> {
-        let life = match r.into_inner().valid_seconds {
-            0 => TICKET_LIFE,
-            seconds => Duration::from_secs(seconds),
-        };
-        if life > MAX_TICKET_LIFE {
-            return Err(bad("a ticket is good for 30 days at most"));
-        }
-        let expires = crate::link::now().after(life);
-        let secret = TicketSecret::from_bytes(rand::random());
-        let hash = secret.hash();
-        let name = self.config.name.clone();
-        let addresses = vec![self.control.clone()];
-        let ticket = Ticket::new(name, addresses, self.identity.site_key(), secret, expires)
-            .map_err(|e| broken(&e))?;
-        self.reload_peers(PeerChange::Invite(hash, expires)).await?;
-        ok(api::Invitation { ticket: ticket.to_string(), expires_unix_ms: expires.0 })
+        self.invite_peer(r.into_inner()).await
     }
 
     async fn join(&self, r: Request<api::JoinTicket>) -> Result<api::Peer> {
-        let ask = r.into_inner();
-        let ticket = Ticket::parse(ask.ticket.trim()).map_err(bad)?;
-        let key = ticket.site_key();
-        if key == self.identity.site_key() {
-            return Err(bad("this ticket was made by this very site; use it at the other one"));
-        }
-        if ticket.expires() <= crate::link::now() {
-            return Err(Status::failed_precondition("the ticket has expired; ask for a new one"));
-        }
-        let name = if ask.name.is_empty() { ticket.site().to_string() } else { ask.name };
-        let name: PeerName = name.parse().map_err(bad)?;
-        if self.peers.get(&name).is_some_and(|peer| peer.key != key) {
-            let text = format!("another peer is called {name} here; choose a name with --name");
-            return Err(Status::already_exists(text));
-        }
-        let addresses = ticket.addresses().to_vec();
-        let request = JoinRequest {
-            secret: ticket.secret().as_bytes().to_vec(),
-            name: self.config.name.to_string(),
-            addresses: vec![self.control.clone()],
-        };
-        self.links.join(key, &addresses, request).await.map_err(|error| match error {
-            LinkError::Status(text) => {
-                Status::failed_precondition(format!("the other site: {text}"))
-            }
-            LinkError::Refused => Status::failed_precondition(crate::gate::CLOSED_DOOR),
-            other => Status::unavailable(report(&other)),
-        })?;
-        let peer = StoredPeer { name: name.clone(), key, addresses, journal_seen: 0 };
-        self.reload_peers(PeerChange::Add(peer)).await?;
-        self.peers.heard(&name, Ok(()));
-        let peer = self.peers.get(&name).ok_or_else(|| Status::internal("the peer is gone"))?;
-        ok(self.peer_message(&peer, (0, 0)))
+        self.join_peer(r.into_inner()).await
     }
 
     async fn list_peers(&self, _: Request<api::Nothing>) -> Result<api::Peers> {
-        let counts = self.site(|site| {
-            let mut counts = std::collections::HashMap::<PeerName, (u32, u32)>::new();
-            for vm in site.vms().filter(|vm| !vm.destroyed) {
-                if let Some(peer) = vm.delegate {
-                    counts.entry(peer).or_default().0 += 1;
-                }
-                if let Some(peer) = vm.delegator {
-                    counts.entry(peer).or_default().1 += 1;
-                }
-            }
-            counts
-        });
-        let counts = counts.await?;
-        let one = |peer: Peer| {
-            self.peer_message(&peer, counts.get(&peer.name).copied().unwrap_or_default())
-        };
-        ok(api::Peers { peers: self.peers.all().into_iter().map(one).collect() })
+        self.peer_messages().await
     }
 
-    async fn remove_peer(&self, r: Request<api::Name>) -> Result<api::Nothing> {
-        let name: PeerName = r.into_inner().name.parse().map_err(bad)?;
-        if self.peers.get(&name).is_none() {
-            return Err(Status::not_found(format!("there is no peer {name}")));
-        }
-        let at = name.clone();
-        let shared = self.site(move |site| {
-            let with = |vm: &VmView| {
-                !vm.destroyed
-                    && [&vm.delegate, &vm.delegator].into_iter().flatten().any(|p| *p == at)
-            };
-            site.vms().filter(with).map(|vm| vm.descriptor.name.to_string()).collect::<Vec<_>>()
-        });
-        let shared = shared.await?;
-        if !shared.is_empty() {
-            return Err(Status::aborted(format!(
-                "{name} still shares VMs with this site: {}; move them first (`sojourn vm migrate` \
-                 brings one back, `sojourn vm evict` sends one away), so that none is stranded",
-                shared.join(", ")
-            )));
-        }
-        self.reload_peers(PeerChange::Remove(name)).await?;
-        ok(api::Nothing {})
+    async fn set_peer(&self, r: Request<api::SetPeerRequest>) -> Result<api::Peer> {
+        self.change_peering(r.into_inner()).await
+    }
+
+    async fn remove_peer(&self, r: Request<api::RemovePeerRequest>) -> Result<api::Operations> {
+        self.end_peering(r.into_inner()).await
     }
 
     async fn list_hosts(&self, _: Request<api::Nothing>) -> Result<api::Hosts> {

@@ -307,7 +307,7 @@ impl Driver {
             world,
         };
         let begin = protocol::Start {
-            peers: core.journal.peers()?.into_iter().map(|peer| peer.name).collect(),
+            peers: peerings(&core.journal)?,
             profiles: start.profiles,
             found: start.found,
             journal: core.journal.len(),
@@ -419,6 +419,7 @@ impl Core {
             let mut doors = Doors { journal, desk, hands, links, durable: vec![] };
             site.turn(world, events, &mut doors)?;
             fail_point("replied", &doors.durable);
+            self.end_peerings()?;
             for visit in visits {
                 // It may read the journal.
                 block_in_place(|| visit(self));
@@ -427,6 +428,20 @@ impl Core {
                 return self.write_lines();
             }
         }
+    }
+
+    /// Forgets the peers whose peering was to end and with whom nothing is shared any more.
+    fn end_peerings(&mut self) -> Result<(), JournalError> {
+        let over: Vec<model::PeerName> = self.site.peerings_over().cloned().collect();
+        if over.is_empty() {
+            return Ok(());
+        }
+        for name in over {
+            self.journal.remove_peer(&name)?;
+            tracing::info!(peer = %name, "the peering has ended");
+        }
+        self.world.known.load(self.journal.peers()?, self.journal.inviting_until()?);
+        self.peers_changed()
     }
 
     fn set_clock(&mut self) {
@@ -478,8 +493,7 @@ impl Core {
 
     /// Tells the machine which peers there are, after a visitor has changed them.
     pub(crate) fn peers_changed(&mut self) -> Result<(), JournalError> {
-        let names = self.journal.peers()?.into_iter().map(|peer| peer.name).collect();
-        self.site.set_peers(names);
+        self.site.set_peers(peerings(&self.journal)?);
         let _ = self.desk.changes.send(());
         Ok(())
     }
@@ -628,6 +642,7 @@ impl protocol::Driver<NodeWorld> for Doors<'_> {
                     host: command_host(site, &command),
                     budget: command_budget(site, &command),
                     granted: granted(world, site, &command, peer.clone(), urgent),
+                    peer_rate: peer.as_ref().and_then(|peer| site.peering(peer)?.limits.rate),
                     peer,
                     urgent,
                 };
@@ -641,6 +656,12 @@ impl protocol::Driver<NodeWorld> for Doors<'_> {
         }
         Ok(())
     }
+}
+
+/// The peers of a journal, and what they may do.
+fn peerings(journal: &Journal) -> Result<BTreeMap<model::PeerName, model::Peering>, JournalError> {
+    let peers = journal.peers()?.into_iter();
+    Ok(peers.map(|peer| (peer.name, peer.peering)).collect())
 }
 
 /// Bytes that a Source's session may carry: what the VM can have in files, and a quarter for
@@ -728,7 +749,8 @@ fn granted(
     let Some(descriptor) = offered.or(passed_on).or(here).cloned() else {
         return Granted::default();
     };
-    world.policy().share(&Share { peer, role, descriptor, urgent })
+    let peering = peer.as_ref().and_then(|peer| site.peering(peer).cloned());
+    world.policy().share(&Share { peer, peering, role, descriptor, urgent })
 }
 
 /// Whether a transfer is of a VM that must leave this site, or one below, by a deadline.

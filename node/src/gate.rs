@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use certs::{Identity, TicketSecret};
-use model::{PeerName, SiteKey, limit};
+use model::{PeerName, Peering, SiteKey, limit};
 use proto::envelope::{self, EnvelopeError, Sealer};
 use proto::federation::federation_server::{Federation, FederationServer};
 use proto::federation::{HelloReply, HelloRequest, JoinReply, JoinRequest, Sealed};
@@ -180,9 +180,17 @@ impl Gate {
 
     fn peer<T>(&self, request: &Request<T>) -> Result<Peer, Status> {
         let key = self.speaker(request)?;
-        self.peers
-            .by_key(&key)
-            .ok_or_else(|| Status::unauthenticated("not a peer; join with a ticket first"))
+        let peer = self.peers.by_key(&key);
+        let peer =
+            peer.ok_or_else(|| Status::unauthenticated("not a peer; join with a ticket first"))?;
+        // Before anything of it is looked at, which is what costs.
+        self.peers.spend(&peer, Instant::now()).map_err(|(rate, wait)| {
+            let wait = wait.as_millis().max(1);
+            Status::resource_exhausted(format!(
+                "the peering allows {rate} requests a second; ask again in {wait} ms"
+            ))
+        })?;
+        Ok(peer)
     }
 
     /// The one way of every operation: verify, let the driver answer, seal.
@@ -244,19 +252,23 @@ impl Gate {
             return Err(Status::invalid_argument("an address is not legal"));
         }
         let name = self.free_name(name, &key);
-        let peer = StoredPeer { name, key, addresses: ask.addresses, journal_seen: 0 };
+        let peering = Peering::default();
+        let peer = StoredPeer { name, key, addresses: ask.addresses, journal_seen: 0, peering };
         let peers = self.peers.clone();
         let joined = self.driver.visit(move |core| {
             let used = core.journal.accept_invitation(&hash, core.now(), &peer)?;
-            if used {
+            if used.is_some() {
                 peers.load(core.journal.peers()?, core.journal.inviting_until()?);
                 core.peers_changed()?;
             }
             Ok::<_, crate::journal::JournalError>(used)
         });
         match joined.await {
-            Ok(Ok(true)) => Ok(JoinReply { name: self.name.to_string() }),
-            Ok(Ok(false)) => Err(refused()),
+            Ok(Ok(Some(peering))) => {
+                let terms = peering.to_string();
+                Ok(JoinReply { name: self.name.to_string(), terms })
+            }
+            Ok(Ok(None)) => Err(refused()),
             Ok(Err(error)) => {
                 tracing::error!(error = report(&error), "cannot note a new peer");
                 Err(Status::unavailable("the site cannot note new peers now; try again"))

@@ -598,6 +598,8 @@ pub(crate) struct About {
     pub(crate) budget: Bytes,
     /// The peer that the transfer is made with.
     pub(crate) peer: Option<PeerName>,
+    /// What the peering with it lets all its transfers take, in bytes a second.
+    pub(crate) peer_rate: Option<Bytes>,
     /// It is of a VM that must leave by a deadline.
     pub(crate) urgent: bool,
     /// What policy lets it take of the site's links.
@@ -613,7 +615,8 @@ impl About {
         });
         let Granted { rate, weight, .. } = self.granted;
         let rate = rate.into_iter().chain(config.migration_rate).min();
-        Share { weight, urgent: self.urgent, rate, group, group_rate: config.peer_rate }
+        let group_rate = config.peer_rate.into_iter().chain(self.peer_rate).min();
+        Share { weight, urgent: self.urgent, rate, group, group_rate }
     }
 }
 

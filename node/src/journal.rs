@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use certs::SecretHash;
-use model::{PeerName, PublicKey, SecretKey, SiteKey, Time, VmId};
+use model::{PeerName, Peering, PublicKey, SecretKey, SiteKey, Time, VmId};
 use protocol::{Record, Row, State, Unreadable};
-use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 /// The schema that this program writes. A newer one is refused.
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
 
 /// Oldest SQLite whose WAL mode is trusted.
 const MIN_SQLITE: i32 = 3_050_000;
@@ -85,6 +85,7 @@ pub(crate) struct StoredPeer {
     pub key: SiteKey,
     pub addresses: Vec<String>,
     pub journal_seen: u64,
+    pub peering: Peering,
 }
 
 /// One line about a VM or an operation.
@@ -123,12 +124,14 @@ const TABLES: &str = "
         name         TEXT PRIMARY KEY,
         key          BLOB NOT NULL UNIQUE,
         addresses    TEXT NOT NULL,
-        journal_seen INTEGER NOT NULL
+        journal_seen INTEGER NOT NULL,
+        peering      TEXT NOT NULL DEFAULT '{}'
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE invitations (
         secret     BLOB PRIMARY KEY,
         expires_ms INTEGER NOT NULL,
-        used_by    BLOB
+        used_by    BLOB,
+        peering    TEXT NOT NULL DEFAULT '{}'
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE events (
         id      INTEGER PRIMARY KEY,
@@ -137,6 +140,12 @@ const TABLES: &str = "
         text    TEXT NOT NULL
     ) STRICT;
     CREATE INDEX events_by_subject ON events (subject, id);
+";
+
+/// What the second schema has more than the first: the terms of each peering.
+const FROM_FIRST: &str = "
+    ALTER TABLE peers ADD COLUMN peering TEXT NOT NULL DEFAULT '{}';
+    ALTER TABLE invitations ADD COLUMN peering TEXT NOT NULL DEFAULT '{}';
 ";
 
 impl Journal {
@@ -176,6 +185,12 @@ impl Journal {
                 tx.pragma_update(None, "user_version", SCHEMA)
             });
             made?;
+        }
+        if found == 1 {
+            self.transaction(|tx| {
+                tx.execute_batch(FROM_FIRST)?;
+                tx.pragma_update(None, "user_version", SCHEMA)
+            })?;
         }
         let len: i64 = self
             .db
@@ -314,7 +329,7 @@ impl Journal {
     pub(crate) fn peers(&self) -> Result<Vec<StoredPeer>, JournalError> {
         let mut query = self
             .db
-            .prepare("SELECT name, key, addresses, journal_seen FROM peers ORDER BY name")
+            .prepare("SELECT name, key, addresses, journal_seen, peering FROM peers ORDER BY name")
             .map_err(|e| self.error(e))?;
         let peers = query
             .query_map([], |row| {
@@ -326,10 +341,24 @@ impl Journal {
                     key: SiteKey(row.get(1)?),
                     addresses: addresses.split_whitespace().map(str::to_owned).collect(),
                     journal_seen: u64::try_from(seen).unwrap_or_default(),
+                    peering: peering_of(row.get(4)?)?,
                 })
             })
             .and_then(Iterator::collect);
         peers.map_err(|e| self.error(e))
+    }
+
+    /// Changes what a peer may do.
+    pub(crate) fn set_peering(
+        &mut self,
+        name: &PeerName,
+        peering: &Peering,
+    ) -> Result<(), JournalError> {
+        let peering = text_of(peering);
+        self.transaction(|tx| {
+            let sql = "UPDATE peers SET peering = ?2 WHERE name = ?1";
+            tx.execute(sql, params![name.as_str(), peering]).map(drop)
+        })
     }
 
     /// Adds a peer, or takes its new addresses.
@@ -349,12 +378,18 @@ impl Journal {
         self.transaction(|tx| update_seen(tx, key, len))
     }
 
-    /// Remembers an invitation, by its secret's hash.
-    pub(crate) fn invite(&mut self, secret: &SecretHash, until: Time) -> Result<(), JournalError> {
+    /// Remembers an invitation, by its secret's hash, and what whoever uses it may do.
+    pub(crate) fn invite(
+        &mut self,
+        secret: &SecretHash,
+        until: Time,
+        peering: &Peering,
+    ) -> Result<(), JournalError> {
+        let peering = text_of(peering);
         let until = i64::try_from(until.0).unwrap_or(i64::MAX);
         self.transaction(|tx| {
-            tx.execute("INSERT INTO invitations VALUES (?1, ?2, NULL)", params![secret.0, until])
-                .map(drop)
+            let sql = "INSERT INTO invitations VALUES (?1, ?2, NULL, ?3)";
+            tx.execute(sql, params![secret.0, until, peering]).map(drop)
         })
     }
 
@@ -366,36 +401,53 @@ impl Journal {
         Ok(found.map(|ms| Time(u64::try_from(ms).unwrap_or_default())))
     }
 
-    /// Uses an invitation up for a peer, in one transaction; false if it is not open. The same
-    /// peer may use it again, since it may not have heard the answer.
+    /// Uses an invitation up for a peer, which may then do what the invitation says, in one
+    /// transaction; none if it is not open. The same peer may use it again, since it may not have
+    /// heard the answer.
     pub(crate) fn accept_invitation(
         &mut self,
         secret: &SecretHash,
         now: Time,
         peer: &StoredPeer,
-    ) -> Result<bool, JournalError> {
+    ) -> Result<Option<Peering>, JournalError> {
         let now = i64::try_from(now.0).unwrap_or(i64::MAX);
         self.transaction(|tx| {
-            let used = tx.execute(
-                "UPDATE invitations SET used_by = ?3 WHERE secret = ?1 AND expires_ms > ?2
-                 AND (used_by IS NULL OR used_by = ?3)",
-                params![secret.0, now, peer.key.0],
-            )?;
-            if used == 1 {
-                insert_peer(tx, peer)?;
+            let used = tx
+                .query_row(
+                    "UPDATE invitations SET used_by = ?3 WHERE secret = ?1 AND expires_ms > ?2
+                     AND (used_by IS NULL OR used_by = ?3) RETURNING peering",
+                    params![secret.0, now, peer.key.0],
+                    |row| peering_of(row.get(0)?),
+                )
+                .optional()?;
+            if let Some(peering) = &used {
+                insert_peer(tx, &StoredPeer { peering: peering.clone(), ..peer.clone() })?;
             }
-            Ok(used == 1)
+            Ok(used)
         })
     }
 }
 
+fn text_of(peering: &Peering) -> String {
+    serde_json::to_string(peering).expect("a peering is plain data")
+}
+
+fn peering_of(text: String) -> rusqlite::Result<Peering> {
+    serde_json::from_str(&text).map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into())
+    })
+}
+
 fn insert_peer(tx: &Transaction<'_>, peer: &StoredPeer) -> rusqlite::Result<()> {
-    tx.execute("DELETE FROM peers WHERE key = ?1", [peer.key.0])?;
+    // Of a peer that joins again it is remembered how long its journal was.
+    let sql = "DELETE FROM peers WHERE key = ?1 RETURNING journal_seen";
+    let before: Option<i64> = tx.query_row(sql, [peer.key.0], |row| row.get(0)).optional()?;
     let seen = i64::try_from(peer.journal_seen).unwrap_or(i64::MAX);
+    let seen = seen.max(before.unwrap_or_default());
     let addresses = peer.addresses.join(" ");
     tx.execute(
-        "INSERT INTO peers VALUES (?1, ?2, ?3, ?4)",
-        params![peer.name.as_str(), peer.key.0, addresses, seen],
+        "INSERT INTO peers VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![peer.name.as_str(), peer.key.0, addresses, seen, text_of(&peer.peering)],
     )?;
     Ok(())
 }
@@ -487,15 +539,20 @@ mod tests {
             key: SiteKey([key; 32]),
             addresses: vec!["[::1]:1".to_owned()],
             journal_seen: 0,
+            peering: Peering::default(),
         };
         let (secret, late) = (SecretHash([1; 32]), SecretHash([2; 32]));
-        journal.invite(&secret, Time(100)).unwrap();
-        journal.invite(&late, Time(100)).unwrap();
+        let partner = Peering { marks: ["partner".to_owned()].into(), ..Peering::default() };
+        journal.invite(&secret, Time(100), &partner).unwrap();
+        journal.invite(&late, Time(100), &Peering::default()).unwrap();
         assert_eq!(journal.inviting_until().unwrap(), Some(Time(100)));
-        assert!(journal.accept_invitation(&secret, Time(50), &peer("b", 1)).unwrap());
-        assert!(journal.accept_invitation(&secret, Time(50), &peer("b", 1)).unwrap(), "a repeat");
-        assert!(!journal.accept_invitation(&secret, Time(50), &peer("c", 2)).unwrap());
-        assert!(!journal.accept_invitation(&late, Time(100), &peer("c", 2)).unwrap());
+        assert!(journal.accept_invitation(&secret, Time(50), &peer("b", 1)).unwrap().is_some());
+        assert!(
+            journal.accept_invitation(&secret, Time(50), &peer("b", 1)).unwrap().is_some(),
+            "a repeat"
+        );
+        assert!(journal.accept_invitation(&secret, Time(50), &peer("c", 2)).unwrap().is_none());
+        assert!(journal.accept_invitation(&late, Time(100), &peer("c", 2)).unwrap().is_none());
         journal.accept_invitation(&late, Time(99), &peer("b", 1)).unwrap();
         assert_eq!(journal.inviting_until().unwrap(), None);
         assert_eq!(journal.peers().unwrap().len(), 1);

@@ -36,6 +36,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const START_GREETING: Duration = Duration::from_secs(2);
 /// How long a peer may take to store values.
 const VALUES_LIMIT: Duration = Duration::from_secs(30);
+/// Longest words of another site about what it lets this one do.
+const MAX_TERMS_CHARS: usize = 500;
 /// What a call may take beyond what its sender waits for.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -342,7 +344,8 @@ impl Links {
         longest
     }
 
-    /// Shows a ticket's secret to the site that made it, and returns what that calls itself.
+    /// Shows a ticket's secret to the site that made it, and returns what that lets this site do,
+    /// in its words.
     pub(crate) async fn join(
         &self,
         key: SiteKey,
@@ -352,7 +355,9 @@ impl Links {
         let mut line = self.connect(key, addresses).await?;
         let reply = tokio::time::timeout(CONNECT_LIMIT, line.client.join(request)).await;
         let reply = reply.map_err(|_| LinkError::Time)?.map_err(|status| line.error(&status))?;
-        Ok(reply.into_inner().name)
+        // It comes from outside, and goes to a terminal.
+        let terms = reply.into_inner().terms;
+        Ok(terms.chars().filter(|c| !c.is_control()).take(MAX_TERMS_CHARS).collect())
     }
 }
 

@@ -1,11 +1,15 @@
 //! The peers of this site: who they are, and how they were last heard of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
-use model::{PeerName, SiteKey, Time};
+use model::{PeerName, Peering, SiteKey, Time};
 
 use crate::journal::StoredPeer;
+
+/// Requests a second of a peer of which nothing else is said.
+const REQUESTS: u32 = 1_000;
 
 /// One peer.
 #[derive(Debug, Clone)]
@@ -13,6 +17,8 @@ pub(crate) struct Peer {
     pub name: PeerName,
     pub key: SiteKey,
     pub addresses: Vec<String>,
+    /// What it may do here.
+    pub peering: Peering,
     /// None until something was heard; then whether it went through, or why not.
     pub heard: Option<Result<(), String>>,
 }
@@ -24,6 +30,8 @@ pub(crate) struct Peers(Arc<RwLock<Register>>);
 #[derive(Default)]
 struct Register {
     peers: BTreeMap<PeerName, Peer>,
+    /// How much each may ask now; it is none's business where that is kept but a request's.
+    budgets: HashMap<SiteKey, Budget>,
     /// When the last open invitation ends by itself.
     inviting_until: Option<Time>,
 }
@@ -36,10 +44,22 @@ impl Peers {
         for peer in stored {
             let heard = old.remove(&peer.name).filter(|old| old.key == peer.key);
             let heard = heard.and_then(|old| old.heard);
-            let StoredPeer { name, key, addresses, .. } = peer;
-            register.peers.insert(name.clone(), Peer { name, key, addresses, heard });
+            let StoredPeer { name, key, addresses, peering, .. } = peer;
+            let peer = Peer { name: name.clone(), key, addresses, peering, heard };
+            register.peers.insert(name, peer);
         }
         register.inviting_until = inviting_until;
+        let Register { peers, budgets, .. } = &mut *register;
+        budgets.retain(|key, _| peers.values().any(|peer| peer.key == *key));
+    }
+
+    /// Takes one request off what a peer may ask, or says how many it may ask a second, and when
+    /// the next one will be answered.
+    pub(crate) fn spend(&self, peer: &Peer, now: Instant) -> Result<(), (u32, Duration)> {
+        let rate = peer.peering.limits.requests.unwrap_or(REQUESTS);
+        let mut register = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let budget = register.budgets.entry(peer.key).or_insert(Budget { left: rate.into(), now });
+        budget.spend(rate, now).map_err(|wait| (rate, wait))
     }
 
     /// One peer by its name.
@@ -68,6 +88,25 @@ impl Peers {
     }
 }
 
+/// Requests that may be made at once: those of one second, filled again at the same rate.
+struct Budget {
+    left: f64,
+    now: Instant,
+}
+
+impl Budget {
+    fn spend(&mut self, rate: u32, now: Instant) -> Result<(), Duration> {
+        let since = now.saturating_duration_since(self.now).as_secs_f64();
+        self.left = (self.left + since * f64::from(rate)).min(rate.into());
+        self.now = now;
+        if self.left < 1.0 {
+            return Err(Duration::from_secs_f64((1.0 - self.left) / f64::from(rate)));
+        }
+        self.left -= 1.0;
+        Ok(())
+    }
+}
+
 impl certs::Trust for Peers {
     fn knows(&self, key: &SiteKey) -> bool {
         self.by_key(key).is_some()
@@ -76,5 +115,25 @@ impl certs::Trust for Peers {
     fn admits_strangers(&self) -> bool {
         let until = self.0.read().unwrap_or_else(PoisonError::into_inner).inviting_until;
         until.is_some_and(|until| until > crate::link::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_asks_as_often_as_its_rate_and_is_told_when_to_ask_again() {
+        let begun = Instant::now();
+        let mut budget = Budget { left: 10.0, now: begun };
+        let made = (0..100).filter(|_| budget.spend(10, begun).is_ok()).count();
+        assert_eq!(made, 10, "a second's worth at once");
+        let wait = budget.spend(10, begun).unwrap_err();
+        assert_eq!(wait, Duration::from_millis(100));
+        assert!(budget.spend(10, begun + wait).is_ok());
+        assert!(budget.spend(10, begun + wait).is_err());
+        // Whoever was silent for long has saved up no more than a second's worth.
+        let later = begun + Duration::from_secs(3600);
+        assert_eq!((0..100).filter(|_| budget.spend(10, later).is_ok()).count(), 10);
     }
 }

@@ -11,8 +11,8 @@ request := {
 		"restrictions": {"no_delegation": false, "countries": [], "max_price_milli": null},
 	},
 	"free": {"cpus": 2, "memory": 536870912},
-	"vms_of_peer": 0,
-	"contract": false,
+	"peering": null,
+	"taken": {"vms": 0},
 	"price_milli": 12,
 	"country": "DE",
 }

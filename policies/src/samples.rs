@@ -7,7 +7,9 @@ use model::decision::{
 };
 use model::monitoring::{Delivery, Format, Monitoring, SealingKey, Specifier};
 use model::vm::{Disk, Nic, Restrictions};
-use model::{Bytes, Descriptor, FileId, PeerName, Resources, Time, limit};
+use model::{
+    Bytes, Descriptor, FileId, Limits, PeerName, Peering, Resources, Right, Taken, Time, limit,
+};
 
 fn peer() -> PeerName {
     "sample".parse().expect("a name")
@@ -65,6 +67,7 @@ fn empty_descriptor() -> Descriptor {
 fn offers() -> Vec<Candidate> {
     let offer = |at: usize| Candidate {
         via: (at > 1).then(peer),
+        peering: (at > 1).then(peering),
         price_milli: 7 * (at as u64 % 5),
         class: "standard".to_owned(),
         country: ["DE", "US", ""][at % 3].to_owned(),
@@ -74,14 +77,25 @@ fn offers() -> Vec<Candidate> {
     (0..limit::MAX_OFFERS).map(offer).collect()
 }
 
+/// A word about a peer that says all that can be said.
+fn peering() -> Peering {
+    Peering {
+        may: [Right::Place, Right::Host].into(),
+        limits: Limits { vms: Some(5), rate: Some(Bytes::mib(100)), ..Limits::default() },
+        contract: Some("2026-17".to_owned()),
+        marks: ["own-domain".to_owned(), "partner".to_owned()].into(),
+        ending: Some(Time(1_800_000_000_000)),
+    }
+}
+
 pub fn admit() -> [Admit; 2] {
     [
         Admit {
             peer: Some(peer()),
             descriptor: full_descriptor(),
             free: Resources { cpus: 2, memory: Bytes::mib(2048) },
-            vms_of_peer: 3,
-            contract: true,
+            peering: Some(peering()),
+            taken: Taken { vms: 3, ..Taken::default() },
             price_milli: 12,
             country: "NL".to_owned(),
             now: Time(1_800_000_000_000),
@@ -90,8 +104,8 @@ pub fn admit() -> [Admit; 2] {
             peer: None,
             descriptor: empty_descriptor(),
             free: Resources { cpus: 8, memory: Bytes::mib(8192) },
-            vms_of_peer: 0,
-            contract: false,
+            peering: None,
+            taken: Taken::default(),
             price_milli: 0,
             country: String::new(),
             now: Time(1_800_000_000_000),
@@ -101,10 +115,19 @@ pub fn admit() -> [Admit; 2] {
 
 pub fn delegate() -> [Delegate; 2] {
     [
-        Delegate { peer: Some(peer()), to: peer(), descriptor: full_descriptor(), hops_left: 0 },
+        Delegate {
+            peer: Some(peer()),
+            peering: Some(peering()),
+            to: peer(),
+            to_peering: peering(),
+            descriptor: full_descriptor(),
+            hops_left: 0,
+        },
         Delegate {
             peer: None,
+            peering: None,
             to: peer(),
+            to_peering: Peering::default(),
             descriptor: empty_descriptor(),
             hops_left: limit::MAX_HOPS,
         },
@@ -112,7 +135,10 @@ pub fn delegate() -> [Delegate; 2] {
 }
 
 pub fn expose() -> [Expose; 2] {
-    [Expose { peer: peer(), offers: offers() }, Expose { peer: peer(), offers: vec![] }]
+    [
+        Expose { peer: peer(), peering: peering(), offers: offers() },
+        Expose { peer: peer(), peering: Peering::default(), offers: vec![] },
+    ]
 }
 
 pub fn rank() -> [Rank; 2] {
@@ -126,12 +152,14 @@ pub fn share() -> [Share; 2] {
     [
         Share {
             peer: Some(peer()),
+            peering: Some(peering()),
             role: TransferRole::Source,
             descriptor: full_descriptor(),
             urgent: true,
         },
         Share {
             peer: None,
+            peering: None,
             role: TransferRole::Relay,
             descriptor: empty_descriptor(),
             urgent: false,
@@ -164,10 +192,17 @@ pub fn transfer() -> [Transfer; 2] {
     [
         Transfer {
             peer: peer(),
+            peering: peering(),
             descriptor: full_descriptor(),
             size: Bytes::mib(10_240),
             must_meet: true,
         },
-        Transfer { peer: peer(), descriptor: empty_descriptor(), size: Bytes(0), must_meet: false },
+        Transfer {
+            peer: peer(),
+            peering: Peering::default(),
+            descriptor: empty_descriptor(),
+            size: Bytes(0),
+            must_meet: false,
+        },
     ]
 }

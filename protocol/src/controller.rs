@@ -13,7 +13,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use model::decision::{Candidate, Delegate, Expose, Rank};
-use model::{EdgeHandle, HostName, MigrationId, Offer, OperationId, PeerName, RequestId, VmId};
+use model::{
+    EdgeHandle, HostName, MigrationId, Offer, OperationId, PeerName, Peering, RequestId, Right,
+    Time, VmId,
+};
 
 use crate::contract::proposal;
 use crate::effect::{CallError, CallId, Caller, Effect, Reply};
@@ -27,7 +30,7 @@ use crate::site::{
 use crate::state::{Chosen, Journey};
 
 /// How long an eviction waits before it asks everybody again.
-const ASK_AGAIN: Duration = Duration::from_secs(5);
+pub(crate) const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// How often it doubles that while offers are made and come to nothing.
 const MAX_DOUBLINGS: u32 = 7;
 /// How often a step that may be given up is tried against a site that does not answer.
@@ -68,6 +71,15 @@ impl Step<'_> {
         if on_path.is_some_and(|vm| vm.up.as_ref().is_none_or(|up| up.peer != peer)) {
             return self.answer(caller, none("this site answers for the VM already"));
         }
+        let peering = self.peering(&peer);
+        if peering.ending.is_some() {
+            return self.answer(caller, none("the peering is being ended: nothing new is taken"));
+        }
+        // A VM that this site has for it already may be asked a better place for.
+        if on_path.is_none() && !peering.lets(Right::Place) {
+            let text = format!("the peering does not let you place VMs here: you {peering}");
+            return self.answer(caller, none(&text));
+        }
         let asker = Party::Peer(peer.clone());
         let (offers, reasons) = self.local_offers(&asker, vm, id, descriptor, None, false);
         let hops_left = request.hop.hops_left.min(model::limit::MAX_HOPS) - 1;
@@ -88,8 +100,34 @@ impl Step<'_> {
             out_of_question.insert(edge.peer.clone());
         }
         self.site.gatherings.insert(id, gathering);
-        let peers = self.site.peers.difference(&out_of_question).cloned().collect();
+        let mut peers = self.hosting_peers();
+        peers.retain(|peer| !out_of_question.contains(peer));
         self.ask_peers(id, request.origin, peers, Some(peer), hops_left, limit);
+    }
+
+    /// Peers that may be asked to host.
+    fn hosting_peers(&self) -> BTreeSet<PeerName> {
+        let hosting = self.site.peers.iter().filter(|(_, peering)| peering.lets(Right::Host));
+        hosting.map(|(peer, _)| peer.clone()).collect()
+    }
+
+    /// This site's word about a peer. One that is not known any more may do nothing new.
+    pub(crate) fn peering(&self, peer: &PeerName) -> Peering {
+        let known = self.site.peers.get(peer).cloned();
+        known.unwrap_or_else(|| Peering { ending: Some(Time(0)), ..Peering::default() })
+    }
+
+    fn candidates(&self, offers: &[(Option<PeerName>, Offer)]) -> Vec<Candidate> {
+        let one = |(via, offer): &(Option<PeerName>, Offer)| Candidate {
+            via: via.clone(),
+            peering: via.as_ref().map(|via| self.peering(via)),
+            price_milli: offer.terms.price_milli,
+            class: offer.terms.class.clone(),
+            country: offer.terms.country.clone(),
+            distance: if via.is_some() { offer.distance.saturating_add(1) } else { 0 },
+            runs: offer.terms.runs,
+        };
+        offers.iter().map(one).collect()
     }
 
     /// Sends a Migration request to every peer that policy lets it go to.
@@ -107,9 +145,15 @@ impl Step<'_> {
             _ => return,
         };
         for to in peers {
+            let peering = self.peering(&to);
+            // Whoever may not stand in between is asked for places of its own.
+            let further = peering.lets(Right::Intermediate);
+            let hops_left = if further { hops_left } else { hops_left.min(1) };
             let input = Delegate {
                 peer: asker.clone(),
+                peering: asker.as_ref().map(|asker| self.peering(asker)),
                 to: to.clone(),
+                to_peering: peering,
                 descriptor: descriptor.clone(),
                 hops_left,
             };
@@ -154,10 +198,13 @@ impl Step<'_> {
         match answer {
             Ok(Answer::Offers { offers, reasons }) => {
                 let verify = Verifier(self.world);
+                let peering = self.site.peers.get(&peer);
+                let between = peering.is_some_and(|peering| peering.lets(Right::Intermediate));
                 let (vm, asked_for) = (gathering.vm, gathering.descriptor.digest());
                 let is_sound = |offer: &Offer| {
                     let proposal = proposal(self.world, &peer, vm, asked_for, offer);
-                    offer.target.is_proven(&verify) && proposal.is_some()
+                    let near = between || offer.distance == 0;
+                    near && offer.target.is_proven(&verify) && proposal.is_some()
                 };
                 let offers = offers.into_iter().filter(is_sound).take(model::limit::MAX_OFFERS);
                 gathering.offers.extend(offers.map(|offer| (Some(peer.clone()), offer)));
@@ -208,7 +255,11 @@ impl Step<'_> {
 
     /// Re-labels what peers offered, so that they stay unknown, and shows what policy lets show.
     fn expose(&mut self, id: RequestId, peer: &PeerName, gathering: Gathering) -> Answer {
-        let input = Expose { peer: peer.clone(), offers: candidates(&gathering.offers) };
+        let input = Expose {
+            peer: peer.clone(),
+            peering: self.peering(peer),
+            offers: self.candidates(&gathering.offers),
+        };
         let shown = self.world.policy().expose(&input);
         let asked_for = gathering.descriptor.digest();
         let mut offers = Vec::new();
@@ -287,15 +338,31 @@ impl Step<'_> {
             let text = format!("operation {} is moving this VM already", open.operation);
             return self.reply(ask, Reply::Conflict(text));
         }
-        if let Some(unknown) = goal.peers.iter().find(|peer| !self.site.peers.contains(*peer)) {
-            return self.reply(ask, Reply::NotFound(format!("there is no peer {unknown}")));
+        for peer in &goal.peers {
+            match self.site.peers.get(peer) {
+                None => {
+                    return self.reply(ask, Reply::NotFound(format!("there is no peer {peer}")));
+                }
+                Some(peering) if peering.ending.is_some() => {
+                    let text = format!("the peering with {peer} is being ended");
+                    return self.reply(ask, Reply::Conflict(text));
+                }
+                Some(peering) if !peering.lets(Right::Host) => {
+                    let text = format!(
+                        "the peering with {peer} does not let it host VMs of this site; \
+                         `sojourn peer set {peer} --may` says what it may"
+                    );
+                    return self.reply(ask, Reply::Conflict(text));
+                }
+                Some(_) => {}
+            }
         }
         self.begin(operation, vm, goal);
         self.reply(ask, Reply::Began);
         self.drive(operation);
     }
 
-    fn begin(&mut self, operation: OperationId, vm: VmId, goal: Goal) {
+    pub(crate) fn begin(&mut self, operation: OperationId, vm: VmId, goal: Goal) {
         self.persist(Row::Began { operation, vm, goal });
         self.site.journeys.insert(operation, JourneyMemory::default());
     }
@@ -325,7 +392,7 @@ impl Step<'_> {
         self.drive(operation);
     }
 
-    fn eviction(
+    pub(crate) fn eviction(
         &self,
         from: Party,
         reason: String,
@@ -574,6 +641,9 @@ impl Step<'_> {
         };
         let descriptor = entry.descriptor.clone();
         let (up, goal) = (entry.up.clone(), &journey.goal);
+        if self.only_passes_up(goal, up.as_ref().map(|up| &up.peer)) {
+            return self.go(operation, Phase::PassUp);
+        }
         let id = RequestId(self.random16());
         let evict = goal.evict.as_ref();
         let from_here = evict.is_some_and(|evict| evict.from == Party::Here);
@@ -594,8 +664,7 @@ impl Step<'_> {
         let mut peers = BTreeSet::new();
         // A Source that wants a VM gone is Controller only among its own hosts.
         if !goal.local_only && !(from_here && up.is_some()) {
-            peers =
-                if goal.peers.is_empty() { self.site.peers.clone() } else { goal.peers.clone() };
+            peers = if goal.peers.is_empty() { self.hosting_peers() } else { goal.peers.clone() };
             if let Some(up) = &up {
                 peers.remove(&up.peer);
             }
@@ -646,7 +715,7 @@ impl Step<'_> {
         }
         let input = Rank {
             descriptor: gathering.descriptor.clone(),
-            offers: candidates(&gathering.offers),
+            offers: self.candidates(&gathering.offers),
         };
         let ranked = self.world.policy().rank(&input);
         let mut left = Vec::new();
@@ -1156,18 +1225,6 @@ fn flipped_here(step: &Step<'_>, chosen: &Chosen) -> bool {
 
 /// How long a Destination may take to launch the guest and become the owner.
 const DELIVER_LIMIT: Duration = Duration::from_secs(120);
-
-fn candidates(offers: &[(Option<PeerName>, Offer)]) -> Vec<Candidate> {
-    let one = |(via, offer): &(Option<PeerName>, Offer)| Candidate {
-        via: via.clone(),
-        price_milli: offer.terms.price_milli,
-        class: offer.terms.class.clone(),
-        country: offer.terms.country.clone(),
-        distance: if via.is_some() { offer.distance.saturating_add(1) } else { 0 },
-        runs: offer.terms.runs,
-    };
-    offers.iter().map(one).collect()
-}
 
 /// An answer in a few words, for a reason.
 fn short(answer: &Answer) -> String {

@@ -149,6 +149,8 @@ pub enum Ask {
     },
     /// Vouch for every VM that nobody above can confirm.
     Unfence,
+    /// Move away what is shared with a peer whose peering is being ended.
+    Leave(PeerName),
     /// Stop trying.
     Cancel(OperationId),
     /// Change or show the run state of a VM, wherever it is.

@@ -3,9 +3,9 @@
 //! A node and the simulator of federations both drive their machines through [`Site::start`] and
 //! [`Site::turn`], so that what the simulator finds out about the order holds for the node.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
-use model::{HostName, PeerName, RunProfile};
+use model::{HostName, PeerName, Peering, RunProfile};
 
 use crate::effect::{Command, Effect, Event, Found, Output};
 use crate::row::Row;
@@ -36,8 +36,8 @@ pub trait Driver<W> {
 /// What a site is told when it starts.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Start {
-    /// Its peers.
-    pub peers: BTreeSet<PeerName>,
+    /// Its peers, and on what terms.
+    pub peers: BTreeMap<PeerName, Peering>,
     /// Its hosts' run profiles, where a hypervisor could tell.
     pub profiles: Vec<(HostName, RunProfile)>,
     /// Guests, and saved run states, that are there.

@@ -29,6 +29,7 @@ mod contract;
 mod controller;
 mod effect;
 mod law;
+mod leave;
 pub mod message;
 mod path;
 mod record;

@@ -51,6 +51,7 @@ impl Step<'_> {
         }
         let input = Transfer {
             peer: peer.clone(),
+            peering: self.peering(peer),
             descriptor: descriptor.clone(),
             size: descriptor.disk_capacity(),
             must_meet,

@@ -168,7 +168,7 @@ impl Step<'_> {
             let text = "only a VM's primary site can reclaim it, and only from elsewhere";
             return self.reply(ask, Reply::Conflict(text.to_owned()));
         }
-        if !self.site.peers.contains(&at) {
+        if !self.site.peers.contains_key(&at) {
             return self.reply(ask, Reply::NotFound(format!("there is no peer {at}")));
         }
         let mut journeys = self.site.state.journeys.values();
@@ -287,10 +287,13 @@ impl Step<'_> {
             return self.release(vm);
         }
         let answered = self.site.confirmed.entry(vm).or_default();
-        let missing: Vec<PeerName> = self.site.peers.difference(answered).cloned().collect();
+        let missing: Vec<PeerName> = {
+            let peers = self.site.peers.keys();
+            peers.filter(|peer| !answered.contains(*peer)).cloned().collect()
+        };
         if missing.is_empty() {
             return match up {
-                Some(up) if self.site.peers.contains(&up.peer) => self.unfence(vm),
+                Some(up) if self.site.peers.contains_key(&up.peer) => self.unfence(vm),
                 Some(_) => {}
                 // There is nobody above the primary: its operator decides.
                 None => self
@@ -455,7 +458,7 @@ impl Step<'_> {
         }
         let answered = self.site.confirmed.entry(vm).or_default();
         answered.insert(peer);
-        if self.site.peers.is_subset(answered) {
+        if self.site.peers.keys().all(|peer| answered.contains(peer)) {
             self.confirm(vm);
         }
     }

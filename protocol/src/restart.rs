@@ -23,6 +23,7 @@ impl Site {
         step.resume_targets();
         step.resume_relays();
         step.resume_journeys();
+        step.resume_leaving();
         step.run();
         step.out
     }

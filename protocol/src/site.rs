@@ -6,8 +6,9 @@ use std::time::Duration;
 use model::decision::Policy;
 use model::key::Verify;
 use model::{
-    Digest, EdgeHandle, Epoch, HostName, MigrationId, OperationId, PeerName, Proposal, PublicKey,
-    RequestId, RunProfile, Signature, Signed, SiteKey, Terms, Time, Token, TransferEnd, VmId,
+    Digest, EdgeHandle, Epoch, HostName, MigrationId, OperationId, PeerName, Peering, Proposal,
+    PublicKey, RequestId, RunProfile, Signature, Signed, SiteKey, Terms, Time, Token, TransferEnd,
+    VmId,
 };
 
 use crate::effect::{Ask, CallError, CallId, Caller, Command, Duty, Effect, Event, Output, Reply};
@@ -109,6 +110,8 @@ pub(crate) enum Timer {
     Confirm(VmId),
     /// Old offers are forgotten.
     Offers,
+    /// What is shared with a peer whose peering ends is looked at again.
+    Leave(PeerName),
 }
 
 /// An offer that this site made, or passed on, in memory only.
@@ -245,7 +248,7 @@ pub struct Site {
     /// What is durable.
     pub state: State,
     pub(crate) config: Config,
-    pub(crate) peers: BTreeSet<PeerName>,
+    pub(crate) peers: BTreeMap<PeerName, Peering>,
     pub(crate) profiles: BTreeMap<HostName, RunProfile>,
     pub(crate) offers: BTreeMap<EdgeHandle, OfferMade>,
     pub(crate) gatherings: BTreeMap<RequestId, Gathering>,
@@ -280,7 +283,7 @@ impl Site {
         Self {
             state,
             config,
-            peers: BTreeSet::new(),
+            peers: BTreeMap::new(),
             profiles: BTreeMap::new(),
             offers: BTreeMap::new(),
             gatherings: BTreeMap::new(),
@@ -307,8 +310,9 @@ impl Site {
         step.out
     }
 
-    /// Tells which peers there are now. The machine only knows peers that it was told of.
-    pub fn set_peers(&mut self, peers: BTreeSet<PeerName>) {
+    /// Tells which peers there are now, and on what terms. The machine only knows peers that it
+    /// was told of.
+    pub fn set_peers(&mut self, peers: BTreeMap<PeerName, Peering>) {
         self.peers = peers;
     }
 
@@ -368,6 +372,7 @@ impl Step<'_> {
                 Timer::Guest(vm) => self.see_to_guest(vm),
                 Timer::Report(vm) => self.send_report(vm),
                 Timer::Confirm(vm) => self.confirm(vm),
+                Timer::Leave(peer) => drop(self.leave(&peer)),
                 Timer::Offers => self.forget_old_offers(),
             }
         }
@@ -466,6 +471,7 @@ impl Step<'_> {
             Ask::Reclaim { vm, at } => self.ask_reclaim(ask, vm, at),
             Ask::Unfence => self.ask_unfence(ask),
             Ask::Cancel(operation) => self.cancel(ask, operation),
+            Ask::Leave(peer) => self.ask_leave(ask, peer),
             Ask::Control(vm, action) => self.ask_control(ask, vm, action),
             Ask::Monitor(vm, section) => self.ask_monitor(ask, vm, section),
         }

@@ -10,12 +10,14 @@
 //! Up to READY this site may drop what it has at any time. From READY on it keeps the record until
 //! it is told; from OWNED on only it may run the VM.
 
+use std::collections::BTreeMap;
+
 use model::decision::{Admit, Verdict};
 use model::statement::{Cause, Fact};
 use model::{
     Agreed, Bytes, Certificate, Descriptor, Digest, EdgeHandle, Epoch, FileId, HostName,
-    MigrationId, Offer, PeerName, RequestId, Resources, Signed, Statement, Terms, TransferEnd,
-    VmId,
+    MigrationId, Offer, PeerName, RequestId, Resources, Signed, Statement, Taken, Terms,
+    TransferEnd, VmId,
 };
 
 use crate::effect::{Caller, Command};
@@ -41,6 +43,11 @@ const REDIAL: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// What a saved run state may take beside the guest's memory: device state, page headers.
 const STATE_OVERHEAD: u64 = 64 << 20;
+
+/// What a VM takes of what a peering allows.
+fn wanted(descriptor: &Descriptor) -> Taken {
+    Taken { vms: 1, resources: descriptor.resources, disk: descriptor.disk_capacity() }
+}
 
 impl Step<'_> {
     /// The offers that this site's own hosts make, or the reasons for none.
@@ -78,15 +85,22 @@ impl Step<'_> {
             Party::Peer(peer) => Some(peer.clone()),
             Party::Here => None,
         };
-        let vms_of_peer = self.vms_of(peer.as_ref());
+        let peering = peer.as_ref().map(|peer| self.peering(peer));
+        let taken = peer.as_ref().map_or_else(Taken::default, |peer| self.taken_by(peer, vm));
+        if let Some(peering) = &peering {
+            let beyond = peering.beyond(&taken, &wanted(descriptor));
+            if !beyond.is_empty() {
+                return (vec![], beyond);
+            }
+        }
         let mut offers = Vec::new();
         for (host, free) in hosts {
             let input = Admit {
                 peer: peer.clone(),
                 descriptor: descriptor.clone(),
                 free,
-                vms_of_peer,
-                contract: false,
+                peering: peering.clone(),
+                taken,
                 price_milli: self.site.config.price_milli,
                 country: self.site.config.country.clone(),
                 now: self.world.now(),
@@ -114,12 +128,22 @@ impl Step<'_> {
         (offers, reasons)
     }
 
-    fn vms_of(&self, peer: Option<&PeerName>) -> u32 {
-        let vms = self.site.state.vms.values();
-        let count = vms.filter(|vm| {
-            vm.stay.is_some() && peer.is_some() && vm.up.as_ref().map(|up| &up.peer) == peer
+    /// What runs here, or is on its way here, for a peer; without this VM, which may only move.
+    fn taken_by(&self, peer: &PeerName, except: VmId) -> Taken {
+        let state = &self.site.state;
+        let here = state.vms.iter().filter_map(|(vm, entry)| {
+            entry.stay.as_ref()?;
+            (entry.up.as_ref()?.peer == *peer).then_some((*vm, &entry.descriptor))
         });
-        u32::try_from(count.count()).unwrap_or(u32::MAX)
+        let coming = state.migrations.values().filter_map(|migration| {
+            let target = migration.target.as_ref().filter(|t| t.step < TargetStep::Owned)?;
+            let its = target.asker == Party::Peer(peer.clone());
+            its.then_some((migration.vm, &target.descriptor))
+        });
+        // A VM that moves within this site is here twice, and counts once.
+        let all: BTreeMap<VmId, &Descriptor> = coming.chain(here).collect();
+        let others = all.into_iter().filter(|(vm, _)| *vm != except);
+        others.fold(Taken::default(), |sum, (_, descriptor)| sum.plus(&wanted(descriptor)))
     }
 
     fn offer(
@@ -215,6 +239,14 @@ impl Step<'_> {
         let newest = self.site.state.vms.get(&vm).map(|vm| vm.chain.epoch());
         if newest.is_some_and(|epoch| epoch > owner.epoch) {
             return self.answer(caller, gone("the VM has changed its owner since"));
+        }
+        // Offers hold nothing: others of this peer's may have been taken meanwhile.
+        if let Party::Peer(peer) = from {
+            let taken = self.taken_by(peer, vm);
+            let beyond = self.peering(peer).beyond(&taken, &wanted(&offer.descriptor));
+            if !beyond.is_empty() {
+                return self.answer(caller, gone(&beyond.join("; ")));
+            }
         }
         if Self::runs_guests(&host) {
             let Some(known) = self.site.state.hosts.get(&host).filter(|host| !host.draining) else {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::{
-    Bytes, Epoch, FileId, HostName, MigrationId, PeerName, PublicKey, Time, TransferEnd, VmId,
+    Bytes, Epoch, FileId, HostName, MigrationId, PeerName, Peering, PublicKey, Time, TransferEnd,
+    VmId,
 };
 use protocol::{
     Answer, Ask, CallError, CallId, Caller, Command, Config, Effect, Event, Output, Reply, Request,
@@ -236,7 +237,7 @@ impl Federation {
     pub(super) fn peer(&mut self, one: &PeerName, other: &PeerName) {
         for (site, peer) in [(one, other), (other, one)] {
             let node = self.node(site);
-            node.peers.insert(peer.clone());
+            node.peers.insert(peer.clone(), Peering::default());
             let peers = node.peers.clone();
             if let Some(machine) = &mut node.machine {
                 machine.set_peers(peers);
@@ -363,7 +364,7 @@ impl Federation {
 
     /// The longest journal of a site that a peer which it reaches remembers.
     pub(super) fn remembered(&self, name: &PeerName) -> u64 {
-        let peers = self.nodes[name].peers.iter().filter(|peer| {
+        let peers = self.nodes[name].peers.keys().filter(|peer| {
             let there = self.nodes.get(*peer).is_some_and(|node| node.is_up());
             there && self.reaches(name, peer) && self.reaches(peer, name)
         });
@@ -373,7 +374,7 @@ impl Federation {
 
     /// The longest journal of a site that any peer remembers.
     pub(super) fn remembered_by_any(&self, name: &PeerName) -> u64 {
-        let peers = self.nodes[name].peers.iter().filter_map(|peer| self.nodes.get(peer));
+        let peers = self.nodes[name].peers.keys().filter_map(|peer| self.nodes.get(peer));
         peers.filter_map(|peer| peer.remembers.get(name)).copied().max().unwrap_or_default()
     }
 
@@ -832,7 +833,7 @@ impl Federation {
                 let node = self.node(name);
                 node.calls.insert(call, deadline);
                 let from = Line { site: name.clone(), life: node.life, call };
-                let peers = node.peers.contains(&to);
+                let peers = node.peers.contains_key(&to);
                 let up = self.nodes.get(&to).is_some_and(|node| node.is_up());
                 if !peers || !up || !self.reaches(name, &to) {
                     return self.answer(from, to, Err(broken()), BROKEN);

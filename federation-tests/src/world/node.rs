@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use model::{Digest, Epoch, HostName, MigrationId, PeerName, RunProfile, Time, VmId};
+use model::{Digest, Epoch, HostName, MigrationId, PeerName, Peering, RunProfile, Time, VmId};
 use protocol::{CallId, Command, Config, Event, Found, GuestEvent, Site, State};
 
 use super::disk::Disk;
@@ -67,7 +67,7 @@ pub struct Node {
     pub(super) number: u8,
     pub(super) config: Config,
     pub(super) made: Made,
-    pub(super) peers: BTreeSet<PeerName>,
+    pub(super) peers: BTreeMap<PeerName, Peering>,
     pub(super) hosts: BTreeSet<HostName>,
     pub(super) broken: BTreeSet<HostName>,
     pub(super) disk: Disk,
@@ -123,7 +123,7 @@ impl Node {
             number,
             config,
             made: Made::default(),
-            peers: BTreeSet::new(),
+            peers: BTreeMap::new(),
             hosts: BTreeSet::new(),
             broken: BTreeSet::new(),
             disk: Disk::default(),

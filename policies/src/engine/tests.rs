@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use model::decision::{Candidate, TransferRole};
 use model::vm::Restrictions;
-use model::{Bytes, Carrier, Descriptor, PeerName, Resources, Time};
+use model::{Bytes, Carrier, Descriptor, PeerName, Peering, Resources, Taken, Time};
 
 use super::*;
 use crate::EVALUATION_BUDGET;
@@ -54,8 +54,8 @@ fn admit() -> Admit {
         peer: Some(peer("beta")),
         descriptor: descriptor(),
         free: Resources { cpus: 4, memory: Bytes::mib(4096) },
-        vms_of_peer: 0,
-        contract: false,
+        peering: Some(Peering::default()),
+        taken: Taken::default(),
         price_milli: 10,
         country: "DE".to_owned(),
         now: Time(1_800_000_000_000),
@@ -63,12 +63,20 @@ fn admit() -> Admit {
 }
 
 fn delegate() -> Delegate {
-    Delegate { peer: Some(peer("beta")), to: peer("gamma"), descriptor: descriptor(), hops_left: 3 }
+    Delegate {
+        peer: Some(peer("beta")),
+        peering: Some(Peering::default()),
+        to: peer("gamma"),
+        to_peering: Peering::default(),
+        descriptor: descriptor(),
+        hops_left: 3,
+    }
 }
 
 fn candidate(via: Option<&str>, price_milli: u64) -> Candidate {
     Candidate {
         via: via.map(peer),
+        peering: via.map(|_| Peering::default()),
         price_milli,
         class: "standard".to_owned(),
         country: "DE".to_owned(),
@@ -78,7 +86,7 @@ fn candidate(via: Option<&str>, price_milli: u64) -> Candidate {
 }
 
 fn expose(offers: Vec<Candidate>) -> Expose {
-    Expose { peer: peer("beta"), offers }
+    Expose { peer: peer("beta"), peering: Peering::default(), offers }
 }
 
 fn rank(offers: Vec<Candidate>) -> Rank {
@@ -87,7 +95,8 @@ fn rank(offers: Vec<Candidate>) -> Rank {
 
 fn transfer() -> Transfer {
     let (descriptor, size) = (descriptor(), Bytes::mib(1));
-    Transfer { peer: peer("beta"), descriptor, size, must_meet: false }
+    let peering = Peering::default();
+    Transfer { peer: peer("beta"), peering, descriptor, size, must_meet: false }
 }
 
 fn refused(reason: &str) -> Verdict {
@@ -188,10 +197,10 @@ mod examples {
             quota := {"beta": 2}
             refuse contains "quota used up" if {
                 input.peer != null
-                input.vms_of_peer >= object.get(quota, input.peer, 1)
+                input.taken.vms >= object.get(quota, input.peer, 1)
             }"#,
         );
-        let holding = |vms_of_peer| Admit { vms_of_peer, ..admit() };
+        let holding = |vms| Admit { taken: Taken { vms, ..Taken::default() }, ..admit() };
         assert_eq!(engine.admit(&holding(1)), Verdict::Allow);
         assert_eq!(engine.admit(&holding(2)), refused("quota used up"));
         let other = Admit { peer: Some(peer("gamma")), ..holding(1) };
@@ -219,10 +228,12 @@ mod examples {
     fn only_peers_with_a_contract() {
         let engine = with(
             Decision::Admit,
-            r#"refuse contains "no contract" if { input.peer != null; not input.contract }"#,
+            r#"refuse contains "no contract" if { input.peer != null; not input.peering.contract }"#,
         );
         assert_eq!(engine.admit(&admit()), refused("no contract"));
-        assert_eq!(engine.admit(&Admit { contract: true, ..admit() }), Verdict::Allow);
+        let peering = Peering { contract: Some("2026-17".to_owned()), ..Peering::default() };
+        let agreed = Admit { peering: Some(peering), ..admit() };
+        assert_eq!(engine.admit(&agreed), Verdict::Allow);
         assert_eq!(engine.admit(&Admit { peer: None, ..admit() }), Verdict::Allow);
     }
 

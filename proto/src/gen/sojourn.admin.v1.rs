@@ -39,10 +39,13 @@ pub struct Setting {
     #[prost(string, tag = "3")]
     pub whence: ::prost::alloc::string::String,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InviteRequest {
     #[prost(uint64, tag = "1")]
     pub valid_seconds: u64,
+    /// What the site that joins may do here.
+    #[prost(message, optional, tag = "2")]
+    pub peering: ::core::option::Option<Peering>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Invitation {
@@ -58,6 +61,58 @@ pub struct JoinTicket {
     /// What this site calls the other; empty takes what it calls itself.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
+    /// What the other may do here.
+    #[prost(message, optional, tag = "3")]
+    pub peering: ::core::option::Option<Peering>,
+}
+/// What this site lets a peer do. A limit that is not there is none.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Peering {
+    /// place, host, intermediate.
+    #[prost(string, repeated, tag = "1")]
+    pub may: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// VMs that run here for it, their processors, memory and disks.
+    #[prost(uint32, optional, tag = "2")]
+    pub vms: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "3")]
+    pub cpus: ::core::option::Option<u32>,
+    #[prost(uint64, optional, tag = "4")]
+    pub memory_bytes: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "5")]
+    pub disk_bytes: ::core::option::Option<u64>,
+    /// Requests a second.
+    #[prost(uint32, optional, tag = "6")]
+    pub requests: ::core::option::Option<u32>,
+    /// Bytes a second of all transfers with it, in each direction.
+    #[prost(uint64, optional, tag = "7")]
+    pub rate_bytes: ::core::option::Option<u64>,
+    /// The agreement on paper that stands behind it.
+    #[prost(string, optional, tag = "8")]
+    pub contract: ::core::option::Option<::prost::alloc::string::String>,
+    /// Words for policies.
+    #[prost(string, repeated, tag = "9")]
+    pub marks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// It is being ended: until then what runs here for the peer goes on.
+    #[prost(uint64, optional, tag = "10")]
+    pub ending_unix_ms: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetPeerRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub peering: ::core::option::Option<Peering>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemovePeerRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// After which VMs that run here for the peer are parked.
+    #[prost(uint64, tag = "2")]
+    pub deadline_seconds: u64,
+    /// Do not end it after all.
+    #[prost(bool, tag = "3")]
+    pub undo: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Peer {
@@ -79,6 +134,11 @@ pub struct Peer {
     pub delegated_to: u32,
     #[prost(uint32, tag = "8")]
     pub hosted_for: u32,
+    #[prost(message, optional, tag = "9")]
+    pub peering: ::core::option::Option<Peering>,
+    /// What the other lets this site do, as it said when this one joined; else empty.
+    #[prost(string, tag = "10")]
+    pub grants: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Peers {
@@ -820,10 +880,33 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("sojourn.admin.v1.Admin", "ListPeers"));
             self.inner.unary(req, path, codec).await
         }
+        /// Changes what this site lets a peer do.
+        pub async fn set_peer(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetPeerRequest>,
+        ) -> std::result::Result<tonic::Response<super::Peer>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/sojourn.admin.v1.Admin/SetPeer",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("sojourn.admin.v1.Admin", "SetPeer"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Trusts a peer no more, once what is shared with it has moved away.
         pub async fn remove_peer(
             &mut self,
-            request: impl tonic::IntoRequest<super::Name>,
-        ) -> std::result::Result<tonic::Response<super::Nothing>, tonic::Status> {
+            request: impl tonic::IntoRequest<super::RemovePeerRequest>,
+        ) -> std::result::Result<tonic::Response<super::Operations>, tonic::Status> {
             self.inner
                 .ready()
                 .await
@@ -1486,10 +1569,16 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::Nothing>,
         ) -> std::result::Result<tonic::Response<super::Peers>, tonic::Status>;
+        /// Changes what this site lets a peer do.
+        async fn set_peer(
+            &self,
+            request: tonic::Request<super::SetPeerRequest>,
+        ) -> std::result::Result<tonic::Response<super::Peer>, tonic::Status>;
+        /// Trusts a peer no more, once what is shared with it has moved away.
         async fn remove_peer(
             &self,
-            request: tonic::Request<super::Name>,
-        ) -> std::result::Result<tonic::Response<super::Nothing>, tonic::Status>;
+            request: tonic::Request<super::RemovePeerRequest>,
+        ) -> std::result::Result<tonic::Response<super::Operations>, tonic::Status>;
         async fn list_hosts(
             &self,
             request: tonic::Request<super::Nothing>,
@@ -1895,19 +1984,62 @@ pub mod admin_server {
                     };
                     Box::pin(fut)
                 }
-                "/sojourn.admin.v1.Admin/RemovePeer" => {
+                "/sojourn.admin.v1.Admin/SetPeer" => {
                     #[allow(non_camel_case_types)]
-                    struct RemovePeerSvc<T: Admin>(pub Arc<T>);
-                    impl<T: Admin> tonic::server::UnaryService<super::Name>
-                    for RemovePeerSvc<T> {
-                        type Response = super::Nothing;
+                    struct SetPeerSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::SetPeerRequest>
+                    for SetPeerSvc<T> {
+                        type Response = super::Peer;
                         type Future = BoxFuture<
                             tonic::Response<Self::Response>,
                             tonic::Status,
                         >;
                         fn call(
                             &mut self,
-                            request: tonic::Request<super::Name>,
+                            request: tonic::Request<super::SetPeerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::set_peer(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetPeerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/sojourn.admin.v1.Admin/RemovePeer" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemovePeerSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::RemovePeerRequest>
+                    for RemovePeerSvc<T> {
+                        type Response = super::Operations;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemovePeerRequest>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move {

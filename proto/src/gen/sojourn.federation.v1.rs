@@ -60,6 +60,9 @@ pub struct JoinReply {
     /// What the inviting site calls itself.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
+    /// What it lets the other do, in words.
+    #[prost(string, tag = "2")]
+    pub terms: ::prost::alloc::string::String,
 }
 /// Generated client implementations.
 pub mod federation_client {
