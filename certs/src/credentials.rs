@@ -72,7 +72,25 @@ pub(crate) fn root(identity: &Identity) -> Result<CertificateDer<'static>, rcgen
     Ok(root_params(&key).self_signed(&key)?.into())
 }
 
-/// A new leaf key in memory, with the chain `[leaf, root]` that vouches for it.
+/// A cross certificate: `new` is the key of the site that `old` is the identity of. Its one name is
+/// the old key's, so that a peer knows which of its peers it is about.
+pub(crate) fn cross(
+    old: &Identity,
+    new: &SiteKey,
+) -> Result<CertificateDer<'static>, rcgen::Error> {
+    let old_key = X509Key::identity(old);
+    let issuer_params = root_params(&old_key);
+    let issuer = Issuer::from_params(&issuer_params, &old_key);
+    let new = PublicX509Key(new.public().0);
+    let mut params = root_params(&new);
+    params.subject_alt_names = CertificateParams::new([dns_name(&old.site_key())])?.subject_alt_names;
+    // Keys may follow it, and the leaf.
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    Ok(params.signed_by(&new, &issuer)?.into())
+}
+
+/// A new leaf key in memory, with the chain that vouches for it: leaf, root, and what leads from
+/// the site's keys of before to the root's.
 pub(crate) fn issue(identity: &Identity, leaf: &Leaf) -> Result<CertifiedKey, rcgen::Error> {
     let seed = random_seed().ok_or(rcgen::Error::RingUnspecified)?;
     let leaf_key = X509Key::new(&seed);
@@ -98,10 +116,12 @@ pub(crate) fn issue(identity: &Identity, leaf: &Leaf) -> Result<CertifiedKey, rc
         .expect("32 bytes always encode");
     let key = any_eddsa_type(&PrivatePkcs8KeyDer::from(der.as_bytes()))
         .expect("a key that was just encoded is sound");
-    Ok(CertifiedKey::new(vec![certificate, root(identity)?], key))
+    let mut chain = vec![certificate, root(identity)?];
+    chain.extend_from_slice(identity.line());
+    Ok(CertifiedKey::new(chain, key))
 }
 
-fn root_params(key: &X509Key) -> CertificateParams {
+fn root_params(key: &impl rcgen::PublicKeyData) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.not_before = rcgen::date_time_ymd(2020, 1, 1);
     params.not_after = rcgen::date_time_ymd(9999, 12, 31);
@@ -134,6 +154,19 @@ impl X509Key {
     }
 }
 
+/// The public half of one.
+struct PublicX509Key([u8; 32]);
+
+impl rcgen::PublicKeyData for PublicX509Key {
+    fn der_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        &PKCS_ED25519
+    }
+}
+
 impl rcgen::PublicKeyData for X509Key {
     fn der_bytes(&self) -> &[u8] {
         &self.public
@@ -150,12 +183,12 @@ impl rcgen::SigningKey for X509Key {
     }
 }
 
-fn key_id(key: &X509Key) -> Vec<u8> {
-    Digest::of(&key.public).0[..SERIAL_BYTES].to_vec()
+fn key_id(key: &impl rcgen::PublicKeyData) -> Vec<u8> {
+    Digest::of(key.der_bytes()).0[..SERIAL_BYTES].to_vec()
 }
 
 /// Positive, never zero, and told by the key: each key has one certificate.
-fn serial(key: &X509Key) -> SerialNumber {
+fn serial(key: &impl rcgen::PublicKeyData) -> SerialNumber {
     let mut bytes = key_id(key);
     bytes[0] = bytes[0] & 0x7f | 0x40;
     bytes.into()

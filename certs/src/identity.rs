@@ -9,7 +9,10 @@ use ed25519_dalek::SigningKey;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{DecodePrivateKey, EncodePrivateKey, KeypairBytes};
 use model::{SecretKey, Signature, SiteKey};
+use rustls::pki_types::CertificateDer;
 use zeroize::Zeroizing;
+
+use crate::{credentials, succession};
 
 /// Name of the key's file in the site's folder: PEM with PKCS #8 (RFC 8410), mode 0600.
 pub const KEY_FILE: &str = "identity.key";
@@ -36,6 +39,12 @@ pub enum IdentityError {
         /// Its permission bits.
         mode: u32,
     },
+    /// The file of cross certificates holds something else.
+    #[error("{0} holds something else than certificates; put back the one from your backup")]
+    MalformedLine(PathBuf),
+    /// The cross certificate could not be made.
+    #[error("cannot certify the new key with the old one")]
+    Certificate(#[from] rcgen::Error),
     /// The file holds no Ed25519 key.
     #[error("{0} is no Ed25519 private key in PEM (PKCS #8); put back the one from your backup")]
     Malformed(PathBuf),
@@ -59,6 +68,8 @@ pub enum IdentityError {
 #[derive(Clone)]
 pub struct Identity {
     key: SecretKey,
+    /// From the keys of before to this one, the newest first.
+    line: Vec<CertificateDer<'static>>,
 }
 
 impl Identity {
@@ -68,19 +79,24 @@ impl Identity {
     pub fn create(folder: &Path) -> Result<Self, IdentityError> {
         let path = folder.join(KEY_FILE);
         let seed = random_seed().ok_or(IdentityError::NoRandomness)?;
-        let text = KeypairBytes { secret_key: *seed, public_key: None }
-            .to_pkcs8_pem(LineEnding::LF)
-            .expect("32 bytes always encode");
-        let write = || -> io::Result<()> {
-            let mut file = tempfile::Builder::new().prefix(".identity-").tempfile_in(folder)?;
-            file.write_all(text.as_bytes())?;
-            file.as_file().sync_all()?;
-            file.persist_noclobber(&path).map_err(|refused| refused.error)?;
-            File::open(folder)?.sync_all()
-        };
-        match write() {
+        match write(folder, &seed, |file| file.persist_noclobber(&path)) {
             Ok(()) => Ok(Self::from_seed(&seed)),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(IdentityError::Exists(path)),
+            Err(source) => Err(IdentityError::Io { what: "write", path, source }),
+        }
+    }
+
+    /// Gives the site in `folder` a new key, which the old one certifies for its peers before it is
+    /// destroyed: the site's identity from then on. The new key counts all at once; a crash before
+    /// that leaves the old one in force.
+    pub fn renew(folder: &Path) -> Result<Self, IdentityError> {
+        let old = Self::load(folder)?;
+        let seed = random_seed().ok_or(IdentityError::NoRandomness)?;
+        let cross = credentials::cross(&old, &Self::from_seed(&seed).site_key())?;
+        succession::add(folder, &cross)?;
+        let path = folder.join(KEY_FILE);
+        match write(folder, &seed, |file| file.persist(&path)) {
+            Ok(()) => Self::load(folder),
             Err(source) => Err(IdentityError::Io { what: "write", path, source }),
         }
     }
@@ -110,14 +126,18 @@ impl Identity {
             .flatten()
             .and_then(|text| SigningKey::from_pkcs8_pem(text).ok());
         match key {
-            Some(key) => Ok(Self::from_seed(&Zeroizing::new(key.to_bytes()))),
+            Some(key) => {
+                let identity = Self::from_seed(&Zeroizing::new(key.to_bytes()));
+                let line = succession::read(folder, identity.site_key())?;
+                Ok(Self { line, ..identity })
+            }
             None => Err(IdentityError::Malformed(path)),
         }
     }
 
     /// The identity made from 32 given bytes, for tests and simulations.
     pub fn from_seed(seed: &[u8; 32]) -> Self {
-        Self { key: SecretKey::from_seed(seed) }
+        Self { key: SecretKey::from_seed(seed), line: vec![] }
     }
 
     /// What peers know this site by.
@@ -136,9 +156,30 @@ impl Identity {
         Zeroizing::new(blake3::derive_key(context, &*self.key.seed()))
     }
 
+    /// What leads a peer from the keys of before to this one.
+    pub(crate) fn line(&self) -> &[CertificateDer<'static>] {
+        &self.line
+    }
+
     pub(crate) fn secret(&self) -> &SecretKey {
         &self.key
     }
+}
+
+/// Writes a key's file as a whole, and puts it in its place.
+fn write(
+    folder: &Path,
+    seed: &[u8; 32],
+    put: impl FnOnce(tempfile::NamedTempFile) -> Result<File, tempfile::PersistError>,
+) -> io::Result<()> {
+    let text = KeypairBytes { secret_key: *seed, public_key: None }
+        .to_pkcs8_pem(LineEnding::LF)
+        .expect("32 bytes always encode");
+    let mut file = tempfile::Builder::new().prefix(".identity-").tempfile_in(folder)?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().sync_all()?;
+    put(file).map_err(|refused| refused.error)?;
+    File::open(folder)?.sync_all()
 }
 
 /// 32 bytes from the system's random source, wiped on drop.
@@ -241,5 +282,50 @@ mod tests {
         let key = identity.site_key().public();
         assert!(Strict.verify(&key, "application/test.v1", b"body", &signature));
         assert!(!Strict.verify(&key, "application/test.v2", b"body", &signature));
+    }
+
+    #[test]
+    fn a_renewed_identity_has_another_key_and_the_old_one_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let old = Identity::create(folder.path()).unwrap();
+        let before = fs::read(folder.path().join(KEY_FILE)).unwrap();
+        let new = Identity::renew(folder.path()).unwrap();
+        assert_ne!(old.site_key(), new.site_key());
+        assert_eq!(Identity::load(folder.path()).unwrap().site_key(), new.site_key());
+        assert_eq!(new.line().len(), 1);
+        let mode = fs::metadata(folder.path().join(KEY_FILE)).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        for file in fs::read_dir(folder.path()).unwrap() {
+            let text = fs::read(file.unwrap().path()).unwrap();
+            assert!(!text.windows(before.len()).any(|part| part == before), "the old key is left");
+        }
+    }
+
+    #[test]
+    fn a_renewal_that_did_not_come_to_its_end_leaves_the_old_key_and_no_line_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let old = Identity::create(folder.path()).unwrap();
+        let before = fs::read(folder.path().join(KEY_FILE)).unwrap();
+        Identity::renew(folder.path()).unwrap();
+        // As if it had stopped before the last step.
+        fs::write(folder.path().join(KEY_FILE), before).unwrap();
+        let loaded = Identity::load(folder.path()).unwrap();
+        assert_eq!((loaded.site_key(), loaded.line().len()), (old.site_key(), 0));
+        let renewed = Identity::renew(folder.path()).unwrap();
+        assert_eq!(renewed.line().len(), 1, "of two that lead away from the old key, its own");
+    }
+
+    #[test]
+    fn of_many_keys_the_last_few_are_shown_the_way_from() {
+        let folder = tempfile::tempdir().unwrap();
+        Identity::create(folder.path()).unwrap();
+        let mut last = 0;
+        for _ in 0..7 {
+            last = Identity::renew(folder.path()).unwrap().line().len();
+        }
+        assert_eq!(last, crate::succession::MAX_LINE);
+        fs::write(folder.path().join(crate::LINE_FILE), "-----BEGIN CERTIFICATE-----\nx").unwrap();
+        let error = refusal(Identity::load(folder.path()));
+        assert!(matches!(error, IdentityError::MalformedLine(_)), "{error}");
     }
 }

@@ -15,11 +15,13 @@ mod credentials;
 #[doc(hidden)]
 pub mod fuzzing;
 mod identity;
+mod succession;
 mod ticket;
 mod tls;
 
 pub use credentials::LEAF_VALIDITY;
 pub use identity::{Identity, IdentityError, KEY_FILE};
+pub use succession::LINE_FILE;
 pub use ticket::{MAX_ADDRESSES, MAX_TICKET_CHARS, SecretHash, Ticket, TicketError, TicketSecret};
 pub use tls::{
     ALPN, Refusal, TlsError, Trust, client_config, server_config, server_name, site_key_of,

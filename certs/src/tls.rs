@@ -1,6 +1,7 @@
 //! TLS between two sites: version 1.3, both sides certified, one trust root per peer.
 //!
-//! A site shows `[leaf, root]`. The verifier takes the root for the one trust anchor of this one
+//! A site shows `[leaf, root]`, and behind these what leads from its keys of before to the root's
+//! (`succession.rs`). The verifier takes the root for the one trust anchor of this one
 //! connection, and asks whose it is. The site that is called asks that last, when the caller has
 //! proved that it holds the leaf's key, and gives one alert for every refusal: chains are no
 //! secret, and showing somebody else's must not tell whether that site is a peer here.
@@ -12,7 +13,7 @@ use model::SiteKey;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{
     NoServerSessionStorage, ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier,
@@ -26,6 +27,7 @@ use rustls::{
 
 use crate::Identity;
 use crate::credentials::{Leaf, dns_name, issue, named_key};
+use crate::succession::{MAX_LINE, previous_key};
 
 #[cfg(test)]
 mod tests;
@@ -43,6 +45,12 @@ const ED25519_SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 3, 
 pub trait Trust: Send + Sync {
     /// Whether this is the key of a peer.
     fn knows(&self, key: &SiteKey) -> bool;
+    /// A peer's key has certified the next one of the same site, which `knows` is asked of from now
+    /// on. It says nothing of whoever is at the other end. Where this is not heeded, a site that
+    /// changes its key is a stranger.
+    fn succeeded(&self, old: &SiteKey, new: &SiteKey) {
+        let _ = (old, new);
+    }
     /// Whether strangers pass too: only while an invitation is open. A stranger that passed has
     /// proved its own key, and may do nothing but show a ticket's secret.
     fn admits_strangers(&self) -> bool;
@@ -63,8 +71,8 @@ pub enum TlsError {
 /// the same alert, `certificate_unknown`, in every case.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Refusal {
-    /// Not exactly a leaf and a root, or one of them is too large.
-    #[error("a site shows a leaf and its root, got {0} certificates")]
+    /// Not a leaf and a root, too many others, or one of them is too large.
+    #[error("a site shows a leaf, its root and few others, got {0} certificates")]
     Shape(usize),
     /// The root is no certificate of an Ed25519 key.
     #[error("the root is no certificate of a site's identity key")]
@@ -167,10 +175,14 @@ pub fn server_name(peer: &SiteKey) -> ServerName<'static> {
 /// Who is at the other end of a connection whose handshake succeeded with a configuration made
 /// here, from the certificates it showed. Proves nothing about any other chain.
 pub fn site_key_of(chain: &[CertificateDer<'_>]) -> Option<SiteKey> {
-    let [_, root] = chain else { return None };
-    let root = ParsedCertificate::try_from(root).ok()?;
-    let key = root.subject_public_key_info();
-    SiteKey::from_slice(key.strip_prefix(&ED25519_SPKI)?)
+    let [_, root, line @ ..] = chain else { return None };
+    let root = ParsedCertificate::try_from(root).ok().filter(|_| line.len() <= MAX_LINE)?;
+    key_in(&root.subject_public_key_info())
+}
+
+/// The Ed25519 key in a SubjectPublicKeyInfo.
+pub(crate) fn key_in(info: &[u8]) -> Option<SiteKey> {
+    SiteKey::from_slice(info.strip_prefix(&ED25519_SPKI)?)
 }
 
 pub(crate) fn provider() -> Arc<CryptoProvider> {
@@ -178,20 +190,50 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 }
 
 /// The trust store of one connection: the root that the other side shows, alone.
-struct Shown {
+struct Shown<'a> {
     key: SiteKey,
     store: Arc<RootCertStore>,
+    /// Cross certificates, from the newest key to the oldest.
+    line: &'a [CertificateDer<'a>],
 }
 
-fn shown(leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) -> Result<Shown, Refusal> {
-    let [root] = rest else { return Err(Refusal::Shape(1 + rest.len())) };
-    if leaf.len().max(root.len()) > MAX_CERTIFICATE_BYTES {
-        return Err(Refusal::Shape(2));
+impl Shown<'_> {
+    /// Whether the site's key of before, `old`, stands behind this leaf by way of the line.
+    fn follows(
+        &self,
+        old: &SiteKey,
+        leaf: &CertificateDer<'_>,
+        provider: &Arc<CryptoProvider>,
+        now: UnixTime,
+    ) -> bool {
+        // Roots differ in nothing but the key.
+        let anchor = |root: &TrustAnchor<'static>| TrustAnchor {
+            subject_public_key_info: [&ED25519_SPKI[2..], &old.public().0].concat().into(),
+            ..root.clone()
+        };
+        let roots = self.store.roots.iter().map(anchor).collect();
+        let store = Arc::new(RootCertStore { roots });
+        let verifier = WebPkiServerVerifier::builder_with_provider(store, provider.clone()).build();
+        verifier.is_ok_and(|verifier| {
+            let name = server_name(&self.key);
+            verifier.verify_server_cert(leaf, self.line, &name, &[], now).is_ok()
+        })
+    }
+}
+
+fn shown<'a>(
+    leaf: &CertificateDer<'_>,
+    rest: &'a [CertificateDer<'a>],
+) -> Result<Shown<'a>, Refusal> {
+    let [root, line @ ..] = rest else { return Err(Refusal::Shape(1 + rest.len())) };
+    let is_large = |one: &CertificateDer<'_>| one.len() > MAX_CERTIFICATE_BYTES;
+    if line.len() > MAX_LINE || is_large(leaf) || rest.iter().any(is_large) {
+        return Err(Refusal::Shape(1 + rest.len()));
     }
     let key = site_key_of(&[leaf.clone(), root.clone()]).ok_or(Refusal::NotASite)?;
     let mut store = RootCertStore::empty();
     store.add(root.clone().into_owned()).map_err(|_| Refusal::NotASite)?;
-    Ok(Shown { key, store: Arc::new(store) })
+    Ok(Shown { key, store: Arc::new(store), line })
 }
 
 /// Checks the site that was called: it is `peer`, whatever else it may be able to prove.
@@ -216,9 +258,16 @@ impl ServerCertVerifier for PeerVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let shown = shown(leaf, rest)?;
-        if shown.key != self.peer {
-            return Err(Refusal::OtherSite(shown.key).into());
-        }
+        let renewed;
+        let name = match shown.key == self.peer {
+            true => name,
+            // The site that was called may have a new key by now.
+            false if shown.follows(&self.peer, leaf, &self.provider, now) => {
+                renewed = server_name(&shown.key);
+                &renewed
+            }
+            false => return Err(Refusal::OtherSite(shown.key).into()),
+        };
         WebPkiServerVerifier::builder_with_provider(shown.store, self.provider.clone())
             .build()
             .map_err(|source| Refusal::Root(Arc::new(source)))?
@@ -275,7 +324,7 @@ impl ClientCertVerifier for CallerVerifier {
     ) -> Result<ClientCertVerified, Error> {
         let shown = shown(leaf, rest)?;
         let verified =
-            WebPkiClientVerifier::builder_with_provider(shown.store, self.provider.clone())
+            WebPkiClientVerifier::builder_with_provider(shown.store.clone(), self.provider.clone())
                 .build()
                 .map_err(|source| Refusal::Root(Arc::new(source)))?
                 .verify_client_cert(leaf, &[], now)
@@ -283,6 +332,12 @@ impl ClientCertVerifier for CallerVerifier {
         // From here on the leaf alone tells whose it is; see `verify_tls13_signature`.
         if named_key(leaf) != Some(shown.key) {
             return Err(Refusal::Name.into());
+        }
+        // Looked at whether or not the site is a peer, so that the time tells nobody.
+        for old in shown.line.iter().filter_map(previous_key) {
+            if shown.follows(&old, leaf, &self.provider, now) && self.trust.knows(&old) {
+                self.trust.succeeded(&old, &shown.key);
+            }
         }
         Ok(verified)
     }

@@ -99,6 +99,9 @@ pub(crate) enum Site {
         /// The state folder; the same as --site.
         folder: Option<PathBuf>,
     },
+    /// Give the site a new identity key; its peers follow by themselves, whenever they next speak to
+    /// it. The node must not run meanwhile; guests do. The old key is destroyed.
+    RotateKey,
     /// Show the site.
     Show {
         /// Every setting that is in force, and whence.

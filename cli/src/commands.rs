@@ -26,6 +26,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         Noun::Site(Site::Init { folder: at, name, listen, advertise, simulated }) => {
             local::init(at.unwrap_or(folder), &name, listen, advertise, simulated, &output)
         }
+        Noun::Site(Site::RotateKey) => local::rotate_key(&folder, &output),
         Noun::Site(Site::Run { folder: at }) => local::run(&at.unwrap_or(folder)).await,
         Noun::Proxy(Proxy::Init { folder, listen, advertise, control, node }) => {
             let config = transfer_proxy::process::Config { listen, advertise, control, node };

@@ -61,6 +61,20 @@ pub(crate) fn init(
     Ok(())
 }
 
+/// `site rotate-key`.
+pub(crate) fn rotate_key(folder: &Path, output: &Output) -> Result<(), Failure> {
+    let (old, new) = Folder::at(absolute(folder)?).rotate_key()?;
+    output.one(&json!({ "old": old, "key": new, "fingerprint": new.fingerprint() }), || {
+        format!(
+            "the site's fingerprint is now {}, it was {}\n\
+             next: start the node; peers learn of it by themselves",
+            new.fingerprint(),
+            old.fingerprint()
+        )
+    });
+    Ok(())
+}
+
 /// `site run`.
 pub(crate) async fn run(folder: &Path) -> Result<(), Failure> {
     log_to_stderr();

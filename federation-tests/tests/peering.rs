@@ -328,3 +328,46 @@ fn a_peering_that_was_to_end_can_be_kept() {
     federation.settle(&vm, "b", true, &["a", "b"]);
     assert_eq!(peer(b, "a").unwrap()["peering"]["ending_unix_ms"], Value::Null);
 }
+
+#[test]
+fn sites_change_their_keys_and_their_peers_follow_while_a_vm_runs_on() {
+    let federation = Federation::chain(&["a", "b", "c"]);
+    federation["c"].host("c1", 2);
+    let vm = federation.import("a", "web");
+    federation["a"].done(&["vm", "place", "web"]);
+    federation.settle(&vm, "c", true, &["a", "b", "c"]);
+    let boot = running(&federation, &vm, "c").boot;
+    federation["b"].run(&["site", "rotate-key"]).says(1, &["another node runs on"]);
+
+    // The one that is in the middle changes it twice while a neighbour is down; all others once.
+    let before = peer(&federation["a"], "b").unwrap()["key"].clone();
+    let contracts = federation["b"].done(&["contract", "list"]);
+    federation["a"].stop();
+    for site in ["b", "b", "c", "a"] {
+        let site = &federation[site];
+        if site.name() != "a" {
+            site.stop();
+        }
+        let rotated = site.done(&["site", "rotate-key"]);
+        site.start();
+        assert_ne!(rotated["old"], rotated["key"]);
+    }
+    federation.wait_for("a asks c by way of b", SOON, || {
+        let shown = federation["a"].done(&["vm", "show", "web"]);
+        if shown["state"] == "running" { Ok(()) } else { Err(shown.to_string()) }
+    });
+    for (site, other) in [("a", "b"), ("b", "a"), ("b", "c"), ("c", "b")] {
+        federation.wait_for(&format!("{site} has {other}'s new key"), SOON, || {
+            let key = federation[other].done(&["site", "show"])["key"].clone();
+            let known = peer(&federation[site], other).unwrap()["key"].clone();
+            if known == key { Ok(()) } else { Err(known.to_string()) }
+        });
+    }
+    assert_ne!(peer(&federation["a"], "b").unwrap()["key"], before);
+    let contracts_now = federation["b"].done(&["contract", "list"]);
+    assert_eq!(contracts_now, contracts, "what was agreed before stays agreed");
+    federation["a"].host("a1", 1);
+    federation["a"].done(&["vm", "migrate", "web", "--local-only"]);
+    federation.settle(&vm, "a", true, &["a"]);
+    assert_eq!(running(&federation, &vm, "a").boot, boot, "its memory went along");
+}

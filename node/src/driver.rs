@@ -491,6 +491,16 @@ impl Core {
         self.world.now
     }
 
+    /// A peer has a new key, which its old one has certified.
+    pub(crate) fn renew_peer(&mut self, old: &SiteKey, new: &SiteKey) -> Result<(), JournalError> {
+        self.journal.renew_key(old, new)?;
+        self.world.known.load(self.journal.peers()?, self.journal.inviting_until()?);
+        if let Some(peer) = self.world.known.by_key(new) {
+            tracing::info!(peer = %peer.name, key = %new, "the peer has a new key");
+        }
+        Ok(())
+    }
+
     /// Tells the machine which peers there are, after a visitor has changed them.
     pub(crate) fn peers_changed(&mut self) -> Result<(), JournalError> {
         self.site.set_peers(peerings(&self.journal)?);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use certs::{Identity, IdentityError};
 use hypervisor::Instance;
-use model::{Epoch, FileId, HostName, VmId};
+use model::{Epoch, FileId, HostName, SiteKey, VmId};
 
 use crate::config::{self, Config, ConfigError};
 
@@ -79,6 +79,14 @@ impl Folder {
         let path = self.config_file();
         fs::write(&path, config.to_toml()).map_err(|e| self.io(&path, e))?;
         Ok(identity)
+    }
+
+    /// Gives the site a new identity key; the old one and the new. No node may run meanwhile.
+    pub fn rotate_key(&self) -> Result<(SiteKey, SiteKey), FolderError> {
+        self.config()?;
+        let _lock = self.lock()?;
+        let old = Identity::load(&self.0)?.site_key();
+        Ok((old, Identity::renew(&self.0)?.site_key()))
     }
 
     /// Its configuration.

@@ -178,8 +178,15 @@ impl Gate {
         speaker.map(|speaker| speaker.0).ok_or_else(|| Status::unauthenticated("no identity"))
     }
 
-    fn peer<T>(&self, request: &Request<T>) -> Result<Peer, Status> {
+    async fn peer<T>(&self, request: &Request<T>) -> Result<Peer, Status> {
         let key = self.speaker(request)?;
+        if let Some(old) = self.peers.renewed(&key) {
+            let renewed = self.driver.visit(move |core| core.renew_peer(&old, &key)).await;
+            let noted = matches!(renewed, Ok(Ok(())));
+            if !noted {
+                return Err(Status::unavailable("the site cannot note your new key now; try again"));
+            }
+        }
         let peer = self.peers.by_key(&key);
         let peer =
             peer.ok_or_else(|| Status::unauthenticated("not a peer; join with a ticket first"))?;
@@ -200,7 +207,7 @@ impl Gate {
         fits: impl Fn(&Op) -> bool,
     ) -> Result<Response<Sealed>, Status> {
         let begun = Instant::now();
-        let peer = self.peer(&request)?;
+        let peer = self.peer(&request).await?;
         let me = self.identity.site_key();
         let opened = envelope::open_request(request.into_inner(), peer.key, me, now());
         let (opened, digest) = opened.map_err(|error| {
@@ -313,7 +320,7 @@ macro_rules! operation {
 #[tonic::async_trait]
 impl Federation for Gate {
     async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
-        let peer = self.peer(&request)?;
+        let peer = self.peer(&request).await?;
         let hello = request.into_inner();
         let newest = hello.newest_version.min(*VERSIONS.end());
         if newest < hello.oldest_version.max(*VERSIONS.start()) {
@@ -389,7 +396,7 @@ impl Federation for Gate {
 
     async fn values(&self, request: Request<Sealed>) -> Result<Response<Sealed>, Status> {
         let begun = Instant::now();
-        let peer = self.peer(&request)?;
+        let peer = self.peer(&request).await?;
         let me = self.identity.site_key();
         let busy = || Status::unavailable("this site is taking values of yours already");
         let _alone = self.monitor.alone(&peer.name).ok_or_else(busy)?;

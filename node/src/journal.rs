@@ -366,6 +366,13 @@ impl Journal {
         self.transaction(|tx| insert_peer(tx, peer))
     }
 
+    /// Takes a peer's new key in place of the old one.
+    pub(crate) fn renew_key(&mut self, old: &SiteKey, new: &SiteKey) -> Result<(), JournalError> {
+        self.transaction(|tx| {
+            tx.execute("UPDATE peers SET key = ?2 WHERE key = ?1", [old.0, new.0]).map(drop)
+        })
+    }
+
     /// Forgets a peer.
     pub(crate) fn remove_peer(&mut self, name: &PeerName) -> Result<(), JournalError> {
         self.transaction(|tx| {

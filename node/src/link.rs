@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -84,6 +84,8 @@ pub(crate) enum LinkError {
     Version(u32, u32),
     #[error("the other site hangs up when it sees who calls; it may not know this one any more")]
     Refused,
+    #[error("the peer has a new key since; asking again")]
+    Renewed,
     #[error("the peer says: {0}")]
     Status(String),
     #[error("the peer did not answer in time")]
@@ -101,6 +103,7 @@ impl LinkError {
             Self::Connect(_) => "no connection",
             Self::Version(..) => "no common version",
             Self::Refused => "hung up",
+            Self::Renewed => "new key",
             Self::Status(_) => "error",
             Self::Time => "no answer in time",
             Self::Envelope(_) => "garbled",
@@ -264,7 +267,15 @@ impl Links {
         if let Some((_, line)) = kept.filter(|(at, _)| at == addresses) {
             return Ok(line);
         }
-        let mut line = self.connect(key, addresses).await?;
+        let (mut line, shown) = self.connect(key, addresses).await?;
+        if shown != key {
+            let renewed = self.0.driver.visit(move |core| core.renew_peer(&key, &shown)).await;
+            // What was sealed for the old key is sealed again.
+            return Err(match renewed {
+                Ok(Ok(())) => LinkError::Renewed,
+                _ => LinkError::Connect("its new key cannot be noted".to_owned()),
+            });
+        }
         let hello = HelloRequest {
             oldest_version: *VERSIONS.start(),
             newest_version: *VERSIONS.end(),
@@ -297,18 +308,26 @@ impl Links {
         lock(&self.0.channels).remove(key);
     }
 
-    async fn connect(&self, key: SiteKey, addresses: &[String]) -> Result<Line, LinkError> {
+    /// A connection to the site of this key, and the key that it has now.
+    async fn connect(
+        &self,
+        key: SiteKey,
+        addresses: &[String],
+    ) -> Result<(Line, SiteKey), LinkError> {
         let tls = certs::client_config(&self.0.identity, key)?;
         let mut trouble = Vec::new();
         for address in addresses {
             let refused = Refused::default();
-            let connected = connect_one(tls.clone(), key, address.clone(), refused.clone()).await;
-            match connected {
+            let shown = Arc::new(OnceLock::new());
+            let connected =
+                connect_one(tls.clone(), key, address.clone(), refused.clone(), shown.clone());
+            match connected.await {
                 Ok(channel) => {
                     let client = FederationClient::new(channel)
                         .max_decoding_message_size(2 * limit::MAX_MESSAGE_BYTES)
                         .max_encoding_message_size(2 * limit::MAX_MESSAGE_BYTES);
-                    return Ok(Line { client, refused });
+                    let shown = shown.get().copied().unwrap_or(key);
+                    return Ok((Line { client, refused }, shown));
                 }
                 Err(why) => trouble.push(why),
             }
@@ -321,7 +340,8 @@ impl Links {
         let asked = self.0.peers.all().into_iter().map(|peer| {
             let links = self.clone();
             self.0.runtime.spawn(async move {
-                let mut line = links.connect(peer.key, &peer.addresses).await?;
+                // Of one with a new key it is found out with the first call.
+                let (mut line, _) = links.connect(peer.key, &peer.addresses).await?;
                 let hello = HelloRequest {
                     oldest_version: *VERSIONS.start(),
                     newest_version: *VERSIONS.end(),
@@ -352,7 +372,7 @@ impl Links {
         addresses: &[String],
         request: JoinRequest,
     ) -> Result<String, LinkError> {
-        let mut line = self.connect(key, addresses).await?;
+        let (mut line, _) = self.connect(key, addresses).await?;
         let reply = tokio::time::timeout(CONNECT_LIMIT, line.client.join(request)).await;
         let reply = reply.map_err(|_| LinkError::Time)?.map_err(|status| line.error(&status))?;
         // It comes from outside, and goes to a terminal.
@@ -366,9 +386,11 @@ async fn connect_one(
     key: SiteKey,
     address: String,
     refused: Refused,
+    shown: Arc<OnceLock<SiteKey>>,
 ) -> Result<Channel, String> {
     let connector = tower::service_fn(move |_: Uri| {
         let (tls, address, refused) = (tls.clone(), address.clone(), refused.clone());
+        let shown = shown.clone();
         async move {
             if refused.load(Ordering::Relaxed) {
                 return Err(std::io::Error::other("refused before"));
@@ -386,6 +408,10 @@ async fn connect_one(
                     Some(refusal) => std::io::Error::other(refusal.to_string()),
                     None => error,
                 })?;
+            let chain = stream.get_ref().1.peer_certificates();
+            if let Some(key) = chain.and_then(certs::site_key_of) {
+                let _ = shown.set(key);
+            }
             Ok(TokioIo::new(Attentive { stream, heard: false, refused }))
         }
     });

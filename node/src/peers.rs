@@ -32,6 +32,8 @@ struct Register {
     peers: BTreeMap<PeerName, Peer>,
     /// How much each may ask now; it is none's business where that is kept but a request's.
     budgets: HashMap<SiteKey, Budget>,
+    /// New keys of peers, and the old ones that certified them, until they are written down.
+    renewed: HashMap<SiteKey, SiteKey>,
     /// When the last open invitation ends by itself.
     inviting_until: Option<Time>,
 }
@@ -49,8 +51,10 @@ impl Peers {
             register.peers.insert(name, peer);
         }
         register.inviting_until = inviting_until;
-        let Register { peers, budgets, .. } = &mut *register;
-        budgets.retain(|key, _| peers.values().any(|peer| peer.key == *key));
+        let Register { peers, budgets, renewed, .. } = &mut *register;
+        let is_known = |key: &SiteKey| peers.values().any(|peer| peer.key == *key);
+        budgets.retain(|key, _| is_known(key));
+        renewed.retain(|_, old| is_known(old));
     }
 
     /// Takes one request off what a peer may ask, or says how many it may ask a second, and when
@@ -71,6 +75,12 @@ impl Peers {
     pub(crate) fn by_key(&self, key: &SiteKey) -> Option<Peer> {
         let register = self.0.read().unwrap_or_else(PoisonError::into_inner);
         register.peers.values().find(|peer| peer.key == *key).cloned()
+    }
+
+    /// The old key of a peer that has this new one, if that was not written down yet.
+    pub(crate) fn renewed(&self, new: &SiteKey) -> Option<SiteKey> {
+        let register = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        register.renewed.get(new).copied()
     }
 
     /// All of them, by name.
@@ -109,7 +119,14 @@ impl Budget {
 
 impl certs::Trust for Peers {
     fn knows(&self, key: &SiteKey) -> bool {
-        self.by_key(key).is_some()
+        self.by_key(key).is_some() || self.renewed(key).is_some()
+    }
+
+    fn succeeded(&self, old: &SiteKey, new: &SiteKey) {
+        let mut register = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        // A peer has one key at a time.
+        register.renewed.retain(|_, known| known != old);
+        register.renewed.insert(*new, *old);
     }
 
     fn admits_strangers(&self) -> bool {

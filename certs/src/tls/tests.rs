@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use rcgen::ExtendedKeyUsagePurpose;
@@ -143,7 +144,7 @@ fn bad_credentials(a: &Identity, other: &Identity) -> Vec<(&'static str, Certifi
         ("no root", forged(a, |c| c.truncate(1))),
         ("the root alone", forged(a, |c| *c = vec![own_root.clone()])),
         ("the root as leaf", forged(a, |c| c[0] = own_root.clone())),
-        ("a third certificate", forged(a, |c| c.push(own_root.clone()))),
+        ("too many certificates", forged(a, |c| c.extend((0..5).map(|_| own_root.clone())))),
         ("an altered leaf", forged(a, |c| c[0] = altered(&c[0]))),
         ("an expired leaf", with(Leaf { not_after: now - DAY / 2, ..sound() })),
         ("a leaf of the future", with(Leaf { not_before: now + DAY, ..sound() })),
@@ -356,4 +357,94 @@ fn a_chain_of_another_shape_names_no_site() {
     assert_eq!(site_key_of(&chain[..1]), None);
     assert_eq!(site_key_of(&[]), None);
     assert_eq!(site_key_of(&[chain[0].clone(), CertificateDer::from(vec![0x30, 0])]), None);
+}
+
+/// A site's identity after each of so many renewals.
+fn renewed(times: usize) -> Vec<Identity> {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Identity::create(folder.path()).unwrap();
+    let later = (0..times).map(|_| Identity::renew(folder.path()).unwrap());
+    std::iter::once(first).chain(later).collect()
+}
+
+/// Pins keys, and follows a site from one to the next.
+struct Following(Mutex<SiteKey>);
+
+impl Trust for Following {
+    fn knows(&self, key: &SiteKey) -> bool {
+        *key == *self.0.lock().unwrap()
+    }
+
+    fn succeeded(&self, old: &SiteKey, new: &SiteKey) {
+        let mut known = self.0.lock().unwrap();
+        assert_eq!(*known, *old);
+        *known = *new;
+    }
+
+    fn admits_strangers(&self) -> bool {
+        false
+    }
+}
+
+#[tokio::test]
+async fn a_site_with_a_new_key_is_known_to_whoever_pinned_one_of_before() {
+    let line = renewed(3);
+    let (now, b) = (&line[3], site(2));
+    for before in &line {
+        let trust = Arc::new(Following(Mutex::new(before.site_key())));
+        let called = call(now, &b, trust.clone()).await;
+        assert_eq!(called.called.unwrap(), now.site_key());
+        assert_eq!(*trust.0.lock().unwrap(), now.site_key());
+        let client = client_config(&b, before.site_key()).unwrap();
+        let server = server_config(now, knowing(&[&b])).unwrap();
+        let answered = meet(server, client, server_name(&before.site_key())).await;
+        assert_eq!(answered.caller.unwrap(), now.site_key());
+    }
+}
+
+#[tokio::test]
+async fn a_key_of_before_is_worth_nothing_to_whoever_knows_the_new_one() {
+    let line = renewed(1);
+    let (b, now) = (site(2), line[1].site_key());
+    let called = call(&line[0], &b, knowing(&[&line[1]])).await;
+    assert!(matches!(called.called_refuses(), Refusal::Stranger(key) if *key == line[0].site_key()));
+    let server = server_config(&line[0], knowing(&[&b])).unwrap();
+    let answered = meet(server, client_config(&b, now).unwrap(), server_name(&now)).await;
+    assert!(matches!(answered.caller_refuses(), Refusal::OtherSite(_)));
+}
+
+#[tokio::test]
+async fn a_line_that_does_not_lead_to_the_leaf_makes_nobody_a_peer() {
+    let (line, other, b) = (renewed(2), renewed(1), site(2));
+    let honest = honest(&line[2]);
+    let by_other = crate::credentials::cross(&other[0], &line[2].site_key()).unwrap();
+    let forged_name = {
+        // A stranger certifies its own key as if the old key of a peer had.
+        let stranger = site(9);
+        let mut shown = super::tests::honest(&stranger);
+        shown.cert.extend(honest.cert[2..].iter().cloned());
+        shown
+    };
+    let changed = |change: &dyn Fn(&mut Vec<CertificateDer<'static>>)| {
+        let mut shown = honest.clone();
+        change(&mut shown.cert);
+        shown
+    };
+    let bad = [
+        ("the line of a peer behind a stranger's leaf", forged_name),
+        ("a line with a gap", changed(&|c| drop(c.remove(2)))),
+        ("an altered link", changed(&|c| c[2] = altered(&c[2]))),
+        ("a link by another site", changed(&|c| c[2] = by_other.clone())),
+        ("no line", changed(&|c| c.truncate(2))),
+    ];
+    for (what, shown) in bad {
+        let trust = Arc::new(Following(Mutex::new(line[0].site_key())));
+        let outcome = call_showing(shown.clone(), &b, trust.clone()).await;
+        assert!(matches!(outcome.called_refuses(), Refusal::Stranger(_)), "{what}");
+        assert_eq!(*trust.0.lock().unwrap(), line[0].site_key(), "{what}");
+        let server = server_showing(shown, knowing(&[&b])).unwrap();
+        let client = client_config(&b, line[0].site_key()).unwrap();
+        let outcome = meet(server, client, server_name(&line[0].site_key())).await;
+        assert!(matches!(outcome.caller_refuses(), Refusal::OtherSite(_)), "{what}");
+    }
 }

@@ -125,6 +125,9 @@ pub struct Plan {
     pub(super) deeds: Vec<(Deed, Duration)>,
 }
 
+/// The kinds of rare runs in which journals are put back.
+const RESTORING: std::ops::RangeInclusive<usize> = 1..=3;
+
 /// The seeds before this one have neither relays nor sites that nobody can dial: planted bugs are
 /// looked for in them, and some show in few.
 const DIRECT_SEEDS: u64 = 1_000;
@@ -160,7 +163,10 @@ impl Plan {
             let span = Duration::from_millis(dice.throw() % (span + 1));
             plan.deeds.push((deed, span));
         }
-        plan.deeds.extend(at_once(&mut dice, plan.vms));
+        plan.deeds.extend(at_once(&mut dice, plan.sites, plan.vms));
+        if RESTORING.contains(&rare) && !plan.loses_a_site() {
+            plan.deeds.extend(put_back(&mut dice, plan.sites));
+        }
         plan
     }
 
@@ -180,9 +186,9 @@ impl Plan {
     }
 }
 
-/// VMs are moved while they are being started, and what is monitored of them is changed while they
-/// are moved, which by chance alone seldom happens.
-fn at_once(dice: &mut Dice, vms: usize) -> Vec<(Deed, Duration)> {
+/// VMs are moved while they are being started, by two sites at once, and what is monitored of them
+/// is changed while they are moved, which by chance alone seldom happens.
+fn at_once(dice: &mut Dice, sites: usize, vms: usize) -> Vec<(Deed, Duration)> {
     const STOPPED: Duration = Duration::from_secs(30);
     let mut deeds = vec![];
     for vm in 0..vms {
@@ -197,9 +203,19 @@ fn at_once(dice: &mut Dice, vms: usize) -> Vec<(Deed, Duration)> {
         deeds.push((Deed::Ask(0, Wish::Control(vm, Action::Stop)), STOPPED));
         deeds.push((Deed::Ask(0, Wish::Control(vm, Action::Start)), a_moment));
         deeds.push((Deed::Ask(0, wish), a_moment));
+        if dice.once_in(2) {
+            deeds.push((Deed::Ask(dice.below(sites), wish), a_moment));
+        }
         deeds.push((Deed::Ask(0, Wish::Monitor(vm)), STOPPED));
     }
     deeds
+}
+
+/// A site's journal is put back when all others are there and remember more.
+fn put_back(dice: &mut Dice, sites: usize) -> [(Deed, Duration); 3] {
+    const CALM: Duration = Duration::from_secs(120);
+    let restore = Deed::Restore(dice.below(sites), dice.below(100));
+    [(Deed::StartAll, CALM), (restore, CALM), (Deed::StartAll, CALM)]
 }
 
 /// A chain, a ring, a star, or all with all.
@@ -243,7 +259,7 @@ fn deed(dice: &mut Dice, plan: &Plan, rare: usize) -> Deed {
             Deed::Gone(1 + dice.below(plan.sites - 1))
         }
         // Tried often, as it only counts where a peer that is there remembers more.
-        35 | 37 | 38 if (1..=3).contains(&rare) => Deed::Restore(site, dice.below(100)),
+        35 | 37 | 38 if RESTORING.contains(&rare) => Deed::Restore(site, dice.below(100)),
         36 => Deed::Damage(site),
         _ => Deed::StartAll,
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use certs::Identity;
@@ -66,12 +66,27 @@ impl ControlPort {
     }
 }
 
-/// Whom TLS lets in.
-struct OnlyNode(SiteKey);
+/// Whom TLS lets in: the node, also when it has a new key that the one here has certified.
+struct OnlyNode {
+    key: SiteKey,
+    renewed: Mutex<Option<SiteKey>>,
+}
+
+impl OnlyNode {
+    fn renewed(&self) -> std::sync::MutexGuard<'_, Option<SiteKey>> {
+        self.renewed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl certs::Trust for OnlyNode {
     fn knows(&self, key: &SiteKey) -> bool {
-        *key == self.0
+        *key == self.key || self.renewed().as_ref() == Some(key)
+    }
+
+    fn succeeded(&self, old: &SiteKey, new: &SiteKey) {
+        if *old == self.key {
+            *self.renewed() = Some(*new);
+        }
     }
 
     fn admits_strangers(&self) -> bool {
@@ -148,7 +163,7 @@ impl Entrance {
 
     /// Made for each connection: its certificate has an end, and this process may have none.
     fn tls(&self) -> io::Result<Arc<ServerConfig>> {
-        let trust = Arc::new(OnlyNode(self.node));
+        let trust = Arc::new(OnlyNode { key: self.node, renewed: Mutex::default() });
         let config = certs::server_config(&self.identity, trust).map_err(io::Error::other)?;
         let mut config = Arc::unwrap_or_clone(config);
         config.alpn_protocols = vec![ALPN.to_vec()];
