@@ -206,6 +206,14 @@ fn perform(
             world.met("fault", "peer gone for good");
             world.lose_for_good(NAMES[at]);
         }
+        Deed::Leave { link, second, within } => {
+            let (one, other) = ends(link);
+            let (at, peer) = if second { (other, one) } else { (one, other) };
+            if world.is_up(at) {
+                world.met("fault", "peering ended");
+                world.leave(at, peer, Some(Duration::from_secs(within)));
+            }
+        }
         Deed::Restore(at, share) => {
             if world.restore_journal(NAMES[at], share) {
                 world.met("fault", "journal from an old copy");
@@ -309,6 +317,7 @@ fn end(plan: &Plan, world: &mut World, vms: &[VmId]) {
         }
         return;
     }
+    leave(plan, world);
     world.settle();
     world.host(NAMES[0], "spare", u32::try_from(vms.len()).expect("few VMs"));
     for vm in vms {
@@ -344,6 +353,22 @@ fn end(plan: &Plan, world: &mut World, vms: &[VmId]) {
             let known = world.state(other).vms.contains_key(vm);
             assert!(!known, "{other} is on the path of {vm}\n{}", world.story());
         }
+    }
+}
+
+/// Where a peering was to end, nothing is shared any more when there is a place for every VM: nobody
+/// is stranded. Then they meet again, for what is looked at next.
+fn leave(plan: &Plan, world: &mut World) {
+    for (deed, _) in &plan.deeds {
+        let Deed::Leave { link, second, .. } = *deed else { continue };
+        let (one, other) = plan.links[link];
+        let (at, peer) = if second { (other, one) } else { (one, other) };
+        let (at, peer) = (NAMES[at], NAMES[peer]);
+        if world.is_ending(at, peer) && !plan.reclaims() {
+            world.host(NAMES[0], "spare", u32::try_from(plan.vms).expect("few VMs"));
+            world.run_until("nothing is shared", 12 * HOUR, |world| world.has_left(at, peer));
+        }
+        world.leave(at, peer, None);
     }
 }
 

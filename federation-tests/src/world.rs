@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use model::{
-    Bytes, Chain, Descriptor, Epoch, FileId, HostName, OperationId, PeerName, PowerState,
+    Bytes, Chain, Descriptor, Epoch, FileId, HostName, OperationId, PeerName, Peering, PowerState,
     Resources, Time, VmId,
 };
 use protocol::{Action, Answer, Ask, Config, Down, JourneyResult, Mode, Op, Output, Reply};
@@ -119,6 +119,28 @@ impl World {
     pub fn peer(&mut self, one: &str, other: &str) {
         self.federation.peer(&site(one), &site(other));
         self.check();
+    }
+
+    /// A site's user ends the peering with a peer; none keeps it after all.
+    pub fn leave(&mut self, at: &str, peer: &str, within: Option<Duration>) {
+        let ending = within.map(|within| self.federation.now.after(within));
+        let peering = Peering { ending, ..Peering::default() };
+        self.federation.set_peering(&site(at), &site(peer), peering);
+        if ending.is_some() && self.is_up(at) {
+            self.begin(at, Ask::Leave(site(peer)));
+        }
+    }
+
+    /// Whether a site ends its peering with a peer.
+    pub fn is_ending(&self, at: &str, peer: &str) -> bool {
+        let machine = self.federation.nodes[&site(at)].machine.as_ref();
+        let peering = machine.and_then(|machine| machine.peering(&site(peer)));
+        peering.is_some_and(|peering| peering.ending.is_some())
+    }
+
+    /// Whether a site and a peer share nothing any more.
+    pub fn has_left(&self, at: &str, peer: &str) -> bool {
+        self.federation.nodes[&site(at)].machine.as_ref().is_some_and(|machine| !machine.shares_with(&site(peer)))
     }
 
     /// Gives a site a host with room for `vms` VMs.

@@ -100,6 +100,8 @@ pub(super) enum Deed {
     Gone(usize),
     /// A site's journal is put back from a copy that has this share of it, in hundredths.
     Restore(usize, usize),
+    /// A site ends its peering at a link, its first end or its second, within so many seconds.
+    Leave { link: usize, second: bool, within: u64 },
 }
 
 /// One run.
@@ -131,6 +133,8 @@ const RESTORING: std::ops::RangeInclusive<usize> = 1..=3;
 /// The seeds before this one have neither relays nor sites that nobody can dial: planted bugs are
 /// looked for in them, and some show in few.
 const DIRECT_SEEDS: u64 = 1_000;
+/// And before this one no peering ends.
+const LOYAL_SEEDS: u64 = 2_000;
 
 impl Plan {
     /// The run of a seed.
@@ -166,6 +170,15 @@ impl Plan {
         plan.deeds.extend(at_once(&mut dice, plan.sites, plan.vms));
         if RESTORING.contains(&rare) && !plan.loses_a_site() {
             plan.deeds.extend(put_back(&mut dice, plan.sites));
+        }
+        if seed >= LOYAL_SEEDS && ways.below(3) == 0 {
+            let leave = Deed::Leave {
+                link: ways.below(plan.links.len()),
+                second: ways.below(2) == 0,
+                within: ways.one_of(&[30, 600, 7200]),
+            };
+            let moment = Duration::from_millis(ways.throw() % 5_000);
+            plan.deeds.insert(ways.below(plan.deeds.len()), (leave, moment));
         }
         plan
     }

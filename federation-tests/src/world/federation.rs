@@ -245,6 +245,16 @@ impl Federation {
         }
     }
 
+    /// Changes what a site says of a peer.
+    pub(super) fn set_peering(&mut self, at: &PeerName, peer: &PeerName, peering: Peering) {
+        let node = self.node(at);
+        node.peers.insert(peer.clone(), peering);
+        let peers = node.peers.clone();
+        if let Some(machine) = &mut node.machine {
+            machine.set_peers(peers);
+        }
+    }
+
     pub(super) fn connect_host(&mut self, at: &PeerName, host: HostName) {
         self.node(at).hosts.insert(host.clone());
         self.feed(at, Event::Profile(host, profile()), &mut |_, _| None);
