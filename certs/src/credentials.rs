@@ -83,7 +83,8 @@ pub(crate) fn cross(
     let issuer = Issuer::from_params(&issuer_params, &old_key);
     let new = PublicX509Key(new.public().0);
     let mut params = root_params(&new);
-    params.subject_alt_names = CertificateParams::new([dns_name(&old.site_key())])?.subject_alt_names;
+    params.subject_alt_names =
+        CertificateParams::new([dns_name(&old.site_key())])?.subject_alt_names;
     // Keys may follow it, and the leaf.
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     Ok(params.signed_by(&new, &issuer)?.into())

@@ -16,13 +16,13 @@ use std::path::Path;
 
 use data_encoding::BASE64;
 use model::SiteKey;
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use rustls::server::ParsedCertificate;
 
+use crate::IdentityError;
 use crate::credentials::named_key;
 use crate::tls::key_in;
-use crate::IdentityError;
 
 /// Name of the file that holds the cross certificates, in PEM (RFC 7468). It is not secret.
 pub const LINE_FILE: &str = "identity.line";

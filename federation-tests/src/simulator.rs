@@ -365,7 +365,7 @@ fn leave(plan: &Plan, world: &mut World) {
         let (at, peer) = if second { (other, one) } else { (one, other) };
         let (at, peer) = (NAMES[at], NAMES[peer]);
         if world.is_ending(at, peer) && !plan.reclaims() {
-            world.host(NAMES[0], "spare", u32::try_from(plan.vms).expect("few VMs"));
+            world.host(NAMES[0], "refuge", u32::try_from(plan.vms).expect("few VMs"));
             world.run_until("nothing is shared", 12 * HOUR, |world| world.has_left(at, peer));
         }
         world.leave(at, peer, None);

@@ -140,7 +140,10 @@ impl World {
 
     /// Whether a site and a peer share nothing any more.
     pub fn has_left(&self, at: &str, peer: &str) -> bool {
-        self.federation.nodes[&site(at)].machine.as_ref().is_some_and(|machine| !machine.shares_with(&site(peer)))
+        self.federation.nodes[&site(at)]
+            .machine
+            .as_ref()
+            .is_some_and(|machine| !machine.shares_with(&site(peer)))
     }
 
     /// Gives a site a host with room for `vms` VMs.

@@ -184,7 +184,9 @@ impl Gate {
             let renewed = self.driver.visit(move |core| core.renew_peer(&old, &key)).await;
             let noted = matches!(renewed, Ok(Ok(())));
             if !noted {
-                return Err(Status::unavailable("the site cannot note your new key now; try again"));
+                return Err(Status::unavailable(
+                    "the site cannot note your new key now; try again",
+                ));
             }
         }
         let peer = self.peers.by_key(&key);

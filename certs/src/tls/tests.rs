@@ -407,7 +407,9 @@ async fn a_key_of_before_is_worth_nothing_to_whoever_knows_the_new_one() {
     let line = renewed(1);
     let (b, now) = (site(2), line[1].site_key());
     let called = call(&line[0], &b, knowing(&[&line[1]])).await;
-    assert!(matches!(called.called_refuses(), Refusal::Stranger(key) if *key == line[0].site_key()));
+    assert!(
+        matches!(called.called_refuses(), Refusal::Stranger(key) if *key == line[0].site_key())
+    );
     let server = server_config(&line[0], knowing(&[&b])).unwrap();
     let answered = meet(server, client_config(&b, now).unwrap(), server_name(&now)).await;
     assert!(matches!(answered.caller_refuses(), Refusal::OtherSite(_)));
