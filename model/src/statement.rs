@@ -110,7 +110,10 @@ impl Chain {
             let signer_of_this = if adopted { self.k0 } else { signer };
             signed.open(&signer_of_this, verify).map_err(|e| ChainError::Signature(at, e))?;
             let first = certificate.cause == Cause::Import;
-            if certificate.vm != vm || certificate.epoch.0 != at as u64 || first != (at == 0) {
+            // Nobody could ever pass it on from an owner that can sign nothing.
+            let lasts = verify.is_sound(&certificate.owner);
+            let fits = certificate.vm == vm && certificate.epoch.0 == at as u64;
+            if !fits || !lasts || first != (at == 0) {
                 return Err(ChainError::Broken(at));
             }
             signer = certificate.owner;
@@ -238,6 +241,16 @@ mod tests {
             assert!(bad.verify(vm, &Strict).is_err());
         }
         assert!(chain.verify(VmId([1; 16]), &Strict).is_err());
+    }
+
+    #[test]
+    fn a_chain_to_an_owner_that_can_sign_nothing_is_refused() {
+        let (vm, chain) = chain_of_three();
+        let owner = PublicKey([0; 32]);
+        let certificate = Certificate { vm, epoch: Epoch(3), owner, cause: release() };
+        let by = key(3);
+        let lost = Signed::seal(&certificate, by.public(), |t, b| by.sign(t, b));
+        assert_eq!(chain.extended(lost).verify(vm, &Strict), Err(ChainError::Broken(3)));
     }
 
     #[test]
