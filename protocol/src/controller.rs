@@ -30,6 +30,9 @@ use crate::state::{Chosen, Journey};
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// How often it doubles that while offers are made and come to nothing.
 const MAX_DOUBLINGS: u32 = 7;
+/// How often a Source may say that nothing is decided while the Destination is ready: for two
+/// minutes. A Destination may say so that has fetched nothing, and would keep the VM from moving.
+const MAX_OPEN: u32 = 10;
 /// How often a step that may be given up is tried against a site that does not answer.
 const MAX_FAILURES: u32 = 6;
 
@@ -1048,6 +1051,9 @@ impl Step<'_> {
             Outcome::Open { reason } => {
                 let memory = self.memory(operation);
                 memory.failures += 1;
+                if memory.failures > MAX_OPEN {
+                    return self.attempt_failed(operation, reason);
+                }
                 memory.last_failure = Some(reason);
                 let wait = back_off(memory.failures);
                 self.later(operation, wait);
