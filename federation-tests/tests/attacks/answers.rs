@@ -298,7 +298,7 @@ impl Made {
     }
 }
 
-fn target(shows: &PublicKey, by: &SecretKey) -> TransferEnd {
+pub(crate) fn target(shows: &PublicKey, by: &SecretKey) -> TransferEnd {
     TransferEnd {
         uri: "sojourn://127.0.0.1:1".parse().unwrap(),
         token: Token([7; 32]),

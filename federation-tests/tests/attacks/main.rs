@@ -14,6 +14,7 @@ mod letters;
 mod paths;
 mod placing;
 mod stage;
+mod through;
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -45,6 +46,9 @@ const STORIES: [&[Section]; 3] = [
         section(|_| {}, bytes::REQUESTS, Stage::guest_answers),
         section(|_| {}, paths::ATTACKS, Stage::guest_answers),
         section(|_| {}, placing::ATTACKS, Stage::guest_answers),
+        section(|_| {}, through::OFFERS, through::passes_on),
+        section(through::initiate, through::DELIVERIES, Stage::guest_answers),
+        section(through::deliver, through::PLACED, Stage::guest_answers),
         section(letters::use_ticket, letters::TICKETS, Stage::guest_answers),
     ],
     &[

@@ -107,7 +107,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("a VM behind whose key is no secret", Refused::Gone("certificate 0"), |stage| {
         all(small_order().map(|weak| {
             let owner = a_key();
-            let bid = Bid::of(&stage.m, stage.v(), descriptor("new"), VmId::of(&weak));
+            let bid = Bid::of(&stage.m, stage.v(), descriptor("new"), VmId::of(&weak), 0);
             let import = Certificate {
                 vm: bid.vm,
                 epoch: Epoch(0),

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use crate::through::Through;
 use federation_tests::process::hostile::{Hostile, site_key};
 use federation_tests::process::{Federation, Guest, SOON, Site};
 use model::key::{Payload, Strict};
@@ -86,6 +87,8 @@ pub(crate) struct Stage {
     pub(crate) is_tried: bool,
     /// The secret of a ticket that was used.
     pub(crate) ticket: Vec<u8>,
+    /// A VM of m's on its way through v.
+    pub(crate) through: Option<Through>,
 }
 
 /// How v took an attack.
@@ -276,7 +279,7 @@ impl Stage {
         let above = vms[&other].up.as_ref().unwrap();
         let (away, other) = ((away, below.handle), (other, above.handle));
         let [guest, coming] =
-            ["guest", "coming"].map(|name| Bid::ask(&m, &federation["v"], descriptor(name)));
+            ["guest", "coming"].map(|name| Bid::ask(&m, &federation["v"], descriptor(name), 0));
         let coming = Coming { bid: coming, digest: Digest([0; 32]) };
         let kept = Mutex::default();
         let (leave, prepared, sent) = (Leave::new(), None, Digest([0; 32]));
@@ -295,6 +298,7 @@ impl Stage {
             sent,
             is_tried: false,
             ticket: vec![],
+            through: None,
         };
         let digest = stage.fetched("initiate", &stage.guest);
         let deliver = stage.deliver(&stage.guest, digest);
@@ -428,7 +432,7 @@ impl Stage {
     // Placing a VM at v.
 
     pub(crate) fn bid(&self) -> Bid {
-        Bid::ask(&self.m, self.v(), descriptor("new"))
+        Bid::ask(&self.m, self.v(), descriptor("new"), 0)
     }
 
     /// What m must send to have an offer taken.
@@ -540,25 +544,31 @@ impl Leave {
 }
 
 impl Bid {
-    /// A new VM of m's, and v's own offer for it.
-    pub(crate) fn ask(m: &Hostile, v: &Site, descriptor: Descriptor) -> Self {
+    /// A new VM of m's, and an offer for it from a site so many sites beyond v.
+    pub(crate) fn ask(m: &Hostile, v: &Site, descriptor: Descriptor, distance: u8) -> Self {
         let k0 = a_key();
-        let bid = Self::of(m, v, descriptor, VmId::of(&k0.public()));
+        let bid = Self::of(m, v, descriptor, VmId::of(&k0.public()), distance);
         let (vm, epoch, owner) = (bid.vm, Epoch(0), bid.owner.public());
         let import = signed(&Certificate { vm, epoch, owner, cause: Cause::Import }, &k0);
         let chain = Chain { k0: k0.public(), certificates: vec![import] };
         Self { k0, chain, ..bid }
     }
 
-    /// v's own offer for a VM of this id, which has no key and no chain yet.
-    pub(crate) fn of(m: &Hostile, v: &Site, descriptor: Descriptor, vm: VmId) -> Self {
+    /// The same for a VM of this id, which has no key and no chain yet.
+    pub(crate) fn of(
+        m: &Hostile,
+        v: &Site,
+        descriptor: Descriptor,
+        vm: VmId,
+        distance: u8,
+    ) -> Self {
         let (k0, owner, controller) = (a_key(), a_key(), a_key());
         let chain = Chain { k0: k0.public(), certificates: vec![] };
         let id = RequestId(rand::random());
         let op = Op::MigrationRequest { vm, request: id, descriptor: descriptor.clone() };
         let answer = m.ask(v, &request(op, &controller, a_hop(None)), &controller).unwrap();
         let Answer::Offers { offers, .. } = &answer else { panic!("{answer:?}") };
-        let offer = offers.iter().find(|offer| offer.distance == 0);
+        let offer = offers.iter().find(|offer| offer.distance == distance);
         let offer = offer.unwrap_or_else(|| panic!("{answer:?}")).clone();
         Self {
             k0,
