@@ -13,7 +13,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use model::decision::{Candidate, Delegate, Expose, Rank};
-use model::{EdgeHandle, HostName, MigrationId, Offer, OperationId, PeerName, RequestId, VmId};
+use model::statement::Cause;
+use model::{
+    Certificate, EdgeHandle, HostName, MigrationId, Offer, OperationId, PeerName, RequestId,
+    Signed, VmId,
+};
 
 use crate::contract::proposal;
 use crate::effect::{CallError, CallId, Caller, Effect, Reply};
@@ -882,7 +886,7 @@ impl Step<'_> {
         &mut self,
         journey: &Journey,
         chosen: &Chosen,
-        ready: Option<model::Signed<model::Statement>>,
+        ready: Option<Signed<model::Statement>>,
         waiting: Waiting,
     ) {
         if let Some(down) = self.down(journey, chosen) {
@@ -896,7 +900,7 @@ impl Step<'_> {
         down: &Down,
         vm: model::VmId,
         chosen: &Chosen,
-        ready: Option<model::Signed<model::Statement>>,
+        ready: Option<Signed<model::Statement>>,
         waiting: Waiting,
     ) {
         let op = Op::TransferVerification { vm, migration: chosen.migration, ready };
@@ -1008,7 +1012,9 @@ impl Step<'_> {
             (Phase::Deliver, Answer::Owned { statement }) => {
                 self.delivered(&journey, &statement);
             }
-            (Phase::Deliver, Answer::HandedBack { certificate }) => {
+            (Phase::Deliver, Answer::HandedBack { certificate })
+                if self.gives_back(&journey, &certificate) =>
+            {
                 self.memory(operation).back = Some(certificate);
                 self.tell(operation, "the Destination could not start it and gives it back");
                 self.go(operation, Phase::Handback);
@@ -1077,11 +1083,7 @@ impl Step<'_> {
 
     /// Whether a certificate gives the VM to the Destination that was chosen, as far as this site
     /// can tell: after a restart it has not asked for the chain again.
-    fn releases(
-        &self,
-        operation: OperationId,
-        certificate: &model::Signed<model::Certificate>,
-    ) -> bool {
+    fn releases(&self, operation: OperationId, certificate: &Signed<Certificate>) -> bool {
         let journey = &self.site.state.journeys[&operation];
         let chosen = journey.chosen.as_ref().expect("only a chosen migration has an outcome");
         let chain = self.site.journeys.get(&operation).and_then(|memory| memory.chain.as_ref());
@@ -1093,7 +1095,16 @@ impl Step<'_> {
         holds && owner == Ok(chosen.target.vm_key)
     }
 
-    fn delivered(&mut self, journey: &Journey, statement: &model::Signed<model::Statement>) {
+    /// Whether a certificate is the chosen Destination's, by which it gives the VM back. Whom it
+    /// goes back to is the Source's to judge.
+    fn gives_back(&self, journey: &Journey, certificate: &Signed<Certificate>) -> bool {
+        let chosen = journey.chosen.as_ref().expect("only a chosen migration is delivered");
+        let back = certificate.open(&chosen.target.vm_key, &Verifier(self.world));
+        let cause = Cause::Handback { migration: chosen.migration };
+        back.is_ok_and(|back| back.vm == journey.vm && back.cause == cause)
+    }
+
+    fn delivered(&mut self, journey: &Journey, statement: &Signed<model::Statement>) {
         let operation = journey.operation;
         let chosen = journey.chosen.clone().expect("only a chosen migration is delivered");
         let certificate = self.memory(operation).certificate.clone().expect("it was delivered");

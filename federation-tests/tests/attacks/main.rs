@@ -9,6 +9,7 @@
 mod answers;
 mod bytes;
 mod forms;
+mod handing;
 mod leaving;
 mod letters;
 mod paths;
@@ -67,6 +68,7 @@ const STORIES: [&[Section]; 3] = [
         section(|stage| stage.is_tried = true, answers::OFFERS, answers::offers),
         section(|_| {}, answers::PREPARED, answers::offers),
         section(|_| {}, answers::RELEASED, answers::offers),
+        section(handing::fetch, handing::ATTACKS, handing::other_answers),
     ],
 ];
 

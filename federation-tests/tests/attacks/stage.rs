@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use crate::handing::Handing;
 use crate::through::Through;
 use federation_tests::process::hostile::{Hostile, site_key};
 use federation_tests::process::{Federation, Guest, SOON, Site};
@@ -89,6 +90,8 @@ pub(crate) struct Stage {
     pub(crate) ticket: Vec<u8>,
     /// A VM of m's on its way through v.
     pub(crate) through: Option<Through>,
+    /// A VM of v's that m has fetched.
+    pub(crate) handing: Option<Handing>,
 }
 
 /// How v took an attack.
@@ -299,6 +302,7 @@ impl Stage {
             is_tried: false,
             ticket: vec![],
             through: None,
+            handing: None,
         };
         let digest = stage.fetched("initiate", &stage.guest);
         let deliver = stage.deliver(&stage.guest, digest);
