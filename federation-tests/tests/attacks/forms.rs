@@ -11,8 +11,9 @@ use serde::Serialize;
 
 use crate::stage::{Bid, a_key, signed};
 
-/// The eight points of small order of Ed25519's curve, as they are written, and the further ways in
-/// which two of them can be (Chalkias, Garillot, Nikolaenko: Taming the Many EdDSAs, section 4).
+/// The eight points of small order of Ed25519's curve, in every form in which some program reads
+/// them: also with a y beyond the field's prime, and with the sign of an x that is zero
+/// (Chalkias, Garillot, Nikolaenko: Taming the Many EdDSAs).
 pub(crate) const SMALL_ORDER: [&str; 14] = [
     "0100000000000000000000000000000000000000000000000000000000000000",
     "0100000000000000000000000000000000000000000000000000000000000080",

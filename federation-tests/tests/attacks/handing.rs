@@ -94,6 +94,9 @@ pub(crate) fn fetch(stage: &mut Stage) {
     stage.handing = Some(Handing { owner, migration, certificate, before });
 }
 
+/// A migration, and the certificate that came of it.
+type Given = (MigrationId, Signed<Certificate>);
+
 /// How m fetches a VM.
 struct Fetches {
     owner: SecretKey,
@@ -101,7 +104,7 @@ struct Fetches {
     /// The digest of what has arrived.
     fetched: Arc<Mutex<Option<Digest>>>,
     /// The certificate that came.
-    given: Arc<Mutex<Option<(MigrationId, Signed<Certificate>)>>>,
+    given: Arc<Mutex<Option<Given>>>,
     folder: std::path::PathBuf,
 }
 
