@@ -138,6 +138,18 @@ impl Chain {
         signed.peek().ok().map(|certificate| certificate.owner)
     }
 
+    /// Whether this chain, which was verified, says something newer than `known`: it goes on from
+    /// it, or the VM's own key has adopted the VM since the two part. An owner that has signed two
+    /// certificates of one epoch changes nothing by the other one.
+    pub fn supersedes(&self, known: &Self) -> bool {
+        let both = self.certificates.iter().zip(&known.certificates);
+        let same = both.take_while(|(mine, theirs)| mine.body == theirs.body).count();
+        let adopts = |signed: &Signed<Certificate>| {
+            signed.peek().is_ok_and(|it| matches!(it.cause, Cause::Adopt { .. }))
+        };
+        same == known.certificates.len() || self.certificates[same..].iter().any(adopts)
+    }
+
     /// The chain with one certificate more. The caller verifies the result.
     #[must_use]
     pub fn extended(&self, certificate: Signed<Certificate>) -> Self {
@@ -251,6 +263,23 @@ mod tests {
         let by = key(3);
         let lost = Signed::seal(&certificate, by.public(), |t, b| by.sign(t, b));
         assert_eq!(chain.extended(lost).verify(vm, &Strict), Err(ChainError::Broken(3)));
+    }
+
+    #[test]
+    fn a_chain_goes_on_from_another_or_adopts_the_vm_and_no_owner_can_sign_twice() {
+        let (vm, chain) = chain_of_three();
+        let mut before = chain.clone();
+        before.certificates.pop();
+        assert!(chain.supersedes(&before) && chain.supersedes(&chain));
+        assert!(!before.supersedes(&chain));
+        let twice = before.extended(sign(&key(2), vm, 2, &key(7), release()));
+        let twice = twice.extended(sign(&key(7), vm, 3, &key(8), release()));
+        twice.verify(vm, &Strict).unwrap();
+        assert!(!twice.supersedes(&chain));
+        let adopt = Cause::Adopt { statement: Digest([1; 32]) };
+        let adopted = twice.extended(sign(&key(0), vm, 4, &key(4), adopt));
+        adopted.verify(vm, &Strict).unwrap();
+        assert!(adopted.supersedes(&chain));
     }
 
     #[test]

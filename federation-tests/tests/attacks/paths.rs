@@ -157,6 +157,10 @@ pub(crate) const ATTACKS: &[Attack] = &[
         let chain = of.adopted_by_its_owner();
         stage.says(Op::Superseded { vm: stage.guest.vm, chain }, stage.edge())
     }),
+    attack("a VM is said to be elsewhere, by an owner that has signed twice", BAD_CHAIN, |stage| {
+        let chain = longer(&stage.guest.chain, stage.guest.vm, &stage.guest.owner);
+        stage.says(Op::Superseded { vm: stage.guest.vm, chain }, stage.edge())
+    }),
     attack("a VM is said to be adopted, by another peer", Refused::Unknown, |stage| {
         let cause = model::statement::Cause::Adopt { statement: model::Digest([7; 32]) };
         let adopts = Certificate { cause, ..certificate(stage.guest.vm, 2, &a_key()) };
