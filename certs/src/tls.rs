@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::{fmt, io};
 
 use model::SiteKey;
+use model::key::{Strict, Verify};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
@@ -231,6 +232,10 @@ fn shown<'a>(
         return Err(Refusal::Shape(1 + rest.len()));
     }
     let key = site_key_of(&[leaf.clone(), root.clone()]).ok_or(Refusal::NotASite)?;
+    // The TLS library would take what anybody signs under a key of small order.
+    if !Strict.is_sound(&key.public()) {
+        return Err(Refusal::NotASite);
+    }
     let mut store = RootCertStore::empty();
     store.add(root.clone().into_owned()).map_err(|_| Refusal::NotASite)?;
     Ok(Shown { key, store: Arc::new(store), line })

@@ -9,6 +9,7 @@
 
 pub mod application;
 mod guest;
+pub mod hostile;
 mod network;
 mod program;
 mod proxy;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use federation_tests::world::{Crypto, Fate, Flight, Load, When, World, asks, host, site};
 use model::PowerState::{Active, Defined, Paused, Suspended};
 use model::key::Strict;
-use model::{Epoch, Monitoring, Signature, VmId};
+use model::{Bytes, Epoch, Monitoring, Signature, Signed, VmId};
 use protocol::{Action, Answer, Ask, Config, JourneyResult, LIBRARY, Mode, Reply};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -449,6 +449,39 @@ fn a_move_that_is_cancelled_while_its_source_is_away_does_not_keep_the_vm_from_m
     let operation = world.bring_home("b", vm);
     assert_eq!(world.result("b", operation), JourneyResult::Done);
     assert!(world.elapsed() < HOUR, "it had to wait\n{}", world.story());
+    world.until_runs(vm, "b");
+}
+
+#[test]
+fn a_destination_that_is_ready_with_what_it_never_fetched_does_not_keep_the_vm_from_moving() {
+    let mut world = World::chain(&["a", "b"]);
+    world.host("a", "a1", 1);
+    world.host("b", "b1", 1);
+    let vm = world.import("a");
+    let placed = world.bring_home("a", vm);
+    assert_eq!(world.result("a", placed), JourneyResult::Done);
+    world.until_runs(vm, "a");
+    let began = world.elapsed();
+    world.network(|flight| match asks(flight, "initiate transfer") {
+        true => Fate::Late(HOUR),
+        false => Fate::Arrives,
+    });
+    let moving = world.move_to("a", vm, &["b"]);
+    world.run(Duration::from_millis(300));
+    let at = world.federation.flights.iter().position(|flight| asks(flight, "initiate transfer"));
+    let Load::Request { from, to, request } = world.federation.flights.remove(at.unwrap()).load
+    else {
+        unreachable!("it asks")
+    };
+    let ready = Signed::from_parts(vec![7], request.origin.key, Signature([7; 64]));
+    let answer = Answer::Arrived { ready, size: Bytes(1), wire: Bytes(1) };
+    world.federation.forge(Load::Answer { to: from, from: to, answer: Ok(Box::new(answer)) });
+    assert!(matches!(world.result("a", moving), JourneyResult::GaveUp(_)));
+    assert!(world.elapsed() - began < HOUR, "it had to wait\n{}", world.story());
+    assert!(world.runs(vm, "a") && world.state("a").open_source(vm).is_none());
+    world.calm();
+    let again = world.move_to("a", vm, &["b"]);
+    assert_eq!(world.result("a", again), JourneyResult::Done);
     world.until_runs(vm, "b");
 }
 

@@ -71,6 +71,10 @@ pub trait Verify {
         body: &[u8],
         signature: &Signature,
     ) -> bool;
+
+    /// Whether there can be a secret behind `key`: it is a point of the curve, and not one of the
+    /// few of small order, for which anybody can make signatures that some programs take.
+    fn is_sound(&self, key: &PublicKey) -> bool;
 }
 
 /// Ed25519 with strict verification: small-order keys and malleable signatures do not pass.
@@ -88,6 +92,10 @@ impl Verify for Strict {
         let Ok(key) = VerifyingKey::from_bytes(&key.0) else { return false };
         let message = pre_authentication_encoding(payload_type, body);
         key.verify_strict(&message, &ed25519_dalek::Signature::from_bytes(&signature.0)).is_ok()
+    }
+
+    fn is_sound(&self, key: &PublicKey) -> bool {
+        VerifyingKey::from_bytes(&key.0).is_ok_and(|key| !key.is_weak())
     }
 }
 
@@ -244,10 +252,21 @@ mod tests {
     }
 
     #[test]
-    fn a_low_order_key_verifies_nothing() {
-        let (_, mut signed) = sealed();
-        signed.key = PublicKey([0; 32]);
-        assert_eq!(signed.open(&PublicKey([0; 32]), &Strict), Err(OpenError::BadSignature));
+    fn a_low_order_key_verifies_nothing_and_is_not_sound() {
+        let (secret, signed) = sealed();
+        assert!(Strict.is_sound(&secret.public()));
+        let neutral = Signature([[1; 1].as_slice(), &[0; 63]].concat().try_into().unwrap());
+        let text = |text: &str| text.parse::<PublicKey>().unwrap();
+        for weak in [
+            PublicKey([0; 32]),
+            text("0100000000000000000000000000000000000000000000000000000000000000"),
+            text("ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f"),
+            text("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"),
+        ] {
+            assert!(!Strict.is_sound(&weak), "{weak}");
+            let signed = Signed::<Note>::from_parts(signed.body.clone(), weak, neutral);
+            assert_eq!(signed.open(&weak, &Strict), Err(OpenError::BadSignature));
+        }
     }
 
     #[test]

@@ -163,9 +163,12 @@ impl TransferEnd {
     /// The payload type of [`TransferEnd::proof`].
     pub const TYPE: &'static str = "application/vnd.sojourn.transfer-key.v1";
 
-    /// Whether the per-VM key stands behind the transfer key.
+    /// Whether the per-VM key stands behind the transfer key, and there can be a secret behind
+    /// every key that a proxy is to show: TLS libraries take signatures of keys of small order.
     pub fn is_proven(&self, verify: &dyn crate::key::Verify) -> bool {
-        verify.verify(&self.vm_key, Self::TYPE, &self.transfer_key.0, &self.proof)
+        let mut shown = self.relay.iter().chain([&self.transfer_key]);
+        shown.all(|key| verify.is_sound(key))
+            && verify.verify(&self.vm_key, Self::TYPE, &self.transfer_key.0, &self.proof)
     }
 }
 
@@ -207,6 +210,28 @@ pub struct Offer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::SecretKey;
+    use crate::key::Strict;
+
+    #[test]
+    fn an_end_is_proven_by_its_owner_with_keys_that_there_can_be_secrets_to() {
+        let [owner, shown] = [[1; 32], [2; 32]].map(|seed| SecretKey::from_seed(&seed));
+        let end = |transfer_key: PublicKey, relay| TransferEnd {
+            uri: ProxyUri::dial_out(),
+            token: Token([3; 32]),
+            relay,
+            transfer_key,
+            vm_key: owner.public(),
+            proof: owner.sign(TransferEnd::TYPE, &transfer_key.0),
+        };
+        let (sound, weak) = (shown.public(), PublicKey([0; 32]));
+        assert!(end(sound, None).is_proven(&Strict));
+        assert!(end(sound, Some(sound)).is_proven(&Strict));
+        assert!(!end(weak, None).is_proven(&Strict));
+        assert!(!end(sound, Some(weak)).is_proven(&Strict));
+        let other = TransferEnd { vm_key: sound, ..end(sound, None) };
+        assert!(!other.is_proven(&Strict));
+    }
 
     #[test]
     fn a_proxys_address_is_taken_in_its_plain_form_only() {

@@ -110,7 +110,10 @@ impl Chain {
             let signer_of_this = if adopted { self.k0 } else { signer };
             signed.open(&signer_of_this, verify).map_err(|e| ChainError::Signature(at, e))?;
             let first = certificate.cause == Cause::Import;
-            if certificate.vm != vm || certificate.epoch.0 != at as u64 || first != (at == 0) {
+            // Nobody could ever pass it on from an owner that can sign nothing.
+            let lasts = verify.is_sound(&certificate.owner);
+            let fits = certificate.vm == vm && certificate.epoch.0 == at as u64;
+            if !fits || !lasts || first != (at == 0) {
                 return Err(ChainError::Broken(at));
             }
             signer = certificate.owner;
@@ -133,6 +136,18 @@ impl Chain {
     pub fn owner_at(&self, epoch: Epoch) -> Option<PublicKey> {
         let signed = self.certificates.get(usize::try_from(epoch.0).ok()?)?;
         signed.peek().ok().map(|certificate| certificate.owner)
+    }
+
+    /// Whether this chain, which was verified, says something newer than `known`: it goes on from
+    /// it, or the VM's own key has adopted the VM since the two part. An owner that has signed two
+    /// certificates of one epoch changes nothing by the other one.
+    pub fn supersedes(&self, known: &Self) -> bool {
+        let both = self.certificates.iter().zip(&known.certificates);
+        let same = both.take_while(|(mine, theirs)| mine.body == theirs.body).count();
+        let adopts = |signed: &Signed<Certificate>| {
+            signed.peek().is_ok_and(|it| matches!(it.cause, Cause::Adopt { .. }))
+        };
+        same == known.certificates.len() || self.certificates[same..].iter().any(adopts)
     }
 
     /// The chain with one certificate more. The caller verifies the result.
@@ -238,6 +253,33 @@ mod tests {
             assert!(bad.verify(vm, &Strict).is_err());
         }
         assert!(chain.verify(VmId([1; 16]), &Strict).is_err());
+    }
+
+    #[test]
+    fn a_chain_to_an_owner_that_can_sign_nothing_is_refused() {
+        let (vm, chain) = chain_of_three();
+        let owner = PublicKey([0; 32]);
+        let certificate = Certificate { vm, epoch: Epoch(3), owner, cause: release() };
+        let by = key(3);
+        let lost = Signed::seal(&certificate, by.public(), |t, b| by.sign(t, b));
+        assert_eq!(chain.extended(lost).verify(vm, &Strict), Err(ChainError::Broken(3)));
+    }
+
+    #[test]
+    fn a_chain_goes_on_from_another_or_adopts_the_vm_and_no_owner_can_sign_twice() {
+        let (vm, chain) = chain_of_three();
+        let mut before = chain.clone();
+        before.certificates.pop();
+        assert!(chain.supersedes(&before) && chain.supersedes(&chain));
+        assert!(!before.supersedes(&chain));
+        let twice = before.extended(sign(&key(2), vm, 2, &key(7), release()));
+        let twice = twice.extended(sign(&key(7), vm, 3, &key(8), release()));
+        twice.verify(vm, &Strict).unwrap();
+        assert!(!twice.supersedes(&chain));
+        let adopt = Cause::Adopt { statement: Digest([1; 32]) };
+        let adopted = twice.extended(sign(&key(0), vm, 4, &key(4), adopt));
+        adopted.verify(vm, &Strict).unwrap();
+        assert!(adopted.supersedes(&chain));
     }
 
     #[test]

@@ -124,6 +124,10 @@ impl Verify for NodeWorld {
     fn verify(&self, key: &PublicKey, kind: &str, body: &[u8], signature: &Signature) -> bool {
         Strict.verify(key, kind, body, signature)
     }
+
+    fn is_sound(&self, key: &PublicKey) -> bool {
+        Strict.is_sound(key)
+    }
 }
 
 impl World for NodeWorld {

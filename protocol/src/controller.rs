@@ -1,5 +1,4 @@
-//! The Controller: the main migration algorithm (papers/003, III-C-1), and gathering offers for
-//! others as their Intermediary.
+//! The Controller: the main migration algorithm (papers/003, III-C-1).
 //!
 //! ```text
 //!  collect ─▶ choose ─▶ force ─▶ initiate ─▶ verify ─▶ deliver ─▶ retire
@@ -12,322 +11,31 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use model::decision::{Candidate, Delegate, Expose, Rank};
+use model::decision::Rank;
+use model::statement::Cause;
 use model::{
-    EdgeHandle, HostName, MigrationId, Offer, OperationId, PeerName, Peering, RequestId, Right,
-    Time, VmId,
+    Certificate, EdgeHandle, HostName, MigrationId, OperationId, RequestId, Right, Signed, VmId,
 };
 
 use crate::contract::proposal;
-use crate::effect::{CallError, CallId, Caller, Effect, Reply};
+use crate::effect::{CallError, Caller, Effect, Reply};
 use crate::message::{Answer, Hop, Op, Origin, Outcome, Request};
 use crate::path::{Verifier, back_off};
-use crate::row::{Down, Edge, Evict, Goal, Mode, Party, Result as Ended, Row};
-use crate::site::{
-    Asker, Gathering, JourneyMemory, MAX_GATHERINGS, OfferAt, OfferMade, Phase, Step, Timer,
-    Waiting,
-};
+use crate::row::{Down, Evict, Goal, Mode, Party, Result as Ended, Row};
+use crate::site::{Asker, Gathering, JourneyMemory, Phase, Step, Timer, Waiting};
 use crate::state::{Chosen, Journey};
 
 /// How long an eviction waits before it asks everybody again.
 pub(crate) const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// How often it doubles that while offers are made and come to nothing.
 const MAX_DOUBLINGS: u32 = 7;
+/// How often a Source may say that nothing is decided while the Destination is ready: for two
+/// minutes. A Destination may say so that has fetched nothing, and would keep the VM from moving.
+const MAX_OPEN: u32 = 10;
 /// How often a step that may be given up is tried against a site that does not answer.
 const MAX_FAILURES: u32 = 6;
 
 impl Step<'_> {
-    // Gathering offers.
-
-    /// Migration request (papers/003, III-C-2), from a peer.
-    pub(crate) fn migration_request(&mut self, caller: Caller, from: Party, request: Request) {
-        let Op::MigrationRequest { vm, request: id, descriptor } = &request.origin.op else {
-            return self.answer(caller, Answer::Unknown);
-        };
-        let (vm, id) = (*vm, *id);
-        let Party::Peer(peer) = from else { return self.answer(caller, Answer::Unknown) };
-        let none = |reason: &str| Answer::Offers { offers: vec![], reasons: vec![reason.into()] };
-        match self.site.gatherings.get_mut(&id).map(|gathering| &mut gathering.asker) {
-            Some(Asker::Peer { peer: first, callers }) if *first == peer => {
-                return callers.push(caller);
-            }
-            Some(Asker::Answered { peer: first, answer }) if *first == peer => {
-                let answer = (**answer).clone();
-                return self.answer(caller, answer);
-            }
-            Some(_) => return self.answer(caller, none("the request has been here already")),
-            None => {}
-        }
-        if self.site.gatherings.len() >= MAX_GATHERINGS {
-            return self.answer(caller, none("too many requests are under way; ask again later"));
-        }
-        if request.hop.hops_left == 0 {
-            return self.answer(caller, none("the request has passed as many sites as it may"));
-        }
-        if let Err(error) = descriptor.check() {
-            return self.answer(caller, none(&format!("the descriptor is not legal: {error}")));
-        }
-        let on_path = self.site.state.vms.get(&vm).filter(|vm| !vm.destroyed);
-        if on_path.is_some_and(|vm| vm.up.as_ref().is_none_or(|up| up.peer != peer)) {
-            return self.answer(caller, none("this site answers for the VM already"));
-        }
-        let peering = self.peering(&peer);
-        if peering.ending.is_some() {
-            return self.answer(caller, none("the peering is being ended: nothing new is taken"));
-        }
-        // A VM that this site has for it already may be asked a better place for.
-        if on_path.is_none() && !peering.lets(Right::Place) {
-            let text = format!("the peering does not let you place VMs here: you {peering}");
-            return self.answer(caller, none(&text));
-        }
-        let asker = Party::Peer(peer.clone());
-        let (offers, reasons) = self.local_offers(&asker, vm, id, descriptor, None, false);
-        let hops_left = request.hop.hops_left.min(model::limit::MAX_HOPS) - 1;
-        let limit = request.hop.time_left.min(self.site.config.request_limit).mul_f32(0.8);
-        let gathering = Gathering {
-            vm,
-            asker: Asker::Peer { peer: peer.clone(), callers: vec![caller] },
-            descriptor: descriptor.clone(),
-            awaiting: BTreeSet::new(),
-            offers: offers.into_iter().map(|offer| (None, offer)).collect(),
-            reasons,
-            asked: BTreeSet::new(),
-            forget: self.world.now().after(self.site.config.offer_life),
-        };
-        let mut out_of_question = BTreeSet::from([peer.clone()]);
-        // A delegate that is to be relieved is not asked, and neither is a second way to it.
-        if let Some(Down::Edge(edge)) = self.site.state.vms.get(&vm).map(|vm| &vm.down) {
-            out_of_question.insert(edge.peer.clone());
-        }
-        self.site.gatherings.insert(id, gathering);
-        let mut peers = self.hosting_peers();
-        peers.retain(|peer| !out_of_question.contains(peer));
-        self.ask_peers(id, request.origin, peers, Some(peer), hops_left, limit);
-    }
-
-    /// Peers that may be asked to host.
-    fn hosting_peers(&self) -> BTreeSet<PeerName> {
-        let hosting = self.site.peers.iter().filter(|(_, peering)| peering.lets(Right::Host));
-        hosting.map(|(peer, _)| peer.clone()).collect()
-    }
-
-    /// This site's word about a peer. One that is not known any more may do nothing new.
-    pub(crate) fn peering(&self, peer: &PeerName) -> Peering {
-        let known = self.site.peers.get(peer).cloned();
-        known.unwrap_or_else(|| Peering { ending: Some(Time(0)), ..Peering::default() })
-    }
-
-    fn candidates(&self, offers: &[(Option<PeerName>, Offer)]) -> Vec<Candidate> {
-        let one = |(via, offer): &(Option<PeerName>, Offer)| Candidate {
-            via: via.clone(),
-            peering: via.as_ref().map(|via| self.peering(via)),
-            price_milli: offer.terms.price_milli,
-            class: offer.terms.class.clone(),
-            country: offer.terms.country.clone(),
-            distance: if via.is_some() { offer.distance.saturating_add(1) } else { 0 },
-            runs: offer.terms.runs,
-        };
-        offers.iter().map(one).collect()
-    }
-
-    /// Sends a Migration request to every peer that policy lets it go to.
-    fn ask_peers(
-        &mut self,
-        id: RequestId,
-        origin: Origin,
-        peers: BTreeSet<PeerName>,
-        asker: Option<PeerName>,
-        hops_left: u8,
-        limit: Duration,
-    ) {
-        let descriptor = match &origin.op {
-            Op::MigrationRequest { descriptor, .. } => descriptor.clone(),
-            _ => return,
-        };
-        for to in peers {
-            let peering = self.peering(&to);
-            // Whoever may not stand in between is asked for places of its own.
-            let further = peering.lets(Right::Intermediate);
-            let hops_left = if further { hops_left } else { hops_left.min(1) };
-            let input = Delegate {
-                peer: asker.clone(),
-                peering: asker.as_ref().map(|asker| self.peering(asker)),
-                to: to.clone(),
-                to_peering: peering,
-                descriptor: descriptor.clone(),
-                hops_left,
-            };
-            if let model::decision::Verdict::Refuse(why) = self.world.policy().delegate(&input) {
-                // Whoever asked need not know how many peers there are, or what they are called.
-                let gathering = self.site.gatherings.get_mut(&id).expect("just made");
-                for reason in why {
-                    let reason = format!("not passed on: {reason}");
-                    if !gathering.reasons.contains(&reason) {
-                        gathering.reasons.push(reason);
-                    }
-                }
-                continue;
-            }
-            let hop = Hop { hops_left, time_left: limit, ..Hop::default() };
-            let request = Request { origin: origin.clone(), hop };
-            let waiting = Waiting::Gather(id, to.clone());
-            let call = self.send(&Party::Peer(to.clone()), request, waiting);
-            let gathering = self.site.gatherings.get_mut(&id).expect("just made");
-            gathering.awaiting.insert(call);
-            gathering.asked.insert(to);
-        }
-        if self.site.gatherings[&id].awaiting.is_empty() {
-            self.close_gathering(id);
-        } else {
-            self.arm_after(Timer::Collect(id), limit);
-        }
-    }
-
-    pub(crate) fn gathered(
-        &mut self,
-        id: RequestId,
-        peer: PeerName,
-        call: CallId,
-        answer: Result<Answer, CallError>,
-    ) {
-        let Some(gathering) = self.site.gatherings.get_mut(&id) else { return };
-        gathering.awaiting.remove(&call);
-        if matches!(gathering.asker, Asker::Answered { .. }) {
-            return;
-        }
-        match answer {
-            Ok(Answer::Offers { offers, reasons }) => {
-                let verify = Verifier(self.world);
-                let peering = self.site.peers.get(&peer);
-                let between = peering.is_some_and(|peering| peering.lets(Right::Intermediate));
-                let (vm, asked_for) = (gathering.vm, gathering.descriptor.digest());
-                let is_sound = |offer: &Offer| {
-                    let proposal = proposal(self.world, &peer, vm, asked_for, offer);
-                    let near = between || offer.distance == 0;
-                    near && offer.target.is_proven(&verify) && proposal.is_some()
-                };
-                let offers = offers.into_iter().filter(is_sound).take(model::limit::MAX_OFFERS);
-                gathering.offers.extend(offers.map(|offer| (Some(peer.clone()), offer)));
-                for reason in reasons.into_iter().take(model::limit::MAX_REASONS) {
-                    if !gathering.reasons.contains(&reason) {
-                        gathering.reasons.push(reason);
-                    }
-                }
-            }
-            Ok(Answer::Refused { reasons }) => gathering.reasons.extend(reasons),
-            Ok(other) => gathering.reasons.push(format!("unexpected answer: {}", short(&other))),
-            Err(CallError::Unreachable(_)) => {
-                gathering.reasons.push("a site does not answer".to_owned());
-            }
-            Err(CallError::Garbled(_)) => {
-                gathering.reasons.push("a site's answer could not be read".to_owned());
-            }
-        }
-        if gathering.awaiting.is_empty() {
-            self.close_gathering(id);
-        }
-    }
-
-    /// All have answered, or the time is up.
-    pub(crate) fn close_gathering(&mut self, id: RequestId) {
-        self.disarm(&Timer::Collect(id));
-        let Some(gathering) = self.site.gatherings.get(&id).cloned() else { return };
-        match gathering.asker.clone() {
-            Asker::Journey(operation) => {
-                self.site.gatherings.get_mut(&id).expect("just seen").awaiting.clear();
-                self.offers_are_in(operation, id, gathering);
-            }
-            Asker::Peer { peer, callers } => {
-                let answer = self.expose(id, &peer, gathering);
-                for caller in callers {
-                    self.answer(caller, answer.clone());
-                }
-                let gathering = self.site.gatherings.get_mut(&id).expect("just seen");
-                gathering.asker = Asker::Answered { peer, answer: Box::new(answer) };
-                gathering.offers.clear();
-                if !self.site.timers.iter().any(|(_, timer)| *timer == Timer::Offers) {
-                    self.arm_after(Timer::Offers, self.site.config.offer_life);
-                }
-            }
-            Asker::Answered { .. } => {}
-        }
-    }
-
-    /// Re-labels what peers offered, so that they stay unknown, and shows what policy lets show.
-    fn expose(&mut self, id: RequestId, peer: &PeerName, gathering: Gathering) -> Answer {
-        let input = Expose {
-            peer: peer.clone(),
-            peering: self.peering(peer),
-            offers: self.candidates(&gathering.offers),
-        };
-        let shown = self.world.policy().expose(&input);
-        let asked_for = gathering.descriptor.digest();
-        let mut offers = Vec::new();
-        for (at, (via, mut offer)) in gathering.offers.into_iter().enumerate() {
-            if !shown.contains(&at) || offers.len() >= model::limit::MAX_OFFERS {
-                if via.is_none() {
-                    self.site.offers.remove(&offer.edge);
-                }
-                continue;
-            }
-            if let Some(via) = via {
-                let vm = gathering.vm;
-                // It may have been revoked since.
-                let Some(below) = proposal(self.world, &via, vm, asked_for, &offer) else {
-                    continue;
-                };
-                let asker = Party::Peer(peer.clone());
-                let edge = EdgeHandle(self.random16());
-                let (target, stands) =
-                    self.target_for(peer, &gathering.descriptor, edge, offer.target);
-                offer.target = target;
-                let proposal = self.propose(&asker, vm, asked_for, edge, &offer.terms);
-                let signature = proposal.as_ref().map(|proposal| proposal.provider);
-                let made = OfferMade {
-                    vm,
-                    request: id,
-                    asker,
-                    descriptor: gathering.descriptor.clone(),
-                    terms: offer.terms.clone(),
-                    proposal,
-                    at: OfferAt::Peer(Edge { peer: via, handle: offer.edge }, below, stands),
-                };
-                self.keep_offer(edge, made);
-                (offer.edge, offer.proposal) = (edge, signature);
-                offer.distance = offer.distance.saturating_add(1);
-            }
-            offers.push(offer);
-        }
-        let mut reasons = gathering.reasons;
-        reasons.truncate(model::limit::MAX_REASONS);
-        Answer::Offers { offers, reasons }
-    }
-
-    /// Passes a withdrawal on to whoever was asked on that request's behalf.
-    pub(crate) fn withdraw_below(&mut self, vm: VmId, id: RequestId, from: &Party) {
-        let Some(gathering) = self.site.gatherings.get(&id) else { return };
-        let rightful = match (&gathering.asker, from) {
-            (Asker::Answered { peer, .. } | Asker::Peer { peer, .. }, Party::Peer(from)) => {
-                peer == from
-            }
-            (Asker::Journey(_), Party::Here) => true,
-            _ => false,
-        };
-        if !rightful {
-            return;
-        }
-        for peer in gathering.asked.clone() {
-            let key = self.world.create_key();
-            let origin = Origin { op: Op::Withdraw { vm, request: id }, key, sealed: None };
-            let hop = Hop {
-                hops_left: model::limit::MAX_HOPS,
-                time_left: self.site.config.request_limit,
-                ..Hop::default()
-            };
-            self.send(&Party::Peer(peer), Request { origin, hop }, Waiting::Nobody);
-        }
-    }
-
     // Beginning and ending journeys.
 
     pub(crate) fn ask_move(&mut self, ask: u64, operation: OperationId, vm: VmId, goal: Goal) {
@@ -703,7 +411,12 @@ impl Step<'_> {
     }
 
     /// Step 3.
-    fn offers_are_in(&mut self, operation: OperationId, id: RequestId, gathering: Gathering) {
+    pub(crate) fn offers_are_in(
+        &mut self,
+        operation: OperationId,
+        id: RequestId,
+        gathering: Gathering,
+    ) {
         let memory = self.memory(operation);
         if memory.request != Some(id) || memory.phase != Phase::Collect {
             return;
@@ -948,7 +661,7 @@ impl Step<'_> {
         &mut self,
         journey: &Journey,
         chosen: &Chosen,
-        ready: Option<model::Signed<model::Statement>>,
+        ready: Option<Signed<model::Statement>>,
         waiting: Waiting,
     ) {
         if let Some(down) = self.down(journey, chosen) {
@@ -962,7 +675,7 @@ impl Step<'_> {
         down: &Down,
         vm: model::VmId,
         chosen: &Chosen,
-        ready: Option<model::Signed<model::Statement>>,
+        ready: Option<Signed<model::Statement>>,
         waiting: Waiting,
     ) {
         let op = Op::TransferVerification { vm, migration: chosen.migration, ready };
@@ -1074,7 +787,9 @@ impl Step<'_> {
             (Phase::Deliver, Answer::Owned { statement }) => {
                 self.delivered(&journey, &statement);
             }
-            (Phase::Deliver, Answer::HandedBack { certificate }) => {
+            (Phase::Deliver, Answer::HandedBack { certificate })
+                if self.gives_back(&journey, &certificate) =>
+            {
                 self.memory(operation).back = Some(certificate);
                 self.tell(operation, "the Destination could not start it and gives it back");
                 self.go(operation, Phase::Handback);
@@ -1117,6 +832,9 @@ impl Step<'_> {
             Outcome::Open { reason } => {
                 let memory = self.memory(operation);
                 memory.failures += 1;
+                if memory.failures > MAX_OPEN {
+                    return self.attempt_failed(operation, reason);
+                }
                 memory.last_failure = Some(reason);
                 let wait = back_off(memory.failures);
                 self.later(operation, wait);
@@ -1140,11 +858,7 @@ impl Step<'_> {
 
     /// Whether a certificate gives the VM to the Destination that was chosen, as far as this site
     /// can tell: after a restart it has not asked for the chain again.
-    fn releases(
-        &self,
-        operation: OperationId,
-        certificate: &model::Signed<model::Certificate>,
-    ) -> bool {
+    fn releases(&self, operation: OperationId, certificate: &Signed<Certificate>) -> bool {
         let journey = &self.site.state.journeys[&operation];
         let chosen = journey.chosen.as_ref().expect("only a chosen migration has an outcome");
         let chain = self.site.journeys.get(&operation).and_then(|memory| memory.chain.as_ref());
@@ -1156,7 +870,16 @@ impl Step<'_> {
         holds && owner == Ok(chosen.target.vm_key)
     }
 
-    fn delivered(&mut self, journey: &Journey, statement: &model::Signed<model::Statement>) {
+    /// Whether a certificate is the chosen Destination's, by which it gives the VM back. Whom it
+    /// goes back to is the Source's to judge.
+    fn gives_back(&self, journey: &Journey, certificate: &Signed<Certificate>) -> bool {
+        let chosen = journey.chosen.as_ref().expect("only a chosen migration is delivered");
+        let back = certificate.open(&chosen.target.vm_key, &Verifier(self.world));
+        let cause = Cause::Handback { migration: chosen.migration };
+        back.is_ok_and(|back| back.vm == journey.vm && back.cause == cause)
+    }
+
+    fn delivered(&mut self, journey: &Journey, statement: &Signed<model::Statement>) {
         let operation = journey.operation;
         let chosen = journey.chosen.clone().expect("only a chosen migration is delivered");
         let certificate = self.memory(operation).certificate.clone().expect("it was delivered");
@@ -1227,7 +950,7 @@ fn flipped_here(step: &Step<'_>, chosen: &Chosen) -> bool {
 const DELIVER_LIMIT: Duration = Duration::from_secs(120);
 
 /// An answer in a few words, for a reason.
-fn short(answer: &Answer) -> String {
+pub(crate) fn short(answer: &Answer) -> String {
     match answer {
         Answer::Failed { reason } | Answer::Gone { reason } | Answer::Conflict { reason, .. } => {
             reason.clone()

@@ -493,4 +493,8 @@ impl model::key::Verify for Verifier<'_> {
     ) -> bool {
         self.0.verify(key, payload_type, body, signature)
     }
+
+    fn is_sound(&self, key: &PublicKey) -> bool {
+        self.0.is_sound(key)
+    }
 }

@@ -106,7 +106,7 @@ impl Step<'_> {
     /// A chain that ends in a newer epoch than this site's own stay, or than what is on its way
     /// here: the VM stops here. False if this site knows nothing that the chain has overtaken.
     pub(crate) fn superseded(&mut self, vm: VmId, chain: &Chain) -> bool {
-        if chain.verify(vm, &Verifier(self.world)).is_err() {
+        if !self.is_news(vm, chain) {
             return false;
         }
         let over = self.end_overtaken(vm, chain);
@@ -115,6 +115,13 @@ impl Step<'_> {
             self.release(vm);
         }
         over
+    }
+
+    /// Whether a chain holds, and goes on from what this site knows of the VM.
+    pub(crate) fn is_news(&self, vm: VmId, chain: &Chain) -> bool {
+        let known = self.site.state.vms.get(&vm);
+        chain.verify(vm, &Verifier(self.world)).is_ok()
+            && known.is_none_or(|known| chain.supersedes(&known.chain))
     }
 
     fn end_stay(&mut self, vm: VmId, chain: &Chain) -> bool {

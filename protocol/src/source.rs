@@ -11,6 +11,7 @@
 //! One failure arm, [`Step::abort`]: up to SENT the VM runs on here. From RELEASED on nothing here
 //! can make it run again but a certificate.
 
+use model::key::Verify;
 use model::statement::{Cause, Fact};
 use model::{
     Certificate, Epoch, FileId, HostName, MigrationId, PowerState, PublicKey, Signed, Statement,
@@ -67,6 +68,10 @@ impl Step<'_> {
             Op::Control { vm, action } => self.control(caller, vm, action),
             Op::Monitor { vm, section } => self.monitor(caller, vm, &section),
             Op::Superseded { vm, chain } => {
+                if !self.is_news(vm, &chain) {
+                    let reason = "the chain of certificates does not hold".to_owned();
+                    return self.answer(caller, Answer::Failed { reason });
+                }
                 self.superseded(vm, &chain);
                 self.answer(caller, Answer::Done);
             }
@@ -83,6 +88,11 @@ impl Step<'_> {
         (target_vm_key, target_transfer_key, target): (PublicKey, PublicKey, Option<TransferEnd>),
         mode: Mode,
     ) {
+        let keys = [target_vm_key, target_transfer_key];
+        if !keys.iter().all(|key| Verifier(self.world).is_sound(key)) {
+            let reason = "a key of the Destination is no key that can sign".to_owned();
+            return self.answer(caller, Answer::Failed { reason });
+        }
         let known = self.site.state.migrations.get(&migration).and_then(|m| m.source.clone());
         if let Some(source) = &known {
             if source.controller != controller {

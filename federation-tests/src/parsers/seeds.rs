@@ -75,7 +75,7 @@ fn overhear(world: &mut World) -> Rc<RefCell<Vec<Load>>> {
 }
 
 /// What the sites of a federation say to each other in a VM's life, with real signatures.
-fn spoken() -> (Vec<Op>, Vec<Answer>) {
+pub fn spoken() -> (Vec<Op>, Vec<Answer>) {
     let mut world = World::with(&["alpha", "beta", "gamma"], Crypto::Real, &Config::default());
     world.peer("alpha", "beta");
     world.peer("beta", "gamma");

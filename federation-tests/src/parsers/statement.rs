@@ -1,6 +1,6 @@
 //! What is signed beyond one hop: certificates and their chains, and what a transfer's ends tell.
 
-use model::key::{Payload, Strict};
+use model::key::{Payload, Strict, Verify};
 use model::statement::Cause;
 use model::{Certificate, Chain, PublicKey, SecretKey, Signed, VmId};
 use protocol::Told;
@@ -47,7 +47,7 @@ fn judge(chain: &Chain) {
 }
 
 /// The rule itself: import first and once, epochs without a gap, each signed by the owner before,
-/// adoptions by the VM's own key.
+/// adoptions by the VM's own key; and no owner that can sign nothing.
 fn follows(chain: &Chain, vm: VmId) -> bool {
     let link = |at: usize, certificate: &Certificate, by: &PublicKey, signer: PublicKey| {
         let signer = match certificate.cause {
@@ -59,6 +59,7 @@ fn follows(chain: &Chain, vm: VmId) -> bool {
             && certificate.epoch.0 == at as u64
             && imports == (at == 0)
             && *by == signer
+            && Strict.is_sound(&certificate.owner)
     };
     let mut signer = chain.k0;
     for (at, signed) in chain.certificates.iter().enumerate() {

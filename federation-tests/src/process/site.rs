@@ -1,5 +1,6 @@
 //! One site: its folder, its node's process, and the command line towards it.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::net::UnixStream;
@@ -9,7 +10,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use hypervisor::SimulatedFaults;
-use model::Bytes;
+use model::{Bytes, PublicKey, SecretKey};
 use protocol::{Row, State};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -374,11 +375,8 @@ impl Site {
 
     /// Every row of its journal.
     pub fn rows(&self) -> Vec<Row> {
-        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
         let rows = || {
-            let journal =
-                rusqlite::Connection::open_with_flags(self.folder.join("journal.db"), flags)?;
-            journal.busy_timeout(Duration::from_secs(10))?;
+            let journal = self.journal()?;
             let mut rows = journal.prepare("SELECT body FROM journal ORDER BY seq")?;
             let rows = rows.query_map([], |row| row.get(0))?;
             rows.collect::<rusqlite::Result<Vec<String>>>()
@@ -386,6 +384,38 @@ impl Site {
         let rows = rows().unwrap_or_else(|why| panic!("{}: its journal: {why}", self.name));
         let read = |row: String| serde_json::from_str(&row).expect("a row of this release");
         rows.into_iter().map(read).collect()
+    }
+
+    /// The private keys that its node keeps: those of its VMs, transfers and migrations.
+    pub fn keys(&self) -> BTreeMap<PublicKey, SecretKey> {
+        let keys = || {
+            let journal = self.journal()?;
+            let mut keys = journal.prepare("SELECT seed FROM keys")?;
+            let keys = keys.query_map([], |row| row.get(0))?;
+            keys.collect::<rusqlite::Result<Vec<[u8; 32]>>>()
+        };
+        let keys = keys().unwrap_or_else(|why| panic!("{}: its keys: {why}", self.name));
+        let keys = keys.iter().map(SecretKey::from_seed);
+        keys.map(|key| (key.public(), key)).collect()
+    }
+
+    /// The names and keys of its peers.
+    pub fn peers(&self) -> Vec<(String, Vec<u8>)> {
+        let peers = || {
+            let journal = self.journal()?;
+            let mut peers = journal.prepare("SELECT name, key FROM peers ORDER BY name")?;
+            let peers = peers.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            peers.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        peers().unwrap_or_else(|why| panic!("{}: its peers: {why}", self.name))
+    }
+
+    fn journal(&self) -> rusqlite::Result<rusqlite::Connection> {
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+        let path = self.folder.join("journal.db");
+        let journal = rusqlite::Connection::open_with_flags(path, flags)?;
+        journal.busy_timeout(Duration::from_secs(10))?;
+        Ok(journal)
     }
 
     /// What its journal adds up to.

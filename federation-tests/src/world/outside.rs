@@ -79,6 +79,13 @@ impl Verify for Outside {
             Crypto::Real => Strict.verify(key, payload_type, body, by),
         }
     }
+
+    fn is_sound(&self, key: &PublicKey) -> bool {
+        match self.crypto {
+            Crypto::Fast => true,
+            Crypto::Real => Strict.is_sound(key),
+        }
+    }
 }
 
 impl Outside {
