@@ -169,7 +169,7 @@ impl Plan {
         }
         plan.deeds.extend(at_once(&mut dice, plan.sites, plan.vms));
         if RESTORING.contains(&rare) && !plan.loses_a_site() {
-            plan.deeds.extend(put_back(&mut dice, plan.sites));
+            plan.deeds.extend(put_back(&mut dice, plan.sites, plan.vms));
         }
         if seed >= LOYAL_SEEDS && ways.below(3) == 0 {
             let leave = Deed::Leave {
@@ -224,11 +224,20 @@ fn at_once(dice: &mut Dice, sites: usize, vms: usize) -> Vec<(Deed, Duration)> {
     deeds
 }
 
-/// A site's journal is put back when all others are there and remember more.
-fn put_back(dice: &mut Dice, sites: usize) -> [(Deed, Duration); 3] {
+/// VMs go away and come home, and then the journal of a site that had some is put back, from when
+/// they were there: all others are there, and remember more.
+fn put_back(dice: &mut Dice, sites: usize, vms: usize) -> Vec<(Deed, Duration)> {
     const CALM: Duration = Duration::from_secs(120);
-    let restore = Deed::Restore(dice.below(sites), dice.below(100));
-    [(Deed::StartAll, CALM), (restore, CALM), (Deed::StartAll, CALM)]
+    let mode = Mode::Hibernate;
+    let go = |vm, local| {
+        (Deed::Ask(0, Wish::Move { vm, local, boot: true, mode, dry_run: false }), CALM)
+    };
+    let mut deeds = vec![(Deed::StartAll, CALM)];
+    deeds.extend((0..vms).map(|vm| go(vm, false)));
+    deeds.extend((0..vms).map(|vm| go(vm, true)));
+    deeds.push((Deed::Restore(dice.below(sites), 50 + dice.below(50)), CALM));
+    deeds.push((Deed::StartAll, CALM));
+    deeds
 }
 
 /// A chain, a ring, a star, or all with all.
