@@ -228,7 +228,7 @@ mod examples {
     fn only_peers_with_a_contract() {
         let engine = with(
             Decision::Admit,
-            r#"refuse contains "no contract" if { input.peer != null; not input.peering.contract }"#,
+            r#"refuse contains "no contract" if { input.peer != null; input.peering.contract == null }"#,
         );
         assert_eq!(engine.admit(&admit()), refused("no contract"));
         let peering = Peering { contract: Some("2026-17".to_owned()), ..Peering::default() };
