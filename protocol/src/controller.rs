@@ -117,7 +117,12 @@ impl Step<'_> {
         known.unwrap_or_else(|| Peering { ending: Some(Time(0)), ..Peering::default() })
     }
 
-    fn candidates(&self, offers: &[(Option<PeerName>, Offer)]) -> Vec<Candidate> {
+    fn candidates(&self, gathering: &Gathering) -> Vec<Candidate> {
+        let asker = match &gathering.asker {
+            Asker::Journey(_) => Party::Here,
+            Asker::Peer { peer, .. } | Asker::Answered { peer, .. } => Party::Peer(peer.clone()),
+        };
+        let ways = self.group_by_way(gathering.vm, &gathering.descriptor, &asker);
         let one = |(via, offer): &(Option<PeerName>, Offer)| Candidate {
             via: via.clone(),
             peering: via.as_ref().map(|via| self.peering(via)),
@@ -126,8 +131,9 @@ impl Step<'_> {
             country: offer.terms.country.clone(),
             distance: if via.is_some() { offer.distance.saturating_add(1) } else { 0 },
             runs: offer.terms.runs,
+            group: ways.get(via).copied().unwrap_or_default(),
         };
-        offers.iter().map(one).collect()
+        gathering.offers.iter().map(one).collect()
     }
 
     /// Sends a Migration request to every peer that policy lets it go to.
@@ -258,7 +264,7 @@ impl Step<'_> {
         let input = Expose {
             peer: peer.clone(),
             peering: self.peering(peer),
-            offers: self.candidates(&gathering.offers),
+            offers: self.candidates(&gathering),
         };
         let shown = self.world.policy().expose(&input);
         let asked_for = gathering.descriptor.digest();
@@ -713,10 +719,8 @@ impl Step<'_> {
         if journey.result.is_some() {
             return;
         }
-        let input = Rank {
-            descriptor: gathering.descriptor.clone(),
-            offers: self.candidates(&gathering.offers),
-        };
+        let input =
+            Rank { descriptor: gathering.descriptor.clone(), offers: self.candidates(&gathering) };
         let ranked = self.world.policy().rank(&input);
         let mut left = Vec::new();
         let mut lines = Vec::new();

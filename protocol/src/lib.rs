@@ -28,6 +28,7 @@
 mod contract;
 mod controller;
 mod effect;
+mod group;
 mod law;
 mod leave;
 pub mod message;

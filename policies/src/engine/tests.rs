@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use model::decision::{Candidate, TransferRole};
+use model::decision::{Candidate, Group, TransferRole};
 use model::vm::Restrictions;
 use model::{Bytes, Carrier, Descriptor, PeerName, Peering, Resources, Taken, Time};
 
@@ -56,6 +56,7 @@ fn admit() -> Admit {
         free: Resources { cpus: 4, memory: Bytes::mib(4096) },
         peering: Some(Peering::default()),
         taken: Taken::default(),
+        group: Group::default(),
         price_milli: 10,
         country: "DE".to_owned(),
         now: Time(1_800_000_000_000),
@@ -82,6 +83,7 @@ fn candidate(via: Option<&str>, price_milli: u64) -> Candidate {
         country: "DE".to_owned(),
         distance: u8::from(via.is_some()),
         runs: true,
+        group: 0,
     }
 }
 
