@@ -162,19 +162,6 @@ pub(crate) async fn doctor(folder: &Path, output: &Output) -> Result<(), Failure
     Ok(())
 }
 
-/// `policy check`.
-pub(crate) fn policy_check(folder: &Path, output: &Output) -> Result<(), Failure> {
-    let policies = Folder::at(absolute(folder)?).policies();
-    if !policies.exists() {
-        let text = format!("{} holds no site's policies", policies.display());
-        return Err(Failure::new(crate::exit::NOT_FOUND, text));
-    }
-    policies::Engine::load(&policies)
-        .map_err(|error| Failure::new(FAILED, crate::exit::chain(&error)))?;
-    output.one(&json!({ "sound": true }), || "the policies are sound".to_owned());
-    Ok(())
-}
-
 fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("SOJOURN_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
@@ -186,6 +173,6 @@ fn log_to_stderr() {
     }
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     Ok(std::path::absolute(path)?)
 }

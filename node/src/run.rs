@@ -41,7 +41,7 @@ pub enum StartError {
     Journal(#[from] JournalError),
     /// The site's policies.
     #[error("the site's policies are not sound; `sojourn policy check` shows where")]
-    Policy(#[from] policies::PolicyError),
+    Policy(#[from] policies::Unsound),
     /// The monitoring database.
     #[error(
         "monitoring.db cannot be opened; moved away, a new one is made: values are lost, VMs are \
