@@ -68,16 +68,18 @@ pub(crate) async fn run(folder: &Path) -> Result<(), Failure> {
     provider.install_default().map_err(|_| Failure::new(FAILED, "TLS was set up twice"))?;
     let (mut interrupt, mut terminate) =
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut hang_up = signal(SignalKind::hangup())?;
     let mut running = node::start(Folder::at(absolute(folder)?)).await?;
     tracing::info!(control = running.control, proxy = running.proxy, "the node serves");
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        failed = running.failed() => {
-            return Err(match failed {
+    loop {
+        tokio::select! {
+            _ = hang_up.recv() => running.reload_policies().await,
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+            failed = running.failed() => return Err(match failed {
                 Some(error) => error.into(),
                 None => Failure::new(FAILED, "the node ended by a fault of its own; see the log"),
-            });
+            }),
         }
     }
     tracing::info!("the node stops; guests go on");
