@@ -3,7 +3,7 @@
 //! Each decision has one file in `rego/`, with its tests beside it. A site overrides a file by one
 //! of the same name in its own folder, in which `data.sojourn.defaults.DECISION` are the rules that
 //! it replaces. All are checked when the engine is made, so that a bad policy stops the start of a
-//! site and never a request.
+//! site and never a request. `examples/` has files to begin with.
 //!
 //! Should an evaluation fail all the same, the answer is the one that gives least away:
 //!

@@ -193,7 +193,42 @@ mod defaults {
 
 /// What the design says that a site must be able to express.
 mod examples {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    /// Copies each example, with its tests, to where a site would have it.
+    #[test]
+    fn every_file_of_the_examples_is_sound_and_passes_its_own_tests() {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+        let mut decisions = BTreeSet::new();
+        let (mut count, mut unsound) = (0, vec![]);
+        for entry in fs::read_dir(&examples).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let concern = name.strip_suffix(".rego").expect("nothing else is there");
+            if let Some(tested) = concern.strip_suffix("_test") {
+                assert!(examples.join(format!("{tested}.rego")).exists(), "{name} tests nothing");
+                continue;
+            }
+            let (decision, _) = concern.split_once('-').expect("its decision, and its concern");
+            let decision: Decision = decision.parse().unwrap();
+            let text = |file: String| fs::read_to_string(examples.join(file)).unwrap();
+            let (rules, tests) = (text(name.clone()), text(format!("{concern}_test.rego")));
+            let copy = format!("Copy it to policies/{decision}.rego of the state folder");
+            assert!(rules.contains(&copy), "{name} does not say what to do with it");
+            let folder = folder(&[(&decision.file(), &rules), (&decision.test_file(), &tests)]);
+            if let Err(wrong) = Engine::load(folder.path()) {
+                unsound.push(format!("{name}: {wrong}"));
+            }
+            let (runs, _) = test(folder.path());
+            let own = runs.iter().filter(|run| run.place.file == decision.test_file()).count();
+            assert!(own > 0, "{name} is not tested");
+            (count, _) = (count + own, decisions.insert(decision.name()));
+        }
+        assert!(unsound.is_empty(), "{unsound:#?}");
+        assert!(count >= 60, "{count} tests ran");
+        assert_eq!(decisions.len(), Decision::ALL.len(), "{decisions:?}");
+    }
 
     #[test]
     fn a_quota_per_peer() {
