@@ -51,11 +51,14 @@ impl Rules {
     pub(crate) fn new(decision: Decision, own: Option<&str>) -> Result<Self, Vec<PolicyError>> {
         let file = decision.file();
         let source = own.unwrap_or(decision.default_source());
-        let engine = parsed(decision, source).map_err(|error| vec![error])?;
+        let mut engine = parsed(decision, source).map_err(|error| vec![error])?;
+        if own.is_some() {
+            add_default(decision, &mut engine);
+        }
         let mut errors = Vec::new();
         let mut places = Vec::new();
         for rule in decision.rules() {
-            match check_rule(decision, rule, source, &engine) {
+            match check_rule(decision, rule, source, &mut engine) {
                 Ok(()) => places.push(Place::of_rule(&file, source, rule)),
                 // One mistake may keep all rules from being translated.
                 Err(error) if errors.iter().any(|known| same(known, &error)) => {}
@@ -143,8 +146,7 @@ impl Rules {
     }
 }
 
-/// An interpreter that has read the rules. Beside a site's own it has the default ones, as
-/// `data.sojourn.defaults.DECISION`, so that a site can add to them and need not repeat them.
+/// An interpreter that has read the rules.
 fn parsed(decision: Decision, source: &str) -> Result<regorus::Engine, PolicyError> {
     let file = decision.file();
     check_bounds(&file, source)?;
@@ -165,13 +167,18 @@ fn parsed(decision: Decision, source: &str) -> Result<regorus::Engine, PolicyErr
             found: bare(&found),
         });
     }
+    Ok(engine)
+}
+
+/// Gives a site's own rules the default ones beside them, as `data.sojourn.defaults.DECISION`, so
+/// that they can add to these and need not repeat them.
+fn add_default(decision: Decision, engine: &mut regorus::Engine) {
     let (package, other) =
         (format!("package sojourn.{decision}"), format!("package sojourn.defaults.{decision}"));
     let default = decision.default_source().replacen(&package, &other, 1);
     engine
-        .add_policy(format!("defaults/{file}"), default)
+        .add_policy(format!("defaults/{}", decision.file()), default)
         .expect("the policies that come with Sojourn can be read");
-    Ok(engine)
 }
 
 /// Checks one rule that the decision needs.
@@ -179,7 +186,7 @@ fn check_rule(
     decision: Decision,
     rule: &'static str,
     source: &str,
-    engine: &regorus::Engine,
+    engine: &mut regorus::Engine,
 ) -> Result<(), PolicyError> {
     let file = decision.file();
     let invalid = |error: &dyn std::fmt::Display| invalid(&file, &error.to_string());
@@ -188,11 +195,9 @@ fn check_rule(
         return Err(PolicyError::Missing { place: Place::of_package(&file, source), rule });
     }
     // An evaluation looks a function up when it reaches the call. Translating a rule resolves
-    // every call, also those that no sample reaches.
-    let policy = engine
-        .clone()
-        .compile_with_entrypoint(&Arc::from(path.as_str()))
-        .map_err(|e| invalid(&e))?;
+    // every call, also those that no sample reaches; and no evaluation has to prepare it again.
+    let policy =
+        engine.compile_with_entrypoint(&Arc::from(path.as_str())).map_err(|e| invalid(&e))?;
     let program = Compiler::compile_from_policy(&policy, &[&path]).map_err(|e| invalid(&e))?;
     for called in &program.builtin_info_table {
         if let Some((function, why)) = FORBIDDEN.into_iter().find(|f| f.0 == called.name) {
