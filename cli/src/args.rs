@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use model::{Bytes, ProxyUri, SiteKey};
+use policies::Decision;
 
 /// A cloud site's part in a federation: place VMs at other sites, host theirs, and know at every
 /// moment where the responsibility for each lies.
@@ -601,8 +602,19 @@ const PROXY_FOLDER: &str = "/var/lib/sojourn-proxy";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Policy {
-    /// Check the site's policy files, and run their tests.
+    /// Check the site's policy files, and say everything that is wrong with them. A node that runs
+    /// takes changed files up on SIGHUP, whole or not at all.
     Check,
+    /// Show what the site decides for one input, why, and by which file.
+    Explain {
+        /// admit, delegate, expose, rank, transfer, share or trigger.
+        decision: Decision,
+        /// The input, JSON; - for standard input. Without it, an example to begin with is printed.
+        #[arg(long, value_name = "FILE")]
+        input: Option<PathBuf>,
+    },
+    /// Run the tests in the site's policy folder, and those of the defaults that it uses.
+    Test,
 }
 
 /// A span of time in seconds, from a number with s, m or h.

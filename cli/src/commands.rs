@@ -34,7 +34,11 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         }
         Noun::Proxy(Proxy::Run { folder }) => local::proxy_run(&folder).await,
         Noun::Doctor => local::doctor(&folder, &output).await,
-        Noun::Policy(Policy::Check) => local::policy_check(&folder, &output),
+        Noun::Policy(Policy::Check) => crate::policy::check(&folder, &output),
+        Noun::Policy(Policy::Test) => crate::policy::test(&folder, &output),
+        Noun::Policy(Policy::Explain { decision, input }) => {
+            crate::policy::explain(&folder, decision, input.as_deref(), &output)
+        }
         Noun::Usage(Usage::Verify { file }) => crate::usage::verify(&file, &output),
         Noun::Completion { shell } => {
             let mut script = Vec::new();

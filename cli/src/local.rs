@@ -82,16 +82,18 @@ pub(crate) async fn run(folder: &Path) -> Result<(), Failure> {
     provider.install_default().map_err(|_| Failure::new(FAILED, "TLS was set up twice"))?;
     let (mut interrupt, mut terminate) =
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut hang_up = signal(SignalKind::hangup())?;
     let mut running = node::start(Folder::at(absolute(folder)?)).await?;
     tracing::info!(control = running.control, proxy = running.proxy, "the node serves");
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        failed = running.failed() => {
-            return Err(match failed {
+    loop {
+        tokio::select! {
+            _ = hang_up.recv() => running.reload_policies().await,
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+            failed = running.failed() => return Err(match failed {
                 Some(error) => error.into(),
                 None => Failure::new(FAILED, "the node ended by a fault of its own; see the log"),
-            });
+            }),
         }
     }
     tracing::info!("the node stops; guests go on");
@@ -176,19 +178,6 @@ pub(crate) async fn doctor(folder: &Path, output: &Output) -> Result<(), Failure
     Ok(())
 }
 
-/// `policy check`.
-pub(crate) fn policy_check(folder: &Path, output: &Output) -> Result<(), Failure> {
-    let policies = Folder::at(absolute(folder)?).policies();
-    if !policies.exists() {
-        let text = format!("{} holds no site's policies", policies.display());
-        return Err(Failure::new(crate::exit::NOT_FOUND, text));
-    }
-    policies::Engine::load(&policies)
-        .map_err(|error| Failure::new(FAILED, crate::exit::chain(&error)))?;
-    output.one(&json!({ "sound": true }), || "the policies are sound".to_owned());
-    Ok(())
-}
-
 fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("SOJOURN_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
@@ -200,6 +189,6 @@ fn log_to_stderr() {
     }
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     Ok(std::path::absolute(path)?)
 }

@@ -9,6 +9,7 @@ mod kpi;
 mod local;
 mod output;
 mod peer;
+mod policy;
 mod usage;
 
 use clap::Parser;

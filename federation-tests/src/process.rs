@@ -146,8 +146,23 @@ impl Federation {
         self.monitored(name, disk, &Monitoring::default())
     }
 
+    /// A package of a VM whose owner rules this out.
+    pub fn restricted(&self, name: &str, restrictions: Restrictions) -> PathBuf {
+        self.packed(name, None, restrictions, &Monitoring::default())
+    }
+
     /// A package of a VM of which this is measured.
     pub fn monitored(&self, name: &str, disk: Option<&Path>, monitoring: &Monitoring) -> PathBuf {
+        self.packed(name, disk, Restrictions::default(), monitoring)
+    }
+
+    fn packed(
+        &self,
+        name: &str,
+        disk: Option<&Path>,
+        restrictions: Restrictions,
+        monitoring: &Monitoring,
+    ) -> PathBuf {
         let small = self.folder.path().join("disk.raw");
         let disk = disk.unwrap_or_else(|| {
             let content: Vec<u8> = (0..1 << 20).map(|at: u32| (at % 251) as u8).collect();
@@ -160,7 +175,7 @@ impl Federation {
             resources: Resources { cpus: 1, memory: Bytes::mib(128) },
             disks: vec![Disk { file: FileId::disk(0), capacity }],
             nics: vec![],
-            restrictions: Restrictions::default(),
+            restrictions,
             monitoring: monitoring.clone(),
         };
         let target = self.folder.path().join(format!("{name}.ova"));

@@ -8,6 +8,7 @@ use crate::{Bytes, Carrier, Descriptor, PeerName, Peering, Resources, Taken, Tim
 
 /// Whether to host a VM on one of this site's hosts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Admit {
     /// The peer that asks; none when this site's own users do.
     pub peer: Option<PeerName>,
@@ -19,6 +20,8 @@ pub struct Admit {
     pub peering: Option<Peering>,
     /// What runs here for that peer already.
     pub taken: Taken,
+    /// What is here already of the VM's group, which is to stay apart.
+    pub group: Group,
     /// Price per hour that this site would ask, in thousandths of the contract's currency.
     pub price_milli: u64,
     /// The country that this site is in (ISO 3166-1); empty if not configured.
@@ -27,8 +30,22 @@ pub struct Admit {
     pub now: Time,
 }
 
+/// How many VMs of the group that the VM asked about is one of, and that must not share a host,
+/// are at a site or on their way there. None where it is of no group ([`Restrictions::apart`]).
+///
+/// [`Restrictions::apart`]: crate::vm::Restrictions::apart
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// On the host that the decision is about.
+    pub host: u32,
+    /// On all hosts of this site.
+    pub site: u32,
+}
+
 /// Whether to pass a Migration request on to one of this site's peers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Delegate {
     /// The peer that asks; none when this site's own users do.
     pub peer: Option<PeerName>,
@@ -46,6 +63,7 @@ pub struct Delegate {
 
 /// One offer, as a policy sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Candidate {
     /// The peer that it came from; none for this site's own.
     pub via: Option<PeerName>,
@@ -61,10 +79,14 @@ pub struct Candidate {
     pub distance: u8,
     /// False where the VM would only be stored.
     pub runs: bool,
+    /// VMs of the VM's group that went the same way: to this site's hosts, or to that peer. Where
+    /// they are behind that peer is not known here.
+    pub group: u32,
 }
 
 /// Which of several offers to show to whoever asked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Expose {
     /// The peer that asks.
     pub peer: PeerName,
@@ -76,6 +98,7 @@ pub struct Expose {
 
 /// In which order to try several offers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Rank {
     /// The VM.
     pub descriptor: Descriptor,
@@ -85,6 +108,7 @@ pub struct Rank {
 
 /// How to move the files of a VM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Transfer {
     /// The peer that the answer goes to.
     pub peer: PeerName,
@@ -101,6 +125,7 @@ pub struct Transfer {
 
 /// What a transfer that this site takes part in may take of its links.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Share {
     /// The peer that it is made with; none within this site.
     pub peer: Option<PeerName>,
@@ -145,6 +170,7 @@ impl Default for Granted {
 
 /// Whether a condition of a VM's monitoring asks for another place for it. Asked at its primary.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Trigger {
     /// The VM.
     pub descriptor: Descriptor,

@@ -61,6 +61,14 @@ pub struct Restrictions {
     pub countries: Vec<String>,
     /// Highest price per hour, in thousandths of the contract's currency; none means any.
     pub max_price_milli: Option<u64>,
+    /// The group whose VMs must not share a host with it, such as `shop-database`; none means that
+    /// any may.
+    ///
+    /// A site counts as one group the VMs that bear the word and that the same party asked it for,
+    /// and nobody else's: so a refusal tells a peer nothing but where its own VMs are, and nobody
+    /// can find out or crowd out the VMs of others by their word. The price is that VMs which come
+    /// to a site through two of its peers do not know of each other there.
+    pub apart: Option<String>,
 }
 
 /// A descriptor that breaks a limit.
@@ -84,6 +92,9 @@ pub enum DescriptorError {
     /// A country is not two capital letters.
     #[error("a country is two capital letters (ISO 3166-1), got {0:?}")]
     Country(String),
+    /// The name of a group is not legal.
+    #[error("a group of VMs that stay apart is 1 to 63 printable characters, got {0:?}")]
+    Group(String),
     /// A network's name is too long or not printable.
     #[error("a network's name is 1 to 63 printable characters, got {0:?}")]
     Network(String),
@@ -124,6 +135,11 @@ impl Descriptor {
                 return Err(DescriptorError::Country(country.chars().take(20).collect()));
             }
         }
+        if let Some(group) = &self.restrictions.apart
+            && !is_group(group)
+        {
+            return Err(DescriptorError::Group(group.chars().take(63).collect()));
+        }
         Ok(self.monitoring.check()?)
     }
 
@@ -136,6 +152,11 @@ impl Descriptor {
     pub fn digest(&self) -> Digest {
         Digest::of(&postcard::to_stdvec(self).expect("descriptors are plain data"))
     }
+}
+
+/// Whether this can name a group of VMs that stay apart.
+pub fn is_group(word: &str) -> bool {
+    (1..=63).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_graphic())
 }
 
 /// What a saved run state depends on; pinned at the VM's first start and moved with its state.

@@ -41,7 +41,7 @@ pub enum StartError {
     Journal(#[from] JournalError),
     /// The site's policies.
     #[error("the site's policies are not sound; `sojourn policy check` shows where")]
-    Policy(#[from] policies::PolicyError),
+    Policy(#[from] policies::Unsound),
     /// The monitoring database.
     #[error(
         "monitoring.db cannot be opened; moved away, a new one is made: values are lost, VMs are \
@@ -95,6 +95,7 @@ pub struct Running {
     /// Where other proxies reach its own.
     pub proxy: String,
     folder: Folder,
+    policy: Arc<CountedPolicy>,
     driver: Driver,
     stop: watch::Sender<bool>,
     driving: JoinHandle<Result<(), JournalError>>,
@@ -140,11 +141,7 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
     let lock = folder.lock()?;
     let identity = Arc::new(Identity::load(folder.path()).map_err(FolderError::from)?);
     let metrics = Metrics::default();
-    let policy = match folder.policies().exists() {
-        true => policies::Engine::load(&folder.policies())?,
-        false => policies::Engine::defaults(),
-    };
-    let policy = Arc::new(CountedPolicy::new(policy, metrics.clone()));
+    let policy = Arc::new(CountedPolicy::new(policies_in(&folder)?, metrics.clone()));
     let journal = Journal::open(&folder.journal())?;
     let state = journal.load()?.state;
     library::sweep(&folder, |vm| {
@@ -210,7 +207,7 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
     let begin = Start {
         config: config.protocol(),
         journal,
-        policy,
+        policy: policy.clone(),
         identity: identity.clone(),
         known: peers.clone(),
         proxies: proxies.clone(),
@@ -284,6 +281,7 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
         control,
         proxy: proxy_at,
         folder,
+        policy,
         driver,
         stop,
         driving,
@@ -304,6 +302,32 @@ impl Running {
         }
     }
 
+    /// Reads the site's policies again, and takes them up whole; or, if anything is wrong with one
+    /// of them, tells what in the log and leaves all as they are.
+    pub async fn reload_policies(&self) {
+        let folder = self.folder.clone();
+        // Checking takes a while, and much longer where a rule does not end.
+        let read = tokio::task::spawn_blocking(move || policies_in(&folder)).await;
+        match read {
+            Ok(Ok(engine)) => {
+                self.policy.replace(engine);
+                tracing::info!("the policies were read again, and are in force");
+            }
+            Ok(Err(policies::Unsound(errors))) => {
+                for error in &errors {
+                    tracing::error!(error = error.in_full(), "a policy is not sound");
+                }
+                tracing::error!(
+                    "the policies were not taken up, and the ones before stay in force; \
+                     `sojourn policy check` shows what is wrong"
+                );
+            }
+            Err(error) => {
+                tracing::error!(%error, "the policies were not taken up: they could not be read");
+            }
+        }
+    }
+
     /// Ends the node. Guests go on; transfers go on after the next start.
     pub async fn stop(self) {
         let _ = self.stop.send(true);
@@ -315,6 +339,14 @@ impl Running {
         let _ = self.driving.await;
         self.page.inspect(|page| page.abort());
         let _ = std::fs::remove_file(self.folder.socket());
+    }
+}
+
+/// The policies of a site: its own, and the defaults for the rest.
+fn policies_in(folder: &Folder) -> Result<policies::Engine, policies::Unsound> {
+    match folder.policies().exists() {
+        true => policies::Engine::load(&folder.policies()),
+        false => Ok(policies::Engine::defaults()),
     }
 }
 

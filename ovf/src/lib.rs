@@ -47,9 +47,11 @@
 //!   <sj:NoDelegation/>
 //!   <sj:Country>CH</sj:Country>
 //!   <sj:MaxPricePerHour>1.250</sj:MaxPricePerHour>
+//!   <sj:Apart>shop-database</sj:Apart>
 //! </sj:RestrictionsSection>
 //! ```
 //!
+//! VMs with the same word in `Apart` must not share a host.
 //! For us nothing in it is optional: an element that is not known, anything of a later version of
 //! the namespace, or a section in another place is an error, since an unknown restriction is a
 //! refusal.

@@ -84,6 +84,14 @@ pub(crate) fn read<'a>(reading: &Reading<'a>, system: Node<'a>) -> Result<Restri
                     return Err(reading.fault(node, Problem::Second(label(node))));
                 }
             }
+            "Apart" => {
+                if !model::vm::is_group(&text) {
+                    return bad("Apart", "1 to 63 printable characters are expected");
+                }
+                if restrictions.apart.replace(text).is_some() {
+                    return Err(reading.fault(node, Problem::Second(label(node))));
+                }
+            }
             _ => return unknown(node),
         }
     }
@@ -113,6 +121,9 @@ pub(crate) fn write(writer: &mut Writer<Vec<u8>>, what: &Restrictions) -> io::Re
             writer
                 .create_element("sj:MaxPricePerHour")
                 .write_text_content(BytesText::new(&price))?;
+        }
+        if let Some(group) = &what.apart {
+            writer.create_element("sj:Apart").write_text_content(BytesText::new(group))?;
         }
         Ok(())
     })?;

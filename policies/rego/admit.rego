@@ -47,6 +47,14 @@ refuse contains reason if {
 	reason := sprintf("the VM may run in %s only", [concat(", ", restrictions.countries)])
 }
 
+# These are VMs of whoever asks. What others have here they neither hear of nor stand in the way of.
+refuse contains reason if {
+	input.group.host > 0
+	reason := sprintf("the host has a VM of group %s already, and these must stay apart", [
+		restrictions.apart,
+	])
+}
+
 # Null means any price. It must be asked for: null compares as less than every number.
 refuse contains reason if {
 	restrictions.max_price_milli != null

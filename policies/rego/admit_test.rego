@@ -8,11 +8,12 @@ request := {
 	"peer": "beta",
 	"descriptor": {
 		"resources": {"cpus": 2, "memory": 536870912},
-		"restrictions": {"no_delegation": false, "countries": [], "max_price_milli": null},
+		"restrictions": {"no_delegation": false, "countries": [], "max_price_milli": null, "apart": null},
 	},
 	"free": {"cpus": 2, "memory": 536870912},
 	"peering": null,
 	"taken": {"vms": 0},
+	"group": {"host": 0, "site": 0},
 	"price_milli": 12,
 	"country": "DE",
 }
@@ -67,4 +68,12 @@ test_a_price_at_the_limit_is_admitted if {
 
 test_a_price_above_the_limit_is_refused if {
 	admit.refuse == {"the price is 12, the VM may cost 11 at most (thousandths per hour)"} with input as restricted({"max_price_milli": 11})
+}
+
+test_a_vm_of_its_group_on_the_host_is_a_reason_and_one_on_another_host_is_none if {
+	grouped := restricted({"apart": "db"})
+	admit.refuse == {
+		"the host has a VM of group db already, and these must stay apart",
+	} with input as object.union(grouped, {"group": {"host": 1, "site": 1}})
+	count(admit.refuse) == 0 with input as object.union(grouped, {"group": {"host": 0, "site": 1}})
 }

@@ -1,6 +1,7 @@
 //! The decisions, and what is constant about each.
 
 use std::fmt;
+use std::str::FromStr;
 
 /// A decision that a policy takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -87,7 +88,6 @@ impl Decision {
     }
 
     /// Their tests.
-    #[cfg(test)]
     pub(crate) fn default_tests(self) -> &'static str {
         match self {
             Self::Admit => include_str!("../rego/admit_test.rego"),
@@ -98,6 +98,20 @@ impl Decision {
             Self::Share => include_str!("../rego/share_test.rego"),
             Self::Trigger => include_str!("../rego/trigger_test.rego"),
         }
+    }
+}
+
+/// A word that is no decision.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("policies decide admit, delegate, expose, rank, transfer, share or trigger, got {0:?}")]
+pub struct DecisionError(String);
+
+impl FromStr for Decision {
+    type Err = DecisionError;
+
+    fn from_str(text: &str) -> Result<Self, DecisionError> {
+        let found = Self::ALL.into_iter().find(|decision| decision.name() == text);
+        found.ok_or_else(|| DecisionError(text.chars().take(40).collect()))
     }
 }
 

@@ -1,8 +1,9 @@
 //! The site's rules in Rego, and the engine that answers by them.
 //!
 //! Each decision has one file in `rego/`, with its tests beside it. A site overrides a file by one
-//! of the same name in its own folder. All are checked when the engine is made, so that a bad
-//! policy stops the start of a site and never a request.
+//! of the same name in its own folder, in which `data.sojourn.defaults.DECISION` are the rules that
+//! it replaces. All are checked when the engine is made, so that a bad policy stops the start of a
+//! site and never a request. `examples/` has files to begin with.
 //!
 //! Should an evaluation fail all the same, the answer is the one that gives least away:
 //!
@@ -17,14 +18,20 @@
 //!
 //! The cause goes to the log. Reasons may reach a peer, and say no more than that a policy failed.
 
+mod check;
 mod decision;
 mod engine;
+mod error;
+mod explain;
 mod outcome;
 mod rules;
 #[doc(hidden)]
 pub mod samples;
 
-pub use decision::Decision;
+pub use check::{Checked, TestRun, Whose, check, test};
+pub use decision::{Decision, DecisionError};
 pub use engine::Engine;
+pub use error::{Place, PolicyError, Unsound};
+pub use explain::{Answer, BadInput, Explained, example};
 pub use outcome::Failure;
-pub use rules::{EVALUATION_BUDGET, MAX_POLICY_BYTES, PolicyError};
+pub use rules::{EVALUATION_BUDGET, MAX_POLICY_BYTES};

@@ -4,6 +4,7 @@ use model::decision::{Granted, Ranked, Route, Verdict};
 use model::{Bytes, Carrier, limit};
 use regorus::Value;
 
+use crate::error::Place;
 use crate::rules::EVALUATION_BUDGET;
 
 /// Bytes a second below which a transfer would rather be lost than slow.
@@ -19,8 +20,13 @@ pub enum Failure {
     #[error("rule `{0}` takes longer than {EVALUATION_BUDGET:?}")]
     Budget(&'static str),
     /// A rule could not be evaluated.
-    #[error("{0}")]
-    Evaluation(String),
+    #[error("{problem}")]
+    Evaluation {
+        /// Where, if that is known.
+        place: Option<Place>,
+        /// What is wrong there.
+        problem: String,
+    },
     /// A rule gave something else than it must.
     #[error("rule `{rule}` must be {wanted}, got {got}")]
     Result {

@@ -1,8 +1,6 @@
 //! The rules of one decision: checked once, evaluated often.
 
-use std::io;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +9,8 @@ use regorus::utils::limits::ExecutionTimerConfig;
 use regorus::{LimitError, Value};
 use serde::Serialize;
 
-use crate::{Decision, Failure};
+use crate::error::{Place, PolicyError};
+use crate::{Decision, Failure, TestRun, Whose};
 
 /// How long one rule may take for one request. Ours take less than a hundredth of it; it is
 /// there for a rule that would not end, since a site waits for its decisions.
@@ -35,165 +34,59 @@ const FORBIDDEN: [(&str, &str); 3] = [
     ("numbers.range_step", "no time limit ends it; write the numbers down, or use input"),
 ];
 
-/// Why a policy cannot be used. It is found when the engine is made, never at a request.
-#[derive(Debug, thiserror::Error)]
-pub enum PolicyError {
-    /// The folder or one of its files cannot be read.
-    #[error("cannot read {path}")]
-    Read {
-        /// The folder or the file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// A file that would be ignored, and was surely meant to do something.
-    #[error("{file} is no policy of a site; did you mean {nearest}?")]
-    Unknown {
-        /// The file.
-        file: String,
-        /// The known name that is most like it.
-        nearest: String,
-    },
-    /// A file is too large to be a policy.
-    #[error("{file} is larger than {MAX_POLICY_BYTES} bytes")]
-    TooLarge {
-        /// The file.
-        file: String,
-    },
-    /// A file is no correct Rego.
-    #[error("{file}:{line}:{column}: {problem}")]
-    Invalid {
-        /// The file.
-        file: String,
-        /// Line of the problem, from 1.
-        line: u32,
-        /// Column of the problem, from 1.
-        column: u32,
-        /// What is wrong there.
-        problem: String,
-    },
-    /// A file is no correct Rego as a whole.
-    #[error("{file}: {problem}")]
-    Unusable {
-        /// The file.
-        file: String,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// The rules are in a package where nobody looks for them.
-    #[error("{file} must be `package {wanted}`, not `package {found}`")]
-    Package {
-        /// The file.
-        file: String,
-        /// The package that it must be.
-        wanted: String,
-        /// The package that it is.
-        found: String,
-    },
-    /// A rule that the decision needs is not there.
-    #[error("{file} does not define `{rule}`")]
-    Missing {
-        /// The file.
-        file: String,
-        /// The rule.
-        rule: &'static str,
-    },
-    /// A rule calls a function that policies must do without.
-    #[error("{file} calls {function}, which a policy must not: {why}")]
-    Forbidden {
-        /// The file.
-        file: String,
-        /// The function.
-        function: &'static str,
-        /// The reason.
-        why: &'static str,
-    },
-    /// The policy was asked about made-up requests, and failed for one.
-    #[error("{file} fails for a sample request")]
-    Sample {
-        /// The file.
-        file: String,
-        /// How it fails.
-        #[source]
-        source: Failure,
-    },
-    /// A test file without a test.
-    #[error("{file} has no rule whose name starts with test_")]
-    NoTest {
-        /// The file.
-        file: String,
-    },
-    /// A test rule does not hold.
-    #[error("{file}: {test} does not hold{detail}")]
-    Test {
-        /// The file.
-        file: String,
-        /// The rule.
-        test: String,
-        /// What went wrong, if it was more than a condition that is not met.
-        detail: String,
-    },
-}
-
 /// The checked rules of one decision.
 #[derive(Clone)]
 pub(crate) struct Rules {
     decision: Decision,
-    file: String,
+    whose: Whose,
+    /// Where each of the decision's rules begins, in the order of [`Decision::rules`].
+    places: Vec<Place>,
     /// Never evaluated itself, so that no evaluation leaves anything for the next.
     engine: regorus::Engine,
 }
 
 impl Rules {
-    /// Checks everything about `source` that can be known without a request.
-    pub(crate) fn new(decision: Decision, file: &str, source: &str) -> Result<Self, PolicyError> {
-        check_bounds(file, source)?;
-        let mut engine = regorus::Engine::new();
-        engine.set_strict_builtin_errors(true);
-        engine.set_execution_timer_config(ExecutionTimerConfig {
-            limit: EVALUATION_BUDGET,
-            check_interval: STEPS_PER_CHECK,
-        });
-        let invalid = |error: &dyn std::fmt::Display| located(file, &error.to_string());
-
-        let found =
-            engine.add_policy(file.to_owned(), source.to_owned()).map_err(|e| invalid(&e))?;
-        if found != decision.package() {
-            let bare = |package: &str| package.trim_start_matches("data.").to_owned();
-            return Err(PolicyError::Package {
-                file: file.to_owned(),
-                wanted: bare(&decision.package()),
-                found: bare(&found),
-            });
+    /// Checks everything about a site's own rules, or about the default ones where it has none,
+    /// that can be known without a request.
+    pub(crate) fn new(decision: Decision, own: Option<&str>) -> Result<Self, Vec<PolicyError>> {
+        let file = decision.file();
+        let source = own.unwrap_or(decision.default_source());
+        let mut engine = parsed(decision, source).map_err(|error| vec![error])?;
+        if own.is_some() {
+            add_default(decision, &mut engine);
         }
+        let mut errors = Vec::new();
+        let mut places = Vec::new();
         for rule in decision.rules() {
-            let path = format!("{}.{rule}", decision.package());
-            if !engine.has_declared_rule_rooted_at(file, rule).map_err(|e| invalid(&e))? {
-                return Err(PolicyError::Missing { file: file.to_owned(), rule });
-            }
-            // An evaluation looks a function up when it reaches the call. Translating a rule
-            // resolves every call, also those that no sample reaches.
-            let policy = engine
-                .compile_with_entrypoint(&Arc::from(path.as_str()))
-                .map_err(|e| invalid(&e))?;
-            let program =
-                Compiler::compile_from_policy(&policy, &[&path]).map_err(|e| invalid(&e))?;
-            for called in &program.builtin_info_table {
-                if let Some((function, why)) = FORBIDDEN.into_iter().find(|f| f.0 == called.name) {
-                    return Err(PolicyError::Forbidden { file: file.to_owned(), function, why });
-                }
+            match check_rule(decision, rule, source, &mut engine) {
+                Ok(()) => places.push(Place::of_rule(&file, source, rule)),
+                // One mistake may keep all rules from being translated.
+                Err(error) if errors.iter().any(|known| same(known, &error)) => {}
+                Err(error) => errors.push(error),
             }
         }
-        Ok(Self { decision, file: file.to_owned(), engine })
+        let whose = if own.is_some() { Whose::Site } else { Whose::Default };
+        let rules = Self { decision, whose, places, engine };
+        if errors.is_empty() { Ok(rules) } else { Err(errors) }
     }
 
     pub(crate) fn decision(&self) -> Decision {
         self.decision
     }
 
-    pub(crate) fn file(&self) -> &str {
-        &self.file
+    pub(crate) fn whose(&self) -> Whose {
+        self.whose
+    }
+
+    /// Where what failed begins.
+    pub(crate) fn place_of(&self, failure: &Failure) -> Place {
+        let rule = match failure {
+            Failure::Budget(rule) | Failure::Result { rule, .. } => Some(*rule),
+            Failure::Evaluation { place: Some(place), .. } => return place.clone(),
+            Failure::Evaluation { place: None, .. } => None,
+        };
+        let at = self.decision.rules().iter().position(|known| Some(*known) == rule);
+        self.places[at.unwrap_or_default()].clone()
     }
 
     /// What each of the decision's rules gives for `input`, in the order of [`Decision::rules`].
@@ -202,7 +95,10 @@ impl Rules {
         input: &impl Serialize,
     ) -> Result<[Value; N], Failure> {
         let text = serde_json::to_string(input).expect("requests are plain data");
-        let input = Value::from_json_str(&text).map_err(|e| Failure::Evaluation(e.to_string()))?;
+        let input = Value::from_json_str(&text).map_err(|error| {
+            let problem = error.to_string();
+            Failure::Evaluation { place: None, problem }
+        })?;
         let mut engine = self.engine.clone();
         engine.set_input(input);
         let mut values = [const { Value::Undefined }; N];
@@ -212,34 +108,108 @@ impl Rules {
             *value = engine.eval_rule(path).map_err(|error| {
                 match error.downcast_ref::<LimitError>() {
                     Some(LimitError::TimeLimitExceeded { .. }) => Failure::Budget(rule),
-                    _ => Failure::Evaluation(located(&self.file, &error.to_string()).to_string()),
+                    _ => {
+                        let (place, problem) = located(&error.to_string());
+                        Failure::Evaluation { place, problem }
+                    }
                 }
             })?;
         }
         Ok(values)
     }
 
-    /// Runs the tests in `source`, all of whose `test_` rules must be true, and counts them.
-    pub(crate) fn test(&self, file: &str, source: &str) -> Result<usize, PolicyError> {
+    /// Runs the tests in `source`: every `test_` rule, which must be true.
+    pub(crate) fn test(&self, file: &str, source: &str) -> Result<Vec<TestRun>, PolicyError> {
         check_bounds(file, source)?;
         let mut engine = self.engine.clone();
         let package = engine
             .add_policy(file.to_owned(), source.to_owned())
-            .map_err(|error| located(file, &error.to_string()))?;
-        let tests = test_names(source);
-        for test in &tests {
-            let detail = match engine.eval_rule(format!("{package}.{test}")) {
-                Ok(Value::Bool(true)) => continue,
-                Ok(_) => String::new(),
-                Err(error) => format!(": {}", located(file, &error.to_string())),
+            .map_err(|error| invalid(file, &error.to_string()))?;
+        let run = |test: String| {
+            let fault = match engine.clone().eval_rule(format!("{package}.{test}")) {
+                Ok(Value::Bool(true)) => None,
+                Ok(_) => Some("does not hold".to_owned()),
+                Err(error) => {
+                    let (place, problem) = located(&error.to_string());
+                    let place = place.map_or_else(String::new, |place| format!("{place}: "));
+                    Some(format!("does not hold: {place}{problem}"))
+                }
             };
-            return Err(PolicyError::Test { file: file.to_owned(), test: test.clone(), detail });
+            let place = Place::of_rule(file, source, &test);
+            TestRun { place, test, whose: self.whose, fault }
+        };
+        let runs: Vec<TestRun> = test_names(source).into_iter().map(run).collect();
+        if runs.is_empty() {
+            return Err(PolicyError::NoTest { file: file.to_owned() });
         }
-        match tests.len() {
-            0 => Err(PolicyError::NoTest { file: file.to_owned() }),
-            count => Ok(count),
+        Ok(runs)
+    }
+}
+
+/// An interpreter that has read the rules.
+fn parsed(decision: Decision, source: &str) -> Result<regorus::Engine, PolicyError> {
+    let file = decision.file();
+    check_bounds(&file, source)?;
+    let mut engine = regorus::Engine::new();
+    engine.set_strict_builtin_errors(true);
+    engine.set_execution_timer_config(ExecutionTimerConfig {
+        limit: EVALUATION_BUDGET,
+        check_interval: STEPS_PER_CHECK,
+    });
+    let found = engine
+        .add_policy(file.clone(), source.to_owned())
+        .map_err(|error| invalid(&file, &error.to_string()))?;
+    if found != decision.package() {
+        let bare = |package: &str| package.trim_start_matches("data.").to_owned();
+        return Err(PolicyError::Package {
+            place: Place::of_package(&file, source),
+            wanted: bare(&decision.package()),
+            found: bare(&found),
+        });
+    }
+    Ok(engine)
+}
+
+/// Gives a site's own rules the default ones beside them, as `data.sojourn.defaults.DECISION`, so
+/// that they can add to these and need not repeat them.
+fn add_default(decision: Decision, engine: &mut regorus::Engine) {
+    let (package, other) =
+        (format!("package sojourn.{decision}"), format!("package sojourn.defaults.{decision}"));
+    let default = decision.default_source().replacen(&package, &other, 1);
+    engine
+        .add_policy(format!("defaults/{}", decision.file()), default)
+        .expect("the policies that come with Sojourn can be read");
+}
+
+/// Checks one rule that the decision needs.
+fn check_rule(
+    decision: Decision,
+    rule: &'static str,
+    source: &str,
+    engine: &mut regorus::Engine,
+) -> Result<(), PolicyError> {
+    let file = decision.file();
+    let invalid = |error: &dyn std::fmt::Display| invalid(&file, &error.to_string());
+    let path = format!("{}.{rule}", decision.package());
+    if !engine.has_declared_rule_rooted_at(&file, rule).map_err(|e| invalid(&e))? {
+        return Err(PolicyError::Missing { place: Place::of_package(&file, source), rule });
+    }
+    // An evaluation looks a function up when it reaches the call. Translating a rule resolves
+    // every call, also those that no sample reaches; and no evaluation has to prepare it again.
+    let policy =
+        engine.compile_with_entrypoint(&Arc::from(path.as_str())).map_err(|e| invalid(&e))?;
+    let program = Compiler::compile_from_policy(&policy, &[&path]).map_err(|e| invalid(&e))?;
+    for called in &program.builtin_info_table {
+        if let Some((function, why)) = FORBIDDEN.into_iter().find(|f| f.0 == called.name) {
+            let place = Place::of_word(&file, source, function);
+            return Err(PolicyError::Forbidden { place, function, why });
         }
     }
+    Ok(())
+}
+
+fn same(one: &PolicyError, other: &PolicyError) -> bool {
+    one.to_string() == other.to_string()
 }
 
 /// Refuses what would keep the interpreter's parser busy for too long.
@@ -269,7 +239,8 @@ fn check_bounds(file: &str, source: &str) -> Result<(), PolicyError> {
         }
         if open > MAX_NESTING {
             let problem = format!("more than {MAX_NESTING} brackets within one another");
-            return Err(PolicyError::Invalid { file: file.to_owned(), line, column, problem });
+            let place = Place { file: file.to_owned(), line, column };
+            return Err(PolicyError::Invalid { place, problem });
         }
         if c == '\n' {
             (line, column) = (line + 1, 0);
@@ -296,7 +267,7 @@ fn test_names(source: &str) -> Vec<String> {
 ///   |       ^
 /// error: expecting expression
 /// ```
-fn located(file: &str, message: &str) -> PolicyError {
+fn located(message: &str) -> (Option<Place>, String) {
     let find = || {
         let (_, rest) = message.split_once("--> ")?;
         let (place, rest) = rest.split_once('\n')?;
@@ -306,10 +277,15 @@ fn located(file: &str, message: &str) -> PolicyError {
         let file = parts.next()?.to_owned();
         let (_, problem) = rest.split_once("error: ")?;
         let problem = problem.lines().next()?.trim().to_owned();
-        Some(PolicyError::Invalid { file, line, column, problem })
+        Some((Some(Place { file, line, column }), problem))
     };
-    find().unwrap_or_else(|| PolicyError::Unusable {
-        file: file.to_owned(),
-        problem: message.trim().to_owned(),
-    })
+    find().unwrap_or_else(|| (None, message.trim().to_owned()))
+}
+
+/// The interpreter's message about a file.
+fn invalid(file: &str, message: &str) -> PolicyError {
+    match located(message) {
+        (Some(place), problem) => PolicyError::Invalid { place, problem },
+        (None, problem) => PolicyError::Unusable { file: file.to_owned(), problem },
+    }
 }

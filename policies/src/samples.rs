@@ -3,7 +3,7 @@
 //! Each decision has a full one, with everything there and restricted, and an empty one.
 
 use model::decision::{
-    Admit, Candidate, Delegate, Expose, Rank, Share, Transfer, TransferRole, Trigger,
+    Admit, Candidate, Delegate, Expose, Group, Rank, Share, Transfer, TransferRole, Trigger,
 };
 use model::monitoring::{Delivery, Format, Monitoring, SealingKey, Specifier};
 use model::vm::{Disk, Nic, Restrictions};
@@ -25,6 +25,7 @@ fn full_descriptor() -> Descriptor {
             no_delegation: true,
             countries: vec!["DE".to_owned(), "FR".to_owned()],
             max_price_milli: Some(10),
+            apart: Some("sample".to_owned()),
         },
         monitoring: monitoring(),
     }
@@ -73,6 +74,7 @@ fn offers() -> Vec<Candidate> {
         country: ["DE", "US", ""][at % 3].to_owned(),
         distance: u8::try_from(at / 2).expect("few offers").min(limit::MAX_HOPS),
         runs: !at.is_multiple_of(4),
+        group: u32::try_from(at % 3).expect("a small number"),
     };
     (0..limit::MAX_OFFERS).map(offer).collect()
 }
@@ -96,6 +98,7 @@ pub fn admit() -> [Admit; 2] {
             free: Resources { cpus: 2, memory: Bytes::mib(2048) },
             peering: Some(peering()),
             taken: Taken { vms: 3, ..Taken::default() },
+            group: Group { host: 1, site: 2 },
             price_milli: 12,
             country: "NL".to_owned(),
             now: Time(1_800_000_000_000),
@@ -106,6 +109,7 @@ pub fn admit() -> [Admit; 2] {
             free: Resources { cpus: 8, memory: Bytes::mib(8192) },
             peering: None,
             taken: Taken::default(),
+            group: Group::default(),
             price_milli: 0,
             country: String::new(),
             now: Time(1_800_000_000_000),

@@ -426,10 +426,8 @@ impl Step<'_> {
         if journey.result.is_some() {
             return;
         }
-        let input = Rank {
-            descriptor: gathering.descriptor.clone(),
-            offers: self.candidates(&gathering.offers),
-        };
+        let input =
+            Rank { descriptor: gathering.descriptor.clone(), offers: self.candidates(&gathering) };
         let ranked = self.world.policy().rank(&input);
         let mut left = Vec::new();
         let mut lines = Vec::new();

@@ -94,7 +94,12 @@ impl Step<'_> {
         known.unwrap_or_else(|| Peering { ending: Some(Time(0)), ..Peering::default() })
     }
 
-    pub(crate) fn candidates(&self, offers: &[(Option<PeerName>, Offer)]) -> Vec<Candidate> {
+    pub(crate) fn candidates(&self, gathering: &Gathering) -> Vec<Candidate> {
+        let asker = match &gathering.asker {
+            Asker::Journey(_) => Party::Here,
+            Asker::Peer { peer, .. } | Asker::Answered { peer, .. } => Party::Peer(peer.clone()),
+        };
+        let ways = self.group_by_way(gathering.vm, &gathering.descriptor, &asker);
         let one = |(via, offer): &(Option<PeerName>, Offer)| Candidate {
             via: via.clone(),
             peering: via.as_ref().map(|via| self.peering(via)),
@@ -103,8 +108,9 @@ impl Step<'_> {
             country: offer.terms.country.clone(),
             distance: if via.is_some() { offer.distance.saturating_add(1) } else { 0 },
             runs: offer.terms.runs,
+            group: ways.get(via).copied().unwrap_or_default(),
         };
-        offers.iter().map(one).collect()
+        gathering.offers.iter().map(one).collect()
     }
 
     /// Sends a Migration request to every peer that policy lets it go to.
@@ -235,7 +241,7 @@ impl Step<'_> {
         let input = Expose {
             peer: peer.clone(),
             peering: self.peering(peer),
-            offers: self.candidates(&gathering.offers),
+            offers: self.candidates(&gathering),
         };
         let shown = self.world.policy().expose(&input);
         let asked_for = gathering.descriptor.digest();

@@ -29,6 +29,7 @@ mod contract;
 mod controller;
 mod effect;
 mod gather;
+mod group;
 mod law;
 mod leave;
 pub mod message;

@@ -85,27 +85,17 @@ impl Step<'_> {
             Party::Peer(peer) => Some(peer.clone()),
             Party::Here => None,
         };
-        let peering = peer.as_ref().map(|peer| self.peering(peer));
-        let taken = peer.as_ref().map_or_else(Taken::default, |peer| self.taken_by(peer, vm));
-        if let Some(peering) = &peering {
-            let beyond = peering.beyond(&taken, &wanted(descriptor));
+        if let Some(peer) = &peer {
+            let taken = self.taken_by(peer, vm);
+            let beyond = self.peering(peer).beyond(&taken, &wanted(descriptor));
             if !beyond.is_empty() {
                 return (vec![], beyond);
             }
         }
         let mut offers = Vec::new();
         for (host, free) in hosts {
-            let input = Admit {
-                peer: peer.clone(),
-                descriptor: descriptor.clone(),
-                free,
-                peering: peering.clone(),
-                taken,
-                price_milli: self.site.config.price_milli,
-                country: self.site.config.country.clone(),
-                now: self.world.now(),
-            };
-            match self.world.policy().admit(&input) {
+            let price_milli = self.site.config.price_milli;
+            match self.admits(asker, vm, descriptor, &host, free, price_milli) {
                 Verdict::Allow => {
                     let offer = self.offer(asker, vm, request, descriptor, host, true);
                     offers.push(offer);
@@ -126,6 +116,33 @@ impl Step<'_> {
             offers.push(self.offer(asker, vm, request, descriptor, library(), false));
         }
         (offers, reasons)
+    }
+
+    /// Whether policy lets the VM come to this host, where so much is free.
+    fn admits(
+        &self,
+        asker: &Party,
+        vm: VmId,
+        descriptor: &Descriptor,
+        host: &HostName,
+        free: Resources,
+        price_milli: u64,
+    ) -> Verdict {
+        let peer = match asker {
+            Party::Peer(peer) => Some(peer.clone()),
+            Party::Here => None,
+        };
+        self.world.policy().admit(&Admit {
+            peering: peer.as_ref().map(|peer| self.peering(peer)),
+            taken: peer.as_ref().map_or_else(Taken::default, |peer| self.taken_by(peer, vm)),
+            peer,
+            descriptor: descriptor.clone(),
+            free,
+            group: self.group_here(vm, descriptor, asker, host),
+            price_milli,
+            country: self.site.config.country.clone(),
+            now: self.world.now(),
+        })
     }
 
     /// What runs here, or is on its way here, for a peer; without this VM, which may only move.
@@ -255,6 +272,12 @@ impl Step<'_> {
             let free = known.capacity.minus(&self.site.state.used(&host));
             if !free.fits(&offer.descriptor.resources) {
                 return self.answer(caller, gone("the capacity was given away"));
+            }
+            // Others of its group, or of a quota that policy has, may have come in the meantime.
+            let price = offer.terms.price_milli;
+            let verdict = self.admits(from, vm, &offer.descriptor, &host, free, price);
+            if let Verdict::Refuse(why) = verdict {
+                return self.answer(caller, gone(&why.join("; ")));
             }
             if let (Some(saved), Some(mine)) = (&profile, self.site.profiles.get(&host))
                 && let Some(mismatch) = saved.mismatch(mine)

@@ -426,6 +426,7 @@ fn descriptors() -> Vec<Vec<u8>> {
         "<sj:RestrictionsSection ovf:required=\"false\" \
          xmlns:sj=\"https://sojourn.example/ovf/1\"><Info>Rules</Info><sj:NoDelegation/>\
          <sj:Country>CH</sj:Country><sj:MaxPricePerHour>1.250</sj:MaxPricePerHour>\
+         <sj:Apart>db</sj:Apart>\
          </sj:RestrictionsSection>",
     );
     let mut texts: Vec<String> = vec![package::GOOD.to_owned(), restricted];

@@ -262,6 +262,11 @@ impl Site {
         self.start();
     }
 
+    /// Has the node read its policies again.
+    pub fn hang_up(&self) {
+        self.signal(Signal::HUP);
+    }
+
     /// Holds the node: it answers nothing, and its connections stay open.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);

@@ -125,7 +125,8 @@ fn metrics_of_three_sites_tell_exactly_what_has_happened_and_each_is_documented(
             r#"sojourn_migrations_total{role="source",outcome="receipted"} 0"#,
             r#"sojourn_monitoring_values_taken_total{origin="guest"} 5"#,
             r#"sojourn_monitoring_values_forwarded_total{peer="b"} 5"#,
-            r#"sojourn_policy_decisions_total{decision="admit",verdict="allow"} 1"#,
+            // For the offer, and when it was taken.
+            r#"sojourn_policy_decisions_total{decision="admit",verdict="allow"} 2"#,
             "sojourn_vms_parked 0",
             "sojourn_vms_held 0",
         ],

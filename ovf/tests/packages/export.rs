@@ -26,6 +26,7 @@ fn vm(disks: &[u64]) -> Descriptor {
             no_delegation: true,
             countries: vec!["CH".into(), "DE".into()],
             max_price_milli: Some(12_005),
+            apart: Some("shop<&>db".into()),
         },
         monitoring: Monitoring {
             revision: 0,

@@ -111,6 +111,10 @@ const DESCRIPTORS: &[(&str, &str, &str)] = &[
     ("<!--more-->", "<sj:RestrictionsSection xmlns:sj=\"https://sojourn.example/ovf/1\">\
         <sj:MaxPricePerHour>free</sj:MaxPricePerHour></sj:RestrictionsSection>", "1.250"),
     ("<!--more-->", "<sj:RestrictionsSection xmlns:sj=\"https://sojourn.example/ovf/1\">\
+        <sj:Apart>from me</sj:Apart></sj:RestrictionsSection>", "63 printable"),
+    ("<!--more-->", "<sj:RestrictionsSection xmlns:sj=\"https://sojourn.example/ovf/1\">\
+        <sj:Apart>db</sj:Apart><sj:Apart>web</sj:Apart></sj:RestrictionsSection>", "second"),
+    ("<!--more-->", "<sj:RestrictionsSection xmlns:sj=\"https://sojourn.example/ovf/1\">\
         by word of mouth</sj:RestrictionsSection>", "restriction sj:RestrictionsSection"),
     ("<!--more-->", "<sj:RestrictionsSection ovf:required=\"false\" \
         xmlns:sj=\"https://sojourn.example/ovf/2\"/>", "an unknown restriction is a refusal"),

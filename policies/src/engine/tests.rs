@@ -1,13 +1,14 @@
 //! The default policies by their own tests, what sites may write instead, and what they may not.
 
+use std::fs;
 use std::time::Instant;
 
-use model::decision::{Candidate, TransferRole};
+use model::decision::{Candidate, Group, TransferRole};
 use model::vm::Restrictions;
 use model::{Bytes, Carrier, Descriptor, PeerName, Peering, Resources, Taken, Time};
 
 use super::*;
-use crate::EVALUATION_BUDGET;
+use crate::{EVALUATION_BUDGET, MAX_POLICY_BYTES, Place, PolicyError, test};
 
 fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -17,8 +18,12 @@ fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
     folder
 }
 
+/// The engine, or the only thing that is wrong.
 fn load(files: &[(&str, &str)]) -> Result<Engine, PolicyError> {
-    Engine::load(folder(files).path())
+    Engine::load(folder(files).path()).map_err(|Unsound(mut all)| {
+        assert_eq!(all.len(), 1, "{all:?}");
+        all.remove(0)
+    })
 }
 
 /// An engine with one file of the site's own, whose package and import are put before `rules`.
@@ -56,6 +61,7 @@ fn admit() -> Admit {
         free: Resources { cpus: 4, memory: Bytes::mib(4096) },
         peering: Some(Peering::default()),
         taken: Taken::default(),
+        group: Group::default(),
         price_milli: 10,
         country: "DE".to_owned(),
         now: Time(1_800_000_000_000),
@@ -82,6 +88,7 @@ fn candidate(via: Option<&str>, price_milli: u64) -> Candidate {
         country: "DE".to_owned(),
         distance: u8::from(via.is_some()),
         runs: true,
+        group: 0,
     }
 }
 
@@ -108,12 +115,11 @@ mod defaults {
 
     #[test]
     fn every_default_policy_passes_its_own_tests() {
-        let mut count = 0;
-        for rules in Engine::defaults().all() {
-            let decision = rules.decision();
-            count += rules.test(&decision.test_file(), decision.default_tests()).unwrap();
-        }
-        assert!(count >= 25, "{count} tests ran");
+        let (runs, errors) = test(folder(&[]).path());
+        assert!(errors.is_empty(), "{errors:?}");
+        let failed: Vec<_> = runs.iter().filter(|run| !run.passed()).collect();
+        assert!(failed.is_empty(), "{failed:#?}");
+        assert!(runs.len() >= 25, "{} tests ran", runs.len());
     }
 
     #[test]
@@ -187,7 +193,42 @@ mod defaults {
 
 /// What the design says that a site must be able to express.
 mod examples {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    /// Copies each example, with its tests, to where a site would have it.
+    #[test]
+    fn every_file_of_the_examples_is_sound_and_passes_its_own_tests() {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+        let mut decisions = BTreeSet::new();
+        let (mut count, mut unsound) = (0, vec![]);
+        for entry in fs::read_dir(&examples).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let concern = name.strip_suffix(".rego").expect("nothing else is there");
+            if let Some(tested) = concern.strip_suffix("_test") {
+                assert!(examples.join(format!("{tested}.rego")).exists(), "{name} tests nothing");
+                continue;
+            }
+            let (decision, _) = concern.split_once('-').expect("its decision, and its concern");
+            let decision: Decision = decision.parse().unwrap();
+            let text = |file: String| fs::read_to_string(examples.join(file)).unwrap();
+            let (rules, tests) = (text(name.clone()), text(format!("{concern}_test.rego")));
+            let copy = format!("Copy it to policies/{decision}.rego of the state folder");
+            assert!(rules.contains(&copy), "{name} does not say what to do with it");
+            let folder = folder(&[(&decision.file(), &rules), (&decision.test_file(), &tests)]);
+            if let Err(wrong) = Engine::load(folder.path()) {
+                unsound.push(format!("{name}: {wrong}"));
+            }
+            let (runs, _) = test(folder.path());
+            let own = runs.iter().filter(|run| run.place.file == decision.test_file()).count();
+            assert!(own > 0, "{name} is not tested");
+            (count, _) = (count + own, decisions.insert(decision.name()));
+        }
+        assert!(unsound.is_empty(), "{unsound:#?}");
+        assert!(count >= 60, "{count} tests ran");
+        assert_eq!(decisions.len(), Decision::ALL.len(), "{decisions:?}");
+    }
 
     #[test]
     fn a_quota_per_peer() {
@@ -387,7 +428,7 @@ mod loading {
     fn a_folder_that_is_not_there_is_an_error_and_not_the_defaults() {
         let folder = folder(&[]);
         let missing = Engine::load(&folder.path().join("policies")).err().unwrap();
-        assert!(matches!(missing, PolicyError::Read { .. }), "{missing}");
+        assert!(matches!(missing.0[..], [PolicyError::Read { .. }]), "{missing}");
     }
 
     #[test]
@@ -407,10 +448,9 @@ mod loading {
     #[test]
     fn a_syntax_error_is_told_with_file_line_and_column() {
         let error = refusal(Decision::Admit, "refuse contains reason if {\n  reason := := 1\n}");
-        let PolicyError::Invalid { file, line, column, problem } = &error else {
-            panic!("{error}")
-        };
-        assert_eq!((file.as_str(), *line, *column), ("admit.rego", 4, 13), "{error}");
+        let PolicyError::Invalid { place, problem } = &error else { panic!("{error}") };
+        let wanted = Place { file: "admit.rego".to_owned(), line: 4, column: 13 };
+        assert_eq!(*place, wanted, "{error}");
         assert!(!problem.is_empty() && !problem.contains('\n'), "{error}");
         assert!(error.to_string().starts_with("admit.rego:4:13: "), "{error}");
     }
@@ -419,14 +459,20 @@ mod loading {
     fn a_function_that_does_not_exist_is_found_even_where_no_sample_comes() {
         let rule = "refuse contains \"x\" if {\n  input.peer == \"nobody\"\n  frobnicate(1)\n}";
         let error = refusal(Decision::Admit, rule);
-        assert!(matches!(error, PolicyError::Invalid { line: 5, .. }), "{error}");
+        assert!(
+            matches!(error, PolicyError::Invalid { place: Place { line: 5, .. }, .. }),
+            "{error}"
+        );
         assert!(error.to_string().contains("frobnicate"), "{error}");
     }
 
     #[test]
     fn a_variable_that_is_not_defined_is_found_with_its_place() {
         let error = refusal(Decision::Admit, "refuse contains reason if reasn := \"x\"");
-        assert!(matches!(error, PolicyError::Invalid { line: 3, .. }), "{error}");
+        assert!(
+            matches!(error, PolicyError::Invalid { place: Place { line: 3, .. }, .. }),
+            "{error}"
+        );
     }
 
     #[test]
@@ -517,7 +563,10 @@ mod loading {
         for missing in ["time.now_ns()", "http.send({})", "opa.runtime()", "uuid.rfc4122(\"x\")"] {
             let rule = format!("refuse contains \"x\" if {missing} == 1");
             let error = refusal(Decision::Admit, &rule);
-            assert!(matches!(error, PolicyError::Invalid { line: 3, .. }), "{error}");
+            assert!(
+                matches!(error, PolicyError::Invalid { place: Place { line: 3, .. }, .. }),
+                "{error}"
+            );
         }
     }
 
@@ -529,7 +578,10 @@ mod loading {
         };
         for (open, close) in [("[", "]"), ("{", "}"), ("{\"a\": ", "}"), ("[x | x := ", "]")] {
             let error = refusal(Decision::Admit, &nested(open, close, 64));
-            assert!(matches!(error, PolicyError::Invalid { line: 4, .. }), "{error}");
+            assert!(
+                matches!(error, PolicyError::Invalid { place: Place { line: 4, .. }, .. }),
+                "{error}"
+            );
             assert!(error.to_string().contains("within one another"), "{error}");
         }
         let sound = [
@@ -560,7 +612,7 @@ mod loading {
         };
         assert!(test("test_relayed if transfer.mode == \"relayed\"").is_ok());
         let error = test("test_direct if transfer.mode == \"direct\"").err().unwrap();
-        assert_eq!(error.to_string(), "transfer_test.rego: test_direct does not hold");
+        assert_eq!(error.to_string(), "transfer_test.rego:4:1: test_direct does not hold");
         let error = test("tests_nothing := true").err().unwrap();
         assert!(matches!(error, PolicyError::NoTest { .. }), "{error}");
     }
