@@ -6,9 +6,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use federation_tests::process::{Federation, SOON};
 use rusqlite::Connection;
+use serde_json::Value;
 
 /// The VM of the fixture.
 const NAME: &str = "web";
@@ -30,6 +32,7 @@ fn a_state_folder_stopped_in_mid_migration_opens_and_finishes() {
     }
     for name in ["a", "b"] {
         readdress(&federation, name);
+        redate(&federation, name);
     }
     let steps = |name: &str| -> Vec<&'static str> {
         federation[name].rows().iter().map(protocol::Row::kind).collect()
@@ -112,6 +115,46 @@ fn copy(from: &Path, to: &Path) {
     if key.exists() {
         // Git keeps no such modes.
         fs::set_permissions(key, fs::Permissions::from_mode(0o600)).expect("it is ours");
+    }
+}
+
+/// The times by which the migration must be done are days ago by now: they are as far off again as
+/// they were when the nodes were stopped.
+fn redate(federation: &Federation, name: &str) {
+    let path = federation[name].folder().join("journal.db");
+    let journal = Connection::open(path).expect("the fixture's journal opens");
+    let newest = "SELECT max(at_ms) FROM journal";
+    let stopped: i64 = journal.query_row(newest, [], |row| row.get(0)).expect("it has rows");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later than 1970");
+    let age = i64::try_from(now.as_millis()).expect("a time") - stopped;
+    let mut rows = journal.prepare("SELECT seq, body FROM journal").expect("it is sound");
+    let rows = rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).expect("it can be read");
+    let rows: Vec<(i64, String)> = rows.collect::<Result<_, _>>().expect("it can be read");
+    let mut changed = 0;
+    for (seq, body) in rows {
+        let mut body: Value = serde_json::from_str(&body).expect("rows are JSON");
+        changed += later(&mut body, age);
+        let sql = "UPDATE journal SET body = ?2 WHERE seq = ?1";
+        journal.execute(sql, (seq, body.to_string())).expect("it can be written");
+    }
+    assert!(changed > 0, "{name} has no time by which anything must be done");
+}
+
+/// Puts off every time by which something must be done, and says how many there were.
+fn later(value: &mut Value, by: i64) -> usize {
+    match value {
+        Value::Array(values) => values.iter_mut().map(|value| later(value, by)).sum(),
+        Value::Object(fields) => fields
+            .iter_mut()
+            .map(|(name, value)| match value.as_i64() {
+                Some(time) if ["deadline", "expires"].contains(&name.as_str()) => {
+                    *value = (time + by).into();
+                    1
+                }
+                _ => later(value, by),
+            })
+            .sum(),
+        _ => 0,
     }
 }
 
