@@ -41,6 +41,17 @@ pub(crate) fn previous_key(cross: &CertificateDer<'_>) -> Option<SiteKey> {
     named_key(cross)
 }
 
+/// Whether these say that each leads to the one before it, and the first to `key`. What they are
+/// signed with is another question.
+pub(crate) fn is_line_to(key: SiteKey, line: &[CertificateDer<'_>]) -> bool {
+    let mut key = Some(key);
+    line.iter().all(|cross| {
+        let leads = key.is_some() && next_key(cross) == key;
+        key = previous_key(cross);
+        leads && key.is_some()
+    })
+}
+
 /// The cross certificates of the folder that lead to `key`, the newest first. Others may be there:
 /// of a change that was not completed.
 pub(crate) fn read(

@@ -28,7 +28,7 @@ use rustls::{
 
 use crate::Identity;
 use crate::credentials::{Leaf, dns_name, issue, named_key};
-use crate::succession::{MAX_LINE, previous_key};
+use crate::succession::{self, MAX_LINE, previous_key};
 
 #[cfg(test)]
 mod tests;
@@ -75,6 +75,9 @@ pub enum Refusal {
     /// Not a leaf and a root, too many others, or one of them is too large.
     #[error("a site shows a leaf, its root and few others, got {0} certificates")]
     Shape(usize),
+    /// What is behind the root does not lead to it from key to key.
+    #[error("the certificates behind the root do not lead from a key of before to it")]
+    Line,
     /// The root is no certificate of an Ed25519 key.
     #[error("the root is no certificate of a site's identity key")]
     NotASite,
@@ -235,6 +238,9 @@ fn shown<'a>(
     // The TLS library would take what anybody signs under a key of small order.
     if !Strict.is_sound(&key.public()) {
         return Err(Refusal::NotASite);
+    }
+    if !succession::is_line_to(key, line) {
+        return Err(Refusal::Line);
     }
     let mut store = RootCertStore::empty();
     store.add(root.clone().into_owned()).map_err(|_| Refusal::NotASite)?;

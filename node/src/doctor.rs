@@ -1,8 +1,17 @@
-//! What an operator should know about this machine before the node needs it.
+//! What an operator should know about this machine before the node needs it, and what a peer would
+//! meet before there is one.
 
+mod reach;
+
+use std::fs::OpenOptions;
 use std::net::{TcpListener, UdpSocket};
+use std::path::Path;
+use std::process::Command;
 
-use crate::config::Driver;
+use certs::Identity;
+use model::ProxyUri;
+
+use crate::config::{Config, Driver};
 use crate::folder::Folder;
 use crate::hands::report;
 
@@ -81,11 +90,8 @@ pub async fn examine(folder: &Folder) -> Vec<Finding> {
                 Ok(_) => add("metrics port", Health::Good, format!("{at} TCP is free")),
             }
         }
-        let advertised = config.control.advertise.is_some();
-        if config.control.listen.ip().is_unspecified() && !advertised {
-            let text = "control.advertise is not set: tickets will name an address that peers \
-                        cannot reach; set it in sojourn.toml";
-            add("address", Health::Bad, text.to_owned());
+        for (health, text) in reachable(config, folder, running).await {
+            add("address", health, text);
         }
         match folder.policies().exists().then(|| policies::Engine::load(&folder.policies())) {
             Some(Err(error)) => add("policies", Health::Bad, report(&error)),
@@ -103,6 +109,10 @@ pub async fn examine(folder: &Folder) -> Vec<Finding> {
         let (what, health, text) = qemu(settings).await;
         add(what, health, text);
     }
+    let (health, text) = clock();
+    add("clock", health, text);
+    let (health, text) = fuse();
+    add("FUSE", health, text);
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     match files {
         Some(files) if files < 4096 => {
@@ -112,6 +122,70 @@ pub async fn examine(folder: &Folder) -> Vec<Finding> {
         _ => add("open files", Health::Good, "enough are allowed".to_owned()),
     }
     findings
+}
+
+/// Whether the addresses that go to peers lead here.
+async fn reachable(config: &Config, folder: &Folder, running: bool) -> Vec<(Health, String)> {
+    let (control, proxy) = (&config.control, &config.proxy);
+    if control.listen.ip().is_unspecified() && control.advertise.is_none() {
+        let text = "control.advertise is not set: tickets will name an address that peers cannot \
+                    reach; set it in sojourn.toml";
+        return vec![(Health::Bad, text.to_owned())];
+    }
+    let free = |listen| (!running).then_some(listen);
+    let address = control.advertise.clone().unwrap_or_else(|| control.listen.to_string());
+    let identity = Identity::load(folder.path()).ok();
+    let mut found = vec![reach::control(&address, free(control.listen), identity.as_ref()).await];
+    let uri = match &proxy.advertise {
+        Some(text) => ProxyUri::configured(text).ok(),
+        None => Some(ProxyUri::at(proxy.listen)),
+    };
+    match uri {
+        Some(uri) if uri.is_dial_out() => {
+            let text = "the proxy dials out: a transfer with another such site needs one between";
+            found.push((Health::Note, text.to_owned()));
+        }
+        Some(uri) if uri.carriers().contains(&model::Carrier::Quic) => {
+            found.push(reach::proxy(uri.authority(), free(proxy.listen)).await);
+        }
+        _ => {}
+    }
+    found
+}
+
+/// Whether something keeps the clock: peers take no command of a site whose clock is far off.
+fn clock() -> (Health, String) {
+    let asked = Command::new("timedatectl").args(["show", "--property=NTPSynchronized"]).output();
+    let said = asked.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let limit = model::limit::MAX_CLOCK_SKEW.as_secs();
+    match said.unwrap_or_default().trim() {
+        "NTPSynchronized=yes" => (Health::Good, "kept by a time service".to_owned()),
+        said => {
+            let what = match said {
+                "NTPSynchronized=no" => "no time service keeps it",
+                _ => "it cannot be told whether a time service keeps it",
+            };
+            (Health::Note, format!("{what}; peers refuse what is off by more than {limit} s"))
+        }
+    }
+}
+
+/// Whether `kpi-fs` can mount here. Guests have it of their own, and need nothing of this.
+fn fuse() -> (Health, String) {
+    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    let helper =
+        ["/usr/bin/fusermount3", "/bin/fusermount3"].iter().any(|at| Path::new(at).exists());
+    match device {
+        Ok(_) if helper || rustix::process::geteuid().is_root() => {
+            (Health::Good, "`kpi-fs mount` works on this machine".to_owned())
+        }
+        Ok(_) => {
+            let text =
+                "no fusermount3: only root can use `kpi-fs mount` here (apt-get install fuse3)";
+            (Health::Note, text.to_owned())
+        }
+        Err(error) => (Health::Note, format!("/dev/fuse: {error}; `kpi-fs mount` works in guests")),
+    }
 }
 
 fn free_space(folder: &Folder, add: &mut impl FnMut(&'static str, Health, String)) {

@@ -366,6 +366,9 @@ impl Hands {
         while let Some(event) = events.recv().await {
             if let transfer_proxy::Event::Received { migration, wire, .. } = &event {
                 self.0.driver.metrics().transferred(*migration, End::Target, *wire);
+                // The first bytes may have come and the last with them, between two looks.
+                let (migration, event) = (*migration, TransferEvent::Receiving);
+                self.0.driver.event(Event::Transfer { migration, event }).await;
             }
             if let Some((migration, event)) = transfer_event(event) {
                 self.0.driver.event(Event::Transfer { migration, event }).await;
