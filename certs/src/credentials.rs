@@ -1,5 +1,6 @@
 //! The certificates that stand behind a TLS channel: the identity's root, and a leaf.
 
+use std::iter;
 use std::time::{Duration, SystemTime};
 
 use ed25519_dalek::pkcs8::{EncodePrivateKey, KeypairBytes};
@@ -15,6 +16,7 @@ use rustls::sign::CertifiedKey;
 
 use crate::Identity;
 use crate::identity::random_seed;
+use crate::succession::MAX_LINE;
 
 /// How long a leaf is good for. A process that runs longer makes new configurations before.
 pub const LEAF_VALIDITY: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -34,11 +36,16 @@ pub(crate) struct Leaf {
 }
 
 impl Leaf {
-    /// The leaf that the site of `key` shows from now on.
-    pub(crate) fn now(key: &SiteKey) -> Self {
+    /// The leaf that a site shows from now on. It names the keys of before, too: the site says that
+    /// they were its own, and nobody else can say so of it.
+    pub(crate) fn now(identity: &Identity) -> Self {
         let now = SystemTime::now();
+        let before = identity.line().iter().filter_map(named_key);
         Self {
-            names: vec![dns_name(key)],
+            names: iter::once(identity.site_key())
+                .chain(before)
+                .map(|key| dns_name(&key))
+                .collect(),
             not_before: now - LEAF_BACKDATE,
             not_after: now + LEAF_VALIDITY,
             usages: vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
@@ -56,13 +63,20 @@ pub(crate) fn dns_name(key: &SiteKey) -> String {
     format!("{high}.{low}.{DOMAIN}")
 }
 
-/// The key that a leaf names. None unless it is the leaf's one and only name.
-pub(crate) fn named_key(leaf: &CertificateDer<'_>) -> Option<SiteKey> {
-    let leaf = webpki::EndEntityCert::try_from(leaf).ok()?;
-    let mut names = leaf.valid_dns_names();
-    let (Some(name), None) = (names.next(), names.next()) else { return None };
-    let (high, low) = name.strip_suffix(DOMAIN)?.strip_suffix('.')?.split_once('.')?;
-    [high, low].concat().parse().ok()
+/// The key that a certificate is made out to: the first that it names.
+pub(crate) fn named_key(certificate: &CertificateDer<'_>) -> Option<SiteKey> {
+    named_keys(certificate)?.first().copied()
+}
+
+/// The keys that a certificate names: the site's, then those that it had before. None if any of its
+/// names is something else.
+pub(crate) fn named_keys(certificate: &CertificateDer<'_>) -> Option<Vec<SiteKey>> {
+    let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
+    let key = |name: &str| {
+        let (high, low) = name.strip_suffix(DOMAIN)?.strip_suffix('.')?.split_once('.')?;
+        [high, low].concat().parse().ok()
+    };
+    certificate.valid_dns_names().take(2 + MAX_LINE).map(key).collect()
 }
 
 /// The site's root certificate. A pure function of the identity key: its dates never end, since a
@@ -213,11 +227,11 @@ mod tests {
     }
 
     #[test]
-    fn a_leaf_names_its_sites_key_and_nothing_else_counts_as_a_name() {
+    fn a_leaf_names_its_sites_key_first_and_nothing_else_counts_as_a_name() {
         let identity = Identity::from_seed(&[1; 32]);
         let named = |names: &[&str]| {
             let names = names.iter().map(|name| name.to_string()).collect();
-            let leaf = Leaf { names, ..Leaf::now(&identity.site_key()) };
+            let leaf = Leaf { names, ..Leaf::now(&identity) };
             named_key(&issue(&identity, &leaf).unwrap().cert[0])
         };
         let own = dns_name(&identity.site_key());
@@ -226,7 +240,9 @@ mod tests {
         let moved = own.replacen('.', "", 1);
         let longer = format!("x.{own}");
         let (own, other) = (own.as_str(), other.as_str());
-        for bad in [&[][..], &[own, other], &[other, own], &["localhost"], &[&longer]] {
+        assert_eq!(named(&[own, other]), Some(identity.site_key()), "and another of before");
+        assert_ne!(named(&[other, own]), Some(identity.site_key()));
+        for bad in [&[][..], &[own, "localhost"], &["localhost"], &[&longer]] {
             assert_eq!(named(bad), None, "{bad:?}");
         }
         assert!(moved.starts_with(&identity.site_key().to_string()));
@@ -236,7 +252,7 @@ mod tests {
     #[test]
     fn every_leaf_has_a_key_of_its_own() {
         let identity = Identity::from_seed(&[1; 32]);
-        let leaf = Leaf::now(&identity.site_key());
+        let leaf = Leaf::now(&identity);
         let (one, two) = (issue(&identity, &leaf).unwrap(), issue(&identity, &leaf).unwrap());
         assert_ne!(one.key.public_key(), two.key.public_key());
         assert_eq!(one.cert[1], two.cert[1]);

@@ -27,7 +27,7 @@ use rustls::{
 };
 
 use crate::Identity;
-use crate::credentials::{Leaf, dns_name, issue, named_key};
+use crate::credentials::{Leaf, dns_name, issue, named_key, named_keys};
 use crate::succession::{self, MAX_LINE, previous_key};
 
 #[cfg(test)]
@@ -126,7 +126,7 @@ pub fn server_config(
     identity: &Identity,
     trust: Arc<dyn Trust>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let shown = issue(identity, &Leaf::now(&identity.site_key()))?;
+    let shown = issue(identity, &Leaf::now(identity))?;
     server_showing(shown, trust)
 }
 
@@ -152,7 +152,7 @@ fn server_showing(
 ///
 /// No name is sent in the clear, so that who listens on the wire does not learn who is called.
 pub fn client_config(identity: &Identity, peer: SiteKey) -> Result<Arc<ClientConfig>, TlsError> {
-    let shown = issue(identity, &Leaf::now(&identity.site_key()))?;
+    let shown = issue(identity, &Leaf::now(identity))?;
     client_showing(shown, peer)
 }
 
@@ -273,7 +273,10 @@ impl ServerCertVerifier for PeerVerifier {
         let name = match shown.key == self.peer {
             true => name,
             // The site that was called may have a new key by now.
-            false if shown.follows(&self.peer, leaf, &self.provider, now) => {
+            false
+                if named_keys(leaf).is_some_and(|own| own.contains(&self.peer))
+                    && shown.follows(&self.peer, leaf, &self.provider, now) =>
+            {
                 renewed = server_name(&shown.key);
                 &renewed
             }
@@ -345,7 +348,11 @@ impl ClientCertVerifier for CallerVerifier {
             return Err(Refusal::Name.into());
         }
         // Looked at whether or not the site is a peer, so that the time tells nobody.
-        for old in shown.line.iter().filter_map(previous_key) {
+        // Both keys must say it, the old one of the new and the new one of the old: else a peer
+        // could certify somebody else's key as its own next.
+        let own = named_keys(leaf).unwrap_or_default();
+        let before = shown.line.iter().filter_map(previous_key);
+        for old in before.filter(|old| *old != shown.key && own.contains(old)) {
             if shown.follows(&old, leaf, &self.provider, now) && self.trust.knows(&old) {
                 self.trust.succeeded(&old, &shown.key);
             }

@@ -436,7 +436,7 @@ impl Core {
 
     /// Forgets the peers whose peering was to end and with whom nothing is shared any more.
     fn end_peerings(&mut self) -> Result<(), JournalError> {
-        let over: Vec<model::PeerName> = self.site.peerings_over().cloned().collect();
+        let over: Vec<model::PeerName> = self.site.peerings_over(self.world.now).cloned().collect();
         if over.is_empty() {
             return Ok(());
         }

@@ -180,7 +180,8 @@ impl Gate {
 
     async fn peer<T>(&self, request: &Request<T>) -> Result<Peer, Status> {
         let key = self.speaker(request)?;
-        if let Some(old) = self.peers.renewed(&key) {
+        let by_key = self.peers.by_key(&key);
+        if let (None, Some(old)) = (&by_key, self.peers.renewed(&key)) {
             let renewed = self.driver.visit(move |core| core.renew_peer(&old, &key)).await;
             let noted = matches!(renewed, Ok(Ok(())));
             if !noted {
@@ -189,7 +190,7 @@ impl Gate {
                 ));
             }
         }
-        let peer = self.peers.by_key(&key);
+        let peer = by_key.or_else(|| self.peers.by_key(&key));
         let peer =
             peer.ok_or_else(|| Status::unauthenticated("not a peer; join with a ticket first"))?;
         // Before anything of it is looked at, which is what costs.
@@ -260,7 +261,9 @@ impl Gate {
         if !ask.addresses.iter().all(legal) {
             return Err(Status::invalid_argument("an address is not legal"));
         }
-        let name = self.free_name(name, &key);
+        // Whoever is a peer already is called what it was called.
+        let known = self.peers.by_key(&key).map(|peer| peer.name);
+        let name = known.unwrap_or_else(|| self.free_name(name, &key));
         let peering = Peering::default();
         let peer = StoredPeer { name, key, addresses: ask.addresses, journal_seen: 0, peering };
         let peers = self.peers.clone();

@@ -409,8 +409,8 @@ impl Journal {
     }
 
     /// Uses an invitation up for a peer, which may then do what the invitation says, in one
-    /// transaction; none if it is not open. The same peer may use it again, since it may not have
-    /// heard the answer.
+    /// transaction; none if it is not open. The same peer may show it again, since it may not have
+    /// heard the answer: that changes nothing.
     pub(crate) fn accept_invitation(
         &mut self,
         secret: &SecretHash,
@@ -419,18 +419,25 @@ impl Journal {
     ) -> Result<Option<Peering>, JournalError> {
         let now = i64::try_from(now.0).unwrap_or(i64::MAX);
         self.transaction(|tx| {
-            let used = tx
-                .query_row(
-                    "UPDATE invitations SET used_by = ?3 WHERE secret = ?1 AND expires_ms > ?2
-                     AND (used_by IS NULL OR used_by = ?3) RETURNING peering",
-                    params![secret.0, now, peer.key.0],
-                    |row| peering_of(row.get(0)?),
-                )
-                .optional()?;
-            if let Some(peering) = &used {
-                insert_peer(tx, &StoredPeer { peering: peering.clone(), ..peer.clone() })?;
+            let sql =
+                "SELECT used_by, peering FROM invitations WHERE secret = ?1 AND expires_ms > ?2";
+            let open = |row: &rusqlite::Row<'_>| {
+                Ok((row.get::<_, Option<[u8; 32]>>(0)?, peering_of(row.get(1)?)?))
+            };
+            match tx.query_row(sql, params![secret.0, now], open).optional()? {
+                Some((None, peering)) => {
+                    let sql = "UPDATE invitations SET used_by = ?2 WHERE secret = ?1";
+                    tx.execute(sql, params![secret.0, peer.key.0])?;
+                    insert_peer(tx, &StoredPeer { peering: peering.clone(), ..peer.clone() })?;
+                    Ok(Some(peering))
+                }
+                // What was said of it since counts, also that it is no peer any more.
+                Some((Some(by), _)) if by == peer.key.0 => {
+                    let sql = "SELECT peering FROM peers WHERE key = ?1";
+                    tx.query_row(sql, [by], |row| peering_of(row.get(0)?)).optional()
+                }
+                _ => Ok(None),
             }
-            Ok(used)
         })
     }
 }

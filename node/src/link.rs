@@ -27,7 +27,7 @@ use crate::metrics::{self, Direction};
 use crate::peers::Peers;
 
 /// The protocol versions that this program speaks.
-pub(crate) const VERSIONS: std::ops::RangeInclusive<u32> = 1..=1;
+pub(crate) const VERSIONS: std::ops::RangeInclusive<u32> = 2..=2;
 /// How long a connection, its handshake and the greeting may take, each.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// How often a connection is tested while calls wait on it, and how long a test may take.
@@ -88,6 +88,8 @@ pub(crate) enum LinkError {
     Renewed,
     #[error("the peer says: {0}")]
     Status(String),
+    #[error("the peer says: {0}")]
+    Busy(String),
     #[error("the peer did not answer in time")]
     Time,
     #[error("the peer's answer is not what it signed")]
@@ -105,6 +107,7 @@ impl LinkError {
             Self::Refused => "hung up",
             Self::Renewed => "new key",
             Self::Status(_) => "error",
+            Self::Busy(_) => "too many",
             Self::Time => "no answer in time",
             Self::Envelope(_) => "garbled",
             Self::Tls(_) => "no TLS",
@@ -181,7 +184,12 @@ impl Links {
     ) -> Result<Answer, LinkError> {
         let work = async {
             let line = self.line(key, addresses, journal).await?;
-            self.exchange(line, op, sealed).await.inspect_err(|_| self.forget(&key))
+            self.exchange(line, op, sealed).await.inspect_err(|error| {
+                // Whoever has asked too often needs no other connection.
+                if !matches!(error, LinkError::Busy(_)) {
+                    self.forget(&key);
+                }
+            })
         };
         let answer = tokio::time::timeout(limit, work).await.map_err(|_| LinkError::Time)??;
         let me = self.0.identity.site_key();
@@ -490,6 +498,7 @@ fn status_error(status: &tonic::Status) -> LinkError {
                 _ => LinkError::Status(status.message().to_owned()),
             }
         }
+        tonic::Code::ResourceExhausted => LinkError::Busy(status.message().to_owned()),
         tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => LinkError::Time,
         _ if status.message().is_empty() => LinkError::Status(status.code().to_string()),
         _ => LinkError::Status(status.message().to_owned()),

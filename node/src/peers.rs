@@ -10,6 +10,9 @@ use crate::journal::StoredPeer;
 
 /// Requests a second of a peer of which nothing else is said.
 const REQUESTS: u32 = 1_000;
+/// Requests that a peer may make at once, however few it may make a second: those that one deed
+/// takes.
+const BURST: u32 = 16;
 
 /// One peer.
 #[derive(Debug, Clone)]
@@ -54,7 +57,7 @@ impl Peers {
         let Register { peers, budgets, renewed, .. } = &mut *register;
         let is_known = |key: &SiteKey| peers.values().any(|peer| peer.key == *key);
         budgets.retain(|key, _| is_known(key));
-        renewed.retain(|_, old| is_known(old));
+        renewed.retain(|new, old| is_known(old) && !is_known(new));
     }
 
     /// Takes one request off what a peer may ask, or says how many it may ask a second, and when
@@ -62,7 +65,8 @@ impl Peers {
     pub(crate) fn spend(&self, peer: &Peer, now: Instant) -> Result<(), (u32, Duration)> {
         let rate = peer.peering.limits.requests.unwrap_or(REQUESTS);
         let mut register = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let budget = register.budgets.entry(peer.key).or_insert(Budget { left: rate.into(), now });
+        let left = rate.max(BURST).into();
+        let budget = register.budgets.entry(peer.key).or_insert(Budget { left, now });
         budget.spend(rate, now).map_err(|wait| (rate, wait))
     }
 
@@ -107,7 +111,7 @@ struct Budget {
 impl Budget {
     fn spend(&mut self, rate: u32, now: Instant) -> Result<(), Duration> {
         let since = now.saturating_duration_since(self.now).as_secs_f64();
-        self.left = (self.left + since * f64::from(rate)).min(rate.into());
+        self.left = (self.left + since * f64::from(rate)).min(rate.max(BURST).into());
         self.now = now;
         if self.left < 1.0 {
             return Err(Duration::from_secs_f64((1.0 - self.left) / f64::from(rate)));
@@ -124,6 +128,9 @@ impl certs::Trust for Peers {
 
     fn succeeded(&self, old: &SiteKey, new: &SiteKey) {
         let mut register = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if old == new || register.peers.values().any(|peer| peer.key == *new) {
+            return;
+        }
         // A peer has one key at a time.
         register.renewed.retain(|_, known| known != old);
         register.renewed.insert(*new, *old);
@@ -142,15 +149,18 @@ mod tests {
     #[test]
     fn a_peer_asks_as_often_as_its_rate_and_is_told_when_to_ask_again() {
         let begun = Instant::now();
-        let mut budget = Budget { left: 10.0, now: begun };
-        let made = (0..100).filter(|_| budget.spend(10, begun).is_ok()).count();
-        assert_eq!(made, 10, "a second's worth at once");
-        let wait = budget.spend(10, begun).unwrap_err();
-        assert_eq!(wait, Duration::from_millis(100));
-        assert!(budget.spend(10, begun + wait).is_ok());
-        assert!(budget.spend(10, begun + wait).is_err());
+        let mut budget = Budget { left: 50.0, now: begun };
+        let made = (0..100).filter(|_| budget.spend(50, begun).is_ok()).count();
+        assert_eq!(made, 50, "a second's worth at once");
+        let wait = budget.spend(50, begun).unwrap_err();
+        assert_eq!(wait, Duration::from_millis(20));
+        assert!(budget.spend(50, begun + wait).is_ok());
+        assert!(budget.spend(50, begun + wait).is_err());
         // Whoever was silent for long has saved up no more than a second's worth.
         let later = begun + Duration::from_secs(3600);
-        assert_eq!((0..100).filter(|_| budget.spend(10, later).is_ok()).count(), 10);
+        assert_eq!((0..100).filter(|_| budget.spend(50, later).is_ok()).count(), 50);
+        let mut slow = Budget { left: BURST.into(), now: begun };
+        let made = (0..100).filter(|_| slow.spend(1, begun).is_ok()).count();
+        assert_eq!(made, 16, "one deed's worth at once, at the lowest rate");
     }
 }

@@ -349,7 +349,7 @@ impl Step<'_> {
         };
         let descriptor = entry.descriptor.clone();
         let (up, goal) = (entry.up.clone(), &journey.goal);
-        if self.only_passes_up(goal, up.as_ref().map(|up| &up.peer)) {
+        if self.only_passes_up(journey, up.as_ref().map(|up| &up.peer)) {
             return self.go(operation, Phase::PassUp);
         }
         let id = RequestId(self.random16());

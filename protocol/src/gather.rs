@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use model::decision::{Candidate, Delegate, Expose, Verdict};
-use model::{EdgeHandle, Offer, PeerName, Peering, RequestId, Right, Time, VmId};
+use model::{Descriptor, EdgeHandle, Offer, PeerName, Peering, RequestId, Right, Time, VmId};
 
 use crate::contract::proposal;
 use crate::controller::short;
@@ -15,7 +15,20 @@ use crate::path::Verifier;
 use crate::row::{Down, Edge, Party};
 use crate::site::{Asker, Gathering, MAX_GATHERINGS, OfferAt, OfferMade, Step, Timer, Waiting};
 
+/// What is asked for must be what is there, or it would be counted as less than it takes.
+const OTHERWISE: &str = "this site has the VM, and it is described otherwise than when it came";
+
 impl Step<'_> {
+    /// Whether a VM that this site answers for is described as it was when it came. What is
+    /// monitored of it changes, and nothing else.
+    pub(crate) fn is_as_known(&self, vm: VmId, descriptor: &Descriptor) -> bool {
+        let known = self.site.state.vms.get(&vm).filter(|vm| !vm.destroyed);
+        known.is_none_or(|known| {
+            let monitoring = known.descriptor.monitoring.clone();
+            Descriptor { monitoring, ..descriptor.clone() } == known.descriptor
+        })
+    }
+
     /// Migration request (papers/003, III-C-2), from a peer.
     pub(crate) fn migration_request(&mut self, caller: Caller, from: Party, request: Request) {
         let Op::MigrationRequest { vm, request: id, descriptor } = &request.origin.op else {
@@ -47,6 +60,9 @@ impl Step<'_> {
         let on_path = self.site.state.vms.get(&vm).filter(|vm| !vm.destroyed);
         if on_path.is_some_and(|vm| vm.up.as_ref().is_none_or(|up| up.peer != peer)) {
             return self.answer(caller, none("this site answers for the VM already"));
+        }
+        if !self.is_as_known(vm, descriptor) {
+            return self.answer(caller, none(OTHERWISE));
         }
         let peering = self.peering(&peer);
         if peering.ending.is_some() {

@@ -15,13 +15,19 @@
 
 use std::time::Duration;
 
-use model::{OperationId, PeerName, Peering, VmId};
+use model::{OperationId, PeerName, Peering, Time, VmId};
 
 use crate::controller::ASK_AGAIN;
 use crate::effect::Reply;
-use crate::row::{Down, Goal, Party, Result as Ended};
+use crate::row::{Down, Party, Result as Ended};
 use crate::site::{Site, Step, Timer};
-use crate::state::TargetStep;
+use crate::state::{Journey, TargetStep};
+
+/// How long a peer may still be needed for the end of a migration whose end was never heard of: as
+/// long as a Destination keeps what it admitted.
+const LAST_WORDS: Duration = Duration::from_secs(24 * 3600);
+/// How long an eviction is tried that begins when the time is up.
+const AFTERWARDS: Duration = Duration::from_secs(3600);
 
 impl Site {
     /// This site's word about a peer.
@@ -31,9 +37,17 @@ impl Site {
 
     /// Peers that may be forgotten: their peering is being ended, and nothing is shared with them
     /// any more.
-    pub fn peerings_over(&self) -> impl Iterator<Item = &PeerName> {
-        let ending = self.peers.iter().filter(|(_, peering)| peering.ending.is_some());
-        ending.map(|(peer, _)| peer).filter(|peer| !self.shares_with(peer))
+    ///
+    /// A site that has forgotten something may have forgotten what it shares.
+    pub fn peerings_over(&self, now: Time) -> impl Iterator<Item = &PeerName> {
+        let remembers = self.state.held.is_empty();
+        let ending = self.peers.iter().filter_map(|(peer, peering)| Some((peer, peering.ending?)));
+        ending
+            .filter(move |(peer, until)| {
+                let late = now > until.after(LAST_WORDS);
+                remembers && !self.shares_with(peer) && (late || !self.may_be_asked_by(peer))
+            })
+            .map(|(peer, _)| peer)
     }
 
     /// Whether this site and a peer still need each other: for a VM, or for a migration whose end
@@ -62,6 +76,19 @@ impl Site {
             }
         });
         of_vm || coming || of_journey
+    }
+
+    /// Whether a migration between two others, or one that was handed back, was never heard to have
+    /// ended: its last word may have to come this way.
+    fn may_be_asked_by(&self, peer: &PeerName) -> bool {
+        self.state.migrations.values().any(|migration| {
+            let pending = migration.pending.as_ref().filter(|_| migration.owned.is_none());
+            let between = pending.is_some_and(|(up, down)| up.peer == *peer || down.peer == *peer);
+            let target = migration.target.as_ref();
+            let given_back = target.is_some_and(|t| t.step == TargetStep::HandedBack);
+            let its = target.is_some_and(|t| t.asker == Party::Peer(peer.clone()));
+            between || (given_back && its)
+        })
     }
 }
 
@@ -93,7 +120,10 @@ impl Step<'_> {
         let shared: Vec<(VmId, Party)> =
             vms.filter_map(|(id, vm)| Some((*id, on_edge(vm)?))).collect();
         // What is left when the time is up is asked for all the same, and parked.
-        let within = until.since(self.world.now()).max(self.site.config.request_limit * 2);
+        // One that goes on for long writes few rows.
+        let left = until.since(self.world.now());
+        let within = if left.is_zero() { AFTERWARDS } else { left };
+        let within = within.max(self.site.config.request_limit * 2);
         let mut operations = Vec::new();
         for (vm, from) in shared {
             if let Some(open) = self.site.state.open_journey(vm) {
@@ -121,8 +151,14 @@ impl Step<'_> {
     }
 
     /// Whether an eviction goes to the delegator without a look at this site's own places: the
-    /// peering with it ends, and a VM that stayed in this site would still be on its path.
-    pub(crate) fn only_passes_up(&self, goal: &Goal, up: Option<&PeerName>) -> bool {
+    /// peering with it ends, and a VM that stayed in this site would still be on its path. Where
+    /// the delegator has failed to take it, any place is better than none.
+    pub(crate) fn only_passes_up(&self, journey: &Journey, up: Option<&PeerName>) -> bool {
+        let goal = &journey.goal;
+        let memory = self.site.journeys.get(&journey.operation);
+        if memory.is_some_and(|memory| memory.last_failure.is_some()) {
+            return false;
+        }
         let ends = |up: &PeerName| self.peering(up).ending.is_some();
         goal.evict.is_some() && goal.leave.is_none() && up.is_some_and(ends)
     }

@@ -257,6 +257,9 @@ impl Step<'_> {
         if newest.is_some_and(|epoch| epoch > owner.epoch) {
             return self.answer(caller, gone("the VM has changed its owner since"));
         }
+        if !self.is_as_known(vm, &offer.descriptor) {
+            return self.answer(caller, gone("the VM is described otherwise than when it came"));
+        }
         // Offers hold nothing: others of this peer's may have been taken meanwhile.
         if let Party::Peer(peer) = from {
             let taken = self.taken_by(peer, vm);

@@ -114,7 +114,7 @@ async fn call(a: &Identity, b: &Identity, trust: Arc<dyn Trust>) -> Outcome {
 }
 
 fn honest(identity: &Identity) -> CertifiedKey {
-    issue(identity, &Leaf::now(&identity.site_key())).unwrap()
+    issue(identity, &Leaf::now(identity)).unwrap()
 }
 
 /// The chain of `a` with its certificates replaced by what `change` makes of them.
@@ -127,7 +127,7 @@ fn forged(a: &Identity, change: impl FnOnce(&mut Vec<CertificateDer<'static>>)) 
 /// Every way for a site `a` to show something else than its own, sound credentials.
 fn bad_credentials(a: &Identity, other: &Identity) -> Vec<(&'static str, CertifiedKey)> {
     let now = SystemTime::now();
-    let sound = || Leaf::now(&a.site_key());
+    let sound = || Leaf::now(a);
     let with = |leaf: Leaf| issue(a, &leaf).unwrap();
     let name = |identity: &Identity| dns_name(&identity.site_key());
     let others_chain = honest(other).cert;
@@ -240,10 +240,10 @@ async fn a_leaf_that_also_names_a_peer_does_not_pass_for_the_peer() {
     let (peer, b, stranger) = (site(1), site(2), site(3));
     let (own, peers) = (dns_name(&stranger.site_key()), dns_name(&peer.site_key()));
     for names in [[own.clone(), peers.clone()], [peers, own]] {
-        let leaf = Leaf { names: names.to_vec(), ..Leaf::now(&stranger.site_key()) };
+        let leaf = Leaf { names: names.to_vec(), ..Leaf::now(&stranger) };
         let shown = issue(&stranger, &leaf).unwrap();
         let outcome = call_showing(shown, &b, knowing(&[&peer])).await;
-        assert!(matches!(outcome.called_refuses(), Refusal::Name));
+        assert!(matches!(outcome.called_refuses(), Refusal::Name | Refusal::Stranger(_)));
     }
 }
 
@@ -257,7 +257,7 @@ async fn a_refusal_does_not_tell_whether_a_site_is_a_peer() {
     assert!(matches!(unknown.called_refuses(), Refusal::Possession(_)));
 
     let stranger = call(&a, &b, knowing(&[])).await;
-    let expired = Leaf { not_after: SystemTime::now() - DAY / 2, ..Leaf::now(&a.site_key()) };
+    let expired = Leaf { not_after: SystemTime::now() - DAY / 2, ..Leaf::now(&a) };
     let expired = call_showing(issue(&a, &expired).unwrap(), &b, knowing(&[&a])).await;
     for outcome in [known, unknown, stranger, expired] {
         assert_eq!(outcome.alert(), AlertDescription::CertificateUnknown);
@@ -451,5 +451,27 @@ async fn a_line_that_does_not_lead_to_the_leaf_makes_nobody_a_peer() {
         let outcome = meet(server, client, server_name(&line[0].site_key())).await;
         let refused = outcome.caller_refuses();
         assert!(matches!(refused, Refusal::OtherSite(_) | Refusal::Line), "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_certifies_anothers_key_as_its_own_next_changes_nothing() {
+    let (peer, other, b) = (site(1), site(2), site(3));
+    let cross =
+        |old: &Identity, new: &Identity| crate::credentials::cross(old, &new.site_key()).unwrap();
+    // The other's chain, as everybody has seen it, with a cross certificate for its key.
+    let mut replayed = honest(&other);
+    replayed.cert.push(cross(&peer, &other));
+    // And a key that is its own next.
+    let mut own = honest(&peer);
+    own.cert.push(cross(&peer, &peer));
+    let mut twice =
+        issue(&peer, &Leaf { names: vec![dns_name(&peer.site_key()); 2], ..Leaf::now(&peer) })
+            .unwrap();
+    twice.cert.push(cross(&peer, &peer));
+    for shown in [replayed, own, twice] {
+        let trust = Arc::new(Following(Mutex::new(peer.site_key())));
+        let _ = call_showing(shown, &b, trust.clone()).await;
+        assert_eq!(*trust.0.lock().unwrap(), peer.site_key());
     }
 }

@@ -338,7 +338,7 @@ impl Operations for Serves {
         'a: 'async_trait,
         Self: 'async_trait,
     {
-        let reply = HelloReply { version: 1, journal: 1, journal_seen: 0 };
+        let reply = HelloReply { version: 2, journal: 1, journal_seen: 0 };
         Box::pin(async move { Ok(Response::new(reply)) })
     }
 
