@@ -309,13 +309,14 @@ macro_rules! nonsense {
 impl Operations for Nonsense {
     fn hello<'a, 'async_trait>(
         &'a self,
-        _: Request<HelloRequest>,
+        asked: Request<HelloRequest>,
     ) -> Answered<'async_trait, HelloReply>
     where
         'a: 'async_trait,
         Self: 'async_trait,
     {
-        let version = if self.0 == Manner::Version { 99 } else { 1 };
+        let spoken = asked.into_inner().newest_version;
+        let version = if self.0 == Manner::Version { 99 } else { spoken };
         let reply = HelloReply { version, journal: 0, journal_seen: 0 };
         Box::pin(async move { Ok(Response::new(reply)) })
     }
