@@ -164,7 +164,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
             heard.map_or_else(Heard::Ended, |_| Heard::Words("it was answered".into()))
         },
     ),
-    attack("a caller who is no peer", Refused::Code(Code::Unknown, "transport error"), |stage| {
+    attack("a caller who is no peer", Refused::HungUp, |stage| {
         let stranger = Identity::from_seed(&rand::random());
         shown(stage, certs::client_config(&stranger, stage.v_key()).unwrap())
     }),
@@ -200,18 +200,14 @@ pub(crate) const ATTACKS: &[Attack] = &[
             heard.map_or_else(Heard::Ended, |_| Heard::Words("it was greeted".into()))
         },
     ),
-    attack(
-        "a ticket shown by a site behind whose key is no secret",
-        Refused::Code(Code::Unknown, "transport error"),
-        |stage| {
-            all(small_order().filter_map(|weak| {
-                let tls = weak_site(&weak, stage.v_key())?;
-                let ticket = stage.v().done(&["peer", "invite"]);
-                let ticket = Ticket::parse(ticket["ticket"].as_str().unwrap()).unwrap();
-                Some(join(stage, tls, ticket.secret().as_bytes().to_vec()))
-            }))
-        },
-    ),
+    attack("a ticket shown by a site behind whose key is no secret", Refused::HungUp, |stage| {
+        all(small_order().filter_map(|weak| {
+            let tls = weak_site(&weak, stage.v_key())?;
+            let ticket = stage.v().done(&["peer", "invite"]);
+            let ticket = Ticket::parse(ticket["ticket"].as_str().unwrap()).unwrap();
+            Some(join(stage, tls, ticket.secret().as_bytes().to_vec()))
+        }))
+    }),
     attack(
         "a ticket's secret that was guessed",
         Refused::Code(Code::PermissionDenied, "ticket"),

@@ -9,7 +9,9 @@ use model::{
 use protocol::{Action, Down, Mode, Op};
 
 use crate::forms::{Broken, certificate, longer, small_order, zeros};
-use crate::stage::{Attack, Heard, Refused, Stage, a_hop, a_key, attack, request, signed};
+use crate::stage::{
+    Attack, Heard, Refused, Stage, a_hop, a_key, attack, is_hung_up, request, signed,
+};
 
 const BAD_CHAIN: Refused = Refused::Failed("chain of certificates does not hold");
 const NOT_LATER: Refused = Refused::Failed("not a later one that the VM's own key vouches for");
@@ -226,6 +228,7 @@ fn told(stage: &Stage, broken: impl FnOnce(&Broken<'_>) -> Chain) -> Heard {
 pub(crate) fn all(heard: impl Iterator<Item = Heard>) -> Heard {
     let mut heard: Vec<Heard> = heard.collect();
     let form = |heard: &Heard| match heard {
+        Heard::Ended(status) if is_hung_up(status) => "hung up".to_owned(),
         Heard::Ended(status) => format!("{:?}", status.code()),
         Heard::Says(answer) => format!("{answer:?}"),
         Heard::Words(words) => words.clone(),

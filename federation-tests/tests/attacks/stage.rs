@@ -111,6 +111,8 @@ pub(crate) enum Heard {
 pub(crate) enum Refused {
     /// The call ends with this status, in words that hold these.
     Code(Code, &'static str),
+    /// It hangs up at the handshake. The caller's own library says so, in one way or another.
+    HungUp,
     Unknown,
     Failed(&'static str),
     Gone(&'static str),
@@ -212,8 +214,11 @@ impl Heard {
         let (is_so, said) = match self {
             Self::Ended(status) => {
                 let said = format!("{status:?}");
-                let is_so = matches!(refused, Refused::Code(code, words)
-                    if status.code() == *code && said.contains(words));
+                let is_so = match refused {
+                    Refused::Code(code, words) => status.code() == *code && said.contains(words),
+                    Refused::HungUp => is_hung_up(&status),
+                    _ => false,
+                };
                 (is_so, said)
             }
             Self::Words(said) => {
@@ -243,6 +248,11 @@ impl Heard {
         };
         (!is_so).then(|| format!("it should be {refused:?}, and is {said}"))
     }
+}
+
+/// Whether the connection ended without an answer: a node gives neither of these codes.
+pub(crate) fn is_hung_up(status: &Status) -> bool {
+    matches!(status.code(), Code::Unknown | Code::Cancelled)
 }
 
 /// v with its peers, as real nodes, and what they have at each other.
