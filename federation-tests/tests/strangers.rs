@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use certs::Identity;
+use federation_tests::process::hostile::{self, Anyone};
 use federation_tests::process::{Federation, SOON};
-use model::SiteKey;
-use proto::federation::federation_server::{Federation as Operations, FederationServer};
+use proto::federation::federation_server::Federation as Operations;
 use proto::federation::{HelloReply, HelloRequest, JoinReply, JoinRequest, Part, Sealed};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::oneshot;
@@ -220,18 +220,6 @@ impl Stranger {
     }
 }
 
-struct Anybody;
-
-impl certs::Trust for Anybody {
-    fn knows(&self, _: &SiteKey) -> bool {
-        true
-    }
-
-    fn admits_strangers(&self) -> bool {
-        true
-    }
-}
-
 async fn serve(
     address: SocketAddr,
     identity: Identity,
@@ -240,33 +228,21 @@ async fn serve(
 ) {
     let listener = tokio::net::TcpListener::bind(address).await.unwrap();
     ready.send(()).unwrap();
-    let tls = certs::server_config(&identity, Arc::new(Anybody)).unwrap();
+    match manner {
+        Manner::Noise => make_noise(listener, &identity).await,
+        _ => hostile::serve(listener, &identity, Nonsense(manner)).await,
+    }
+}
+
+async fn make_noise(listener: tokio::net::TcpListener, identity: &Identity) {
+    let tls = certs::server_config(identity, Arc::new(Anyone)).unwrap();
     let acceptor = tokio_rustls::TlsAcceptor::from(tls);
-    let (accepted, streams) = tokio::sync::mpsc::channel(4);
-    let accept = async move {
-        loop {
-            let (tcp, _) = listener.accept().await.unwrap();
-            // A caller that finds an impostor hangs up.
-            let Ok(mut stream) = acceptor.accept(tcp).await else { continue };
-            if manner == Manner::Noise {
-                let noise: Vec<u8> = (0..4096).map(|_| rand::random()).collect();
-                let _ = stream.write_all(&noise).await;
-                let _ = stream.shutdown().await;
-            } else {
-                let (mut near, far) = tokio::io::duplex(64 << 10);
-                let _ = accepted.send(Ok::<_, std::io::Error>(far)).await;
-                tokio::spawn(async move {
-                    let _ = tokio::io::copy_bidirectional(&mut stream, &mut near).await;
-                });
-            }
-        }
-    };
-    let server = tonic::transport::Server::builder()
-        .add_service(FederationServer::new(Nonsense(manner)))
-        .serve_with_incoming(tokio_stream::wrappers::ReceiverStream::new(streams));
-    tokio::select! {
-        () = accept => {}
-        served = server => served.unwrap(),
+    loop {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let Ok(mut stream) = acceptor.accept(tcp).await else { continue };
+        let noise: Vec<u8> = (0..4096).map(|_| rand::random()).collect();
+        let _ = stream.write_all(&noise).await;
+        let _ = stream.shutdown().await;
     }
 }
 

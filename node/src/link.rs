@@ -200,22 +200,7 @@ impl Links {
     }
 
     async fn exchange(&self, mut line: Line, op: &Op, sealed: Sealed) -> Result<Sealed, LinkError> {
-        let client = &mut line.client;
-        let answer = match op {
-            Op::MigrationRequest { .. } => client.migration_request(sealed).await,
-            Op::ForcedMigration { .. } | Op::Evict { .. } => client.forced_migration(sealed).await,
-            Op::InitiateTransfer { .. } => client.initiate_transfer(sealed).await,
-            Op::TransferVerification { .. } => client.transfer_verification(sealed).await,
-            Op::Deliver { .. } => client.deliver(sealed).await,
-            Op::Handback { .. } => client.handback(sealed).await,
-            Op::Retire { .. } => client.retire(sealed).await,
-            Op::Control { .. } | Op::Monitor { .. } => client.control(sealed).await,
-            Op::Report { .. } => client.report(sealed).await,
-            Op::Withdraw { .. } => client.withdraw(sealed).await,
-            Op::Confirm { .. } => client.confirm(sealed).await,
-            Op::Reclaim { .. } => client.reclaim(sealed).await,
-            Op::Superseded { .. } => client.superseded(sealed).await,
-        };
+        let answer = proto::call(&mut line.client, op, sealed).await;
         Ok(answer.map_err(|status| line.error(&status))?.into_inner())
     }
 

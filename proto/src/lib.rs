@@ -2,6 +2,7 @@
 //!
 //! The only way to a [`Verified`] value is through [`envelope`]; handlers take nothing else.
 
+mod call;
 pub mod envelope;
 
 #[expect(missing_docs, reason = "generated; documented in the .proto files")]
@@ -17,4 +18,5 @@ pub mod admin {
 /// The descriptors of all services, for reflection on the admin socket.
 pub const DESCRIPTORS: &[u8] = include_bytes!("gen/descriptors.bin");
 
+pub use call::call;
 pub use envelope::Verified;

@@ -5,12 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use certs::{Identity, Trust};
-use model::{SecretKey, SiteKey};
+use certs::Identity;
+use model::SecretKey;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::Failure;
+use crate::process::hostile::Anyone;
 
 /// The first argument of a process that is to echo.
 const ROLE: &str = "echo";
@@ -58,18 +59,6 @@ impl Drop for Echoes {
 /// All echo processes and their caller are one identity: who it is does not matter here.
 fn echo_identity() -> Identity {
     Identity::from_seed(&[42; 32])
-}
-
-struct Anyone;
-
-impl Trust for Anyone {
-    fn knows(&self, _: &SiteKey) -> bool {
-        true
-    }
-
-    fn admits_strangers(&self) -> bool {
-        true
-    }
 }
 
 /// The signatures of one hop that receives a request: hop and origin verified; of the answer: made

@@ -26,6 +26,7 @@ use tower::service_fn;
 use transfer_proxy::{Config, Event, Limits, Proxy, ResetKey};
 
 use super::Site;
+use crate::bench::clock;
 
 /// How long anything between two sites of one machine may take.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -79,7 +80,10 @@ impl Hostile {
         let (sender, events) = mpsc::channel(64);
         let proxy = runtime.block_on(async {
             let listener = TcpListener::bind(site.address()).await.expect("its node has ended");
-            tokio::spawn(serve(listener, serves));
+            tokio::spawn(async move {
+                let identity = serves.identity.clone();
+                serve(listener, &identity, serves).await;
+            });
             let config = Config {
                 listen: SocketAddr::new(site.address().ip(), 0),
                 shares_tcp: false,
@@ -132,7 +136,7 @@ impl Hostile {
 
     /// Seals a request for a site as a node does, signed by these of its keys.
     pub fn seal(&self, to: SiteKey, request: &Request, by: &SecretKey) -> (Sealed, RequestDigest) {
-        self.seal_at(to, request, by, now())
+        self.seal_at(to, request, by, clock())
     }
 
     /// The same, as of another time.
@@ -166,24 +170,7 @@ impl Hostile {
     /// Sends these bytes to a site, as a call of the operation that `op` is.
     pub fn send(&self, site: &Site, op: &Op, sealed: Sealed) -> Result<Sealed, Status> {
         self.call(site, async |mut client| {
-            let answer = match op {
-                Op::MigrationRequest { .. } => client.migration_request(sealed).await,
-                Op::ForcedMigration { .. } | Op::Evict { .. } => {
-                    client.forced_migration(sealed).await
-                }
-                Op::InitiateTransfer { .. } => client.initiate_transfer(sealed).await,
-                Op::TransferVerification { .. } => client.transfer_verification(sealed).await,
-                Op::Deliver { .. } => client.deliver(sealed).await,
-                Op::Handback { .. } => client.handback(sealed).await,
-                Op::Retire { .. } => client.retire(sealed).await,
-                Op::Control { .. } | Op::Monitor { .. } => client.control(sealed).await,
-                Op::Report { .. } => client.report(sealed).await,
-                Op::Confirm { .. } => client.confirm(sealed).await,
-                Op::Reclaim { .. } => client.reclaim(sealed).await,
-                Op::Superseded { .. } => client.superseded(sealed).await,
-                Op::Withdraw { .. } => client.withdraw(sealed).await,
-            };
-            answer.map(Response::into_inner)
+            proto::call(&mut client, op, sealed).await.map(Response::into_inner)
         })
     }
 
@@ -240,21 +227,17 @@ pub fn site_key(site: &Site) -> SiteKey {
     Identity::load(site.folder()).expect("a site has its key").site_key()
 }
 
-/// The time of day.
-pub fn now() -> Time {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    Time(since.expect("it is after 1970").as_millis().try_into().expect("it fits for long"))
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 // What it serves.
 
-struct Anybody;
+/// Lets everybody in.
+#[derive(Debug)]
+pub struct Anyone;
 
-impl certs::Trust for Anybody {
+impl certs::Trust for Anyone {
     fn knows(&self, _: &SiteKey) -> bool {
         true
     }
@@ -264,8 +247,9 @@ impl certs::Trust for Anybody {
     }
 }
 
-async fn serve(listener: TcpListener, serves: Serves) {
-    let tls = certs::server_config(&serves.identity, Arc::new(Anybody)).expect("a sound identity");
+/// Answers the calls of whoever comes, as the site of this identity.
+pub async fn serve(listener: TcpListener, identity: &Identity, operations: impl Operations) {
+    let tls = certs::server_config(identity, Arc::new(Anyone)).expect("a sound identity");
     let acceptor = tokio_rustls::TlsAcceptor::from(tls);
     let (accepted, streams) = mpsc::channel(4);
     let accept = async move {
@@ -279,7 +263,7 @@ async fn serve(listener: TcpListener, serves: Serves) {
         }
     };
     let server = tonic::transport::Server::builder()
-        .add_service(FederationServer::new(serves))
+        .add_service(FederationServer::new(operations))
         .serve_with_incoming(ReceiverStream::new(streams));
     tokio::select! {
         () = accept => {}
@@ -296,7 +280,7 @@ struct Serves {
 impl Serves {
     fn reply(&self, sealed: Sealed) -> Result<Response<Sealed>, Status> {
         let me = self.identity.site_key();
-        let opened = envelope::open_request(sealed, self.victim, me, now());
+        let opened = envelope::open_request(sealed, self.victim, me, clock());
         let (opened, digest) =
             opened.map_err(|error| Status::invalid_argument(error.to_string()))?;
         let asked = Asked { request: opened.content.into_inner(), digest };
@@ -332,13 +316,14 @@ macro_rules! operations {
 impl Operations for Serves {
     fn hello<'a, 'async_trait>(
         &'a self,
-        _: tonic::Request<HelloRequest>,
+        asked: tonic::Request<HelloRequest>,
     ) -> Answered<'async_trait, HelloReply>
     where
         'a: 'async_trait,
         Self: 'async_trait,
     {
-        let reply = HelloReply { version: 2, journal: 1, journal_seen: 0 };
+        let version = asked.into_inner().newest_version;
+        let reply = HelloReply { version, journal: 1, journal_seen: 0 };
         Box::pin(async move { Ok(Response::new(reply)) })
     }
 

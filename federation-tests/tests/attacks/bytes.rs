@@ -6,8 +6,9 @@
 use std::mem::discriminant;
 use std::sync::LazyLock;
 
+use federation_tests::bench::clock;
 use federation_tests::parsers::seeds::spoken;
-use federation_tests::process::hostile::{Reply, now};
+use federation_tests::process::hostile::Reply;
 use federation_tests::side_by_side;
 use model::key::{Payload, Strict};
 use model::{
@@ -122,7 +123,7 @@ struct Line {
 
 impl Line {
     fn new() -> Self {
-        Self { peer: a_key(), me: site_key(&a_key()), at: now() }
+        Self { peer: a_key(), me: site_key(&a_key()), at: clock() }
     }
 
     fn from(&self) -> SiteKey {
@@ -260,7 +261,7 @@ fn agreed() -> Agreed {
             penalty_milli: 200,
             class: "standard".to_owned(),
             country: "SE".to_owned(),
-            expires: now(),
+            expires: clock(),
             runs: true,
         },
     };

@@ -1,8 +1,8 @@
 //! Attacks on a Source: on the token that it gives out, on its one decision, and on what it keeps
 //! until the Destination has the VM.
 
+use federation_tests::bench::clock;
 use federation_tests::process::SOON;
-use federation_tests::process::hostile::now;
 use model::key::Payload;
 use model::statement::{Cause, Fact};
 use model::{
@@ -257,7 +257,7 @@ pub(crate) const LATE: &[Attack] = &[
     attack("an offer that has expired", Refused::Gone("has expired or was withdrawn"), |stage| {
         let bid = stage.bid();
         stage.federation.wait_for("the offer expires", SOON, || {
-            let left = bid.offer.terms.expires.since(now());
+            let left = bid.offer.terms.expires.since(clock());
             if left.is_zero() { Ok(()) } else { Err(format!("{left:?}")) }
         });
         stage.ask(&stage.initiate(&bid), &bid.controller)

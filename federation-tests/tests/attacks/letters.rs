@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use certs::{Identity, Ticket};
 use ed25519_dalek::{Signature as Ed25519, Verifier, VerifyingKey};
-use federation_tests::process::hostile::{Hostile, Reply, now, site_key};
+use federation_tests::bench::clock;
+use federation_tests::process::hostile::{Hostile, Reply, site_key};
 use model::key::Payload;
 use model::{PublicKey, RequestId, SecretKey, Signature, SiteKey, Time};
 use proto::envelope::{Carried, RequestDigest, Sealer, open_verdicts, seal_values};
@@ -64,12 +65,12 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack(
         "a request that has expired",
         Refused::Code(Code::FailedPrecondition, OTHER_TIME),
-        |stage| sealed_at(stage, Time(now().0 - 121_000)),
+        |stage| sealed_at(stage, Time(clock().0 - 121_000)),
     ),
     attack(
         "a request from the future",
         Refused::Code(Code::FailedPrecondition, OTHER_TIME),
-        |stage| sealed_at(stage, now().after(Duration::from_secs(150))),
+        |stage| sealed_at(stage, clock().after(Duration::from_secs(150))),
     ),
     attack(
         "a request from the end of time",
@@ -171,19 +172,19 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack(
         "values that have expired",
         Refused::Code(Code::FailedPrecondition, OTHER_TIME),
-        |stage| carried(stage, &stage.m, stage.v_key(), Time(now().0 - 121_000), &[1]),
+        |stage| carried(stage, &stage.m, stage.v_key(), Time(clock().0 - 121_000), &[1]),
     ),
     attack("values for another site", Refused::Code(BAD, MISDIRECTED), |stage| {
-        carried(stage, &stage.m, site_key(&stage.federation["n"]), now(), &[1])
+        carried(stage, &stage.m, site_key(&stage.federation["n"]), clock(), &[1])
     }),
     attack("values larger than a message may be", Refused::Code(BAD, TOO_LARGE), |stage| {
-        carried(stage, &stage.m, stage.v_key(), now(), &[1; 1 << 20])
+        carried(stage, &stage.m, stage.v_key(), clock(), &[1; 1 << 20])
     }),
     attack("values that are none", Refused::Words("[Refused, Refused]"), |stage| {
-        carried(stage, &stage.m, stage.v_key(), now(), &[1; 100])
+        carried(stage, &stage.m, stage.v_key(), clock(), &[1; 100])
     }),
     attack("values in the place of a request", Refused::Code(BAD, "a part is missing"), |stage| {
-        let (values, _) = sealed_values(&stage.m, stage.v_key(), now(), &[1]);
+        let (values, _) = sealed_values(&stage.m, stage.v_key(), clock(), &[1]);
         send(stage, &stage.m, values)
     }),
     attack("a request in the place of values", Refused::Code(BAD, NOT_SIGNED), |stage| {

@@ -12,14 +12,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use certs::{Identity, Trust};
+use certs::Identity;
 use federation_tests::bench::Failure;
-use model::SiteKey;
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
 
 use crate::end::Seconds;
 use crate::place::{Place, SOURCE, TARGET};
 use crate::program::Teller;
+use federation_tests::process::hostile::Anyone;
 
 /// The first argument of a process that is to be a bare end, or one of a flow.
 pub(crate) const ROLE: &str = "bare";
@@ -31,18 +31,6 @@ const PORT: u16 = 7100;
 
 fn identity() -> Identity {
     Identity::from_seed(&[43; 32])
-}
-
-struct Anyone;
-
-impl Trust for Anyone {
-    fn knows(&self, _: &SiteKey) -> bool {
-        true
-    }
-
-    fn admits_strangers(&self) -> bool {
-        true
-    }
 }
 
 /// Is what the first line of the input says, until the input is closed.
