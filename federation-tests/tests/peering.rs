@@ -51,7 +51,8 @@ fn a_peer_that_may_not_place_is_told_so_until_it_may() {
     a.done(&["vm", "place", "web"]);
     federation.settle(&vm, "b", true, &["a", "b"]);
     // What it has placed it may still move, although it may place nothing new.
-    b.done(&["peer", "set", "a", "--may", "nothing"]);
+    let set = b.done(&["peer", "set", "a", "--may", "nothing"]);
+    assert_eq!(set["vms_hosted_for"], 1, "it shows what the peer has here");
     b.host("b2", 1);
     b.done(&["host", "drain", "b1"]);
     assert_eq!(running(&federation, &vm, "b").host(), "b2");

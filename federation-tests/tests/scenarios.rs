@@ -725,3 +725,19 @@ fn a_relay_that_crashes_at_any_moment_goes_on_with_what_it_passed_on() {
         }
     }
 }
+
+#[test]
+fn an_offer_of_a_peer_that_is_being_removed_is_not_taken() {
+    let mut world = World::of(&["a", "b"]);
+    world.peer("a", "b");
+    world.host("b", "b1", 4);
+    let vm = world.import("a");
+    // It was asked, and its offer is on the way.
+    let operation = world.move_to("a", vm, &["b"]);
+    world.leave("a", "b", Some(Duration::from_secs(600)));
+    assert!(matches!(world.result("a", operation), JourneyResult::NoPlace(_)));
+    assert_eq!(world.path("a", vm), ["a"]);
+    assert!(world.has_left("a", "b"));
+    world.leave("a", "b", None);
+    world.settle();
+}

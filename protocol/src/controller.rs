@@ -372,7 +372,10 @@ impl Step<'_> {
         let mut peers = BTreeSet::new();
         // A Source that wants a VM gone is Controller only among its own hosts.
         if !goal.local_only && !(from_here && up.is_some()) {
-            peers = if goal.peers.is_empty() { self.hosting_peers() } else { goal.peers.clone() };
+            peers = self.hosting_peers();
+            if !goal.peers.is_empty() {
+                peers.retain(|peer| goal.peers.contains(peer));
+            }
             if let Some(up) = &up {
                 peers.remove(&up.peer);
             }
@@ -434,6 +437,10 @@ impl Step<'_> {
         let mut reasons = gathering.reasons.clone();
         for place in ranked {
             let Some((via, offer)) = gathering.offers.get(place.offer) else { continue };
+            // What it may do can have changed since it was asked.
+            if via.as_ref().is_some_and(|via| !self.peering(via).lets(Right::Host)) {
+                continue;
+            }
             let at = via.clone().map_or(Party::Here, Party::Peer);
             let whence = match &at {
                 Party::Here => "this site".to_owned(),
@@ -493,6 +500,11 @@ impl Step<'_> {
         memory.tries += 1;
         let asked_for = memory.asked_for;
         let (at, offer) = memory.left.remove(0);
+        if let Party::Peer(peer) = &at
+            && !self.peering(peer).lets(Right::Host)
+        {
+            return self.next_offer(operation, reasons);
+        }
         let taken = match (&at, asked_for) {
             (Party::Peer(peer), Some(asked_for)) => {
                 let proposal = proposal(self.world, peer, journey.vm, asked_for, &offer);

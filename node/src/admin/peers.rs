@@ -83,8 +83,8 @@ impl Admin {
         let peer = StoredPeer { name: name.clone(), key, addresses, journal_seen: 0, peering };
         self.change_peers(Change::Add(peer)).await?;
         self.peers.heard(&name, Ok(()));
-        let peer = self.known_peer(&name)?;
-        ok(api::Peer { grants: terms, ..peer_message(&peer, (0, 0)) })
+        let joined = self.shown_peer(&name).await?;
+        ok(api::Peer { grants: terms, ..joined })
     }
 
     pub(super) async fn peer_messages(&self) -> Result<api::Peers> {
@@ -112,7 +112,7 @@ impl Admin {
         // Whether it ends is said with `peer remove`.
         let peering = Peering { ending, ..peering_of(ask.peering)? };
         self.change_peers(Change::Set(name.clone(), peering)).await?;
-        ok(peer_message(&self.known_peer(&name)?, (0, 0)))
+        ok(self.shown_peer(&name).await?)
     }
 
     /// Nothing new is taken from then on, or given; the driver forgets the peer when nothing is
@@ -137,6 +137,12 @@ impl Admin {
             }
         }
         ok(api::Operations { operations })
+    }
+
+    async fn shown_peer(&self, name: &PeerName) -> std::result::Result<api::Peer, Status> {
+        let all = self.peer_messages().await?.into_inner().peers;
+        let found = all.into_iter().find(|peer| peer.name == name.as_str());
+        found.ok_or_else(|| Status::internal("the peer is gone"))
     }
 
     fn known_peer(&self, name: &PeerName) -> std::result::Result<Peer, Status> {
