@@ -145,6 +145,12 @@ impl Identity {
         SiteKey(self.key.public().0)
     }
 
+    /// What peers have ever known it by, as far as that is still told: its key, and those of before.
+    pub fn keys(&self) -> Vec<SiteKey> {
+        let before = self.line.iter().filter_map(succession::previous_key);
+        std::iter::once(self.site_key()).chain(before).collect()
+    }
+
     /// Signs `body` as a payload of the given type.
     pub fn sign(&self, payload_type: &str, body: &[u8]) -> Signature {
         self.key.sign(payload_type, body)

@@ -126,6 +126,8 @@ fn a_vm_that_is_still_a_rolled_back_sites_own_goes_on_once_it_is_confirmed() {
     federation["a"].done(&["vm", "migrate", "web", "--dry-run"]);
     federation["b"].stop();
     copy_journal(&old, federation["b"].folder());
+    // What a remembers was signed with the key of before.
+    federation["b"].done(&["site", "rotate-key"]);
     federation["b"].start();
     federation.wait_for("it runs at b again", SOON, || {
         federation.assert_one_runs(&vm);

@@ -258,7 +258,7 @@ impl Nonsense {
             Manner::WrongKey => {
                 let other = Identity::from_seed(&[9; 32]);
                 let body = random(100);
-                let signature = other.sign("application/vnd.sojourn.answer.v1", &body).0.to_vec();
+                let signature = other.sign("application/vnd.sojourn.answer.v2", &body).0.to_vec();
                 Part { body, key: other.site_key().public().0.to_vec(), signature }
             }
             _ => Part { body: random(5000), key: random(3), signature: random(70) },
@@ -293,7 +293,7 @@ impl Operations for Nonsense {
     {
         let spoken = asked.into_inner().newest_version;
         let version = if self.0 == Manner::Version { 99 } else { spoken };
-        let reply = HelloReply { version, journal: 0, journal_seen: 0 };
+        let reply = HelloReply { version, journal: None, journal_seen: None };
         Box::pin(async move { Ok(Response::new(reply)) })
     }
 

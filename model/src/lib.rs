@@ -7,6 +7,7 @@ pub mod contract;
 pub mod decision;
 pub mod digest;
 pub mod id;
+pub mod journal;
 pub mod key;
 pub mod limit;
 pub mod manifest;
@@ -24,6 +25,7 @@ pub use digest::Digest;
 pub use id::{
     EdgeHandle, Epoch, HostName, MigrationId, OperationId, PeerName, RequestId, VmId, VmName,
 };
+pub use journal::JournalMark;
 pub use key::{PublicKey, SecretKey, Signature, Signed, SiteKey};
 pub use manifest::{FileId, FileKind, Manifest, ManifestFile};
 pub use monitoring::Monitoring;

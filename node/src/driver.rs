@@ -14,8 +14,8 @@ use certs::Identity;
 use model::decision::{Granted, Policy, Share, TransferRole};
 use model::key::{Strict, Verify};
 use model::{
-    EdgeHandle, HostName, MigrationId, OperationId, PeerName, ProxyUri, PublicKey, SecretKey,
-    Signature, SiteKey, Time, Token, VmId,
+    EdgeHandle, HostName, JournalMark, MigrationId, OperationId, PeerName, ProxyUri, PublicKey,
+    SecretKey, Signature, SiteKey, Time, Token, VmId,
 };
 use protocol::{Answer, Ask, Caller, Effect, Event, Found, Output, Party, Reply, Row, Site, World};
 use tokio::runtime::Handle;
@@ -41,8 +41,8 @@ const KEY_GRACE: Duration = Duration::from_secs(3600);
 /// A look at, or a change of, what only the driver may touch.
 type Visit = Box<dyn FnOnce(&mut Core) + Send>;
 
-/// The lengths of peers' journals, shared between the doors and the driver.
-type Seen = Arc<Mutex<BTreeMap<SiteKey, u64>>>;
+/// How long peers' journals are, shared between the doors and the driver.
+type Seen = Arc<Mutex<BTreeMap<SiteKey, JournalMark>>>;
 
 /// What the driver is fed.
 pub(crate) enum Input {
@@ -65,7 +65,7 @@ pub(crate) enum Input {
 /// An answer to a peer, and how long this site's journal was when it was given.
 pub(crate) struct Answered {
     pub(crate) answer: Answer,
-    pub(crate) journal: u64,
+    pub(crate) journal: JournalMark,
 }
 
 /// Feeds the driver.
@@ -346,10 +346,12 @@ impl Driver {
     /// Notes how long a peer's journal is.
     ///
     /// It is written with the next rows: what a peer did that matters here has some.
-    pub(crate) fn saw_journal(&self, key: SiteKey, journal: u64) {
+    pub(crate) fn saw_journal(&self, key: SiteKey, mark: JournalMark) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let longest = seen.entry(key).or_default();
-        *longest = journal.max(*longest);
+        let longest = seen.entry(key).or_insert(mark);
+        if mark.length > longest.length {
+            *longest = mark;
+        }
     }
 
     /// A user's wish, and the reply.
@@ -490,6 +492,11 @@ impl Core {
         self.desk.note(&[Effect::Note { vm, text }]);
     }
 
+    /// How long the journal is, for peers to remember.
+    pub(crate) fn journal_mark(&mut self) -> JournalMark {
+        self.journal.mark(&self.world.identity)
+    }
+
     /// What time it is for the driver.
     pub(crate) fn now(&self) -> Time {
         self.world.now
@@ -551,7 +558,7 @@ impl Desk {
         std::mem::take(&mut self.lines)
     }
 
-    fn take_seen(&self) -> BTreeMap<SiteKey, u64> {
+    fn take_seen(&self) -> BTreeMap<SiteKey, JournalMark> {
         std::mem::take(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -630,14 +637,15 @@ impl protocol::Driver<NodeWorld> for Doors<'_> {
     ) -> Result<(), JournalError> {
         match effect {
             Effect::Send { call, to, request } => {
-                self.links.send(call, to, *request, self.journal.len(), |key, kind, body| {
+                let mark = self.journal.mark(&world.identity);
+                self.links.send(call, to, *request, mark, |key, kind, body| {
                     world.key(key).sign(kind, body)
                 });
             }
             Effect::Answer { caller: Caller::Peer(id), answer } => {
                 if let Some(waiting) = self.desk.peers.remove(&id) {
                     // The peer may have hung up; it asks again.
-                    let journal = self.journal.len();
+                    let journal = self.journal.mark(&world.identity);
                     let _ = waiting.send(Answered { answer: *answer, journal });
                 }
             }

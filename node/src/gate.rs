@@ -265,7 +265,7 @@ impl Gate {
         let known = self.peers.by_key(&key).map(|peer| peer.name);
         let name = known.unwrap_or_else(|| self.free_name(name, &key));
         let peering = Peering::default();
-        let peer = StoredPeer { name, key, addresses: ask.addresses, journal_seen: 0, peering };
+        let peer = StoredPeer { name, key, addresses: ask.addresses, peering };
         let peers = self.peers.clone();
         let joined = self.driver.visit(move |core| {
             let used = core.journal.accept_invitation(&hash, core.now(), &peer)?;
@@ -332,16 +332,20 @@ impl Federation for Gate {
             let (oldest, newest) = (VERSIONS.start(), VERSIONS.end());
             return Err(Status::failed_precondition(format!("versions {oldest} to {newest} only")));
         }
+        let Some(mark) = hello.journal.and_then(|mark| mark.parse()) else {
+            return Err(Status::invalid_argument("the length of your journal is not signed"));
+        };
         let known = self.driver.visit(move |core| {
-            let seen = core.journal.peers()?.into_iter().find(|stored| stored.key == peer.key);
-            core.journal.saw_journal(&peer.key, hello.journal)?;
-            let seen = seen.map_or(0, |stored| stored.journal_seen);
-            Ok::<_, crate::journal::JournalError>((core.journal.len(), seen))
+            let seen = core.journal.seen(&peer.key)?;
+            core.journal.saw_journal(&peer.key, &mark)?;
+            Ok::<_, crate::journal::JournalError>((core.journal_mark(), seen))
         });
         match known.await {
-            Ok(Ok((journal, journal_seen))) => {
-                Ok(Response::new(HelloReply { version: newest, journal, journal_seen }))
-            }
+            Ok(Ok((mark, seen))) => Ok(Response::new(HelloReply {
+                version: newest,
+                journal: Some(mark.into()),
+                journal_seen: seen.map(Into::into),
+            })),
             _ => Err(Status::unavailable("the site cannot answer now")),
         }
     }
@@ -421,7 +425,7 @@ impl Federation for Gate {
         let answer = if verdicts.is_ok() { "verdicts" } else { "error" };
         self.count(&peer.name, metrics::VALUES, answer, begun);
         let verdicts = verdicts.map_err(|error| Status::unavailable(error.to_string()))?;
-        let journal = self.driver.visit(|core| core.journal.len()).await;
+        let journal = self.driver.visit(|core| core.journal_mark()).await;
         let journal = journal.map_err(|ended| Status::unavailable(ended.to_string()))?;
         let sign = |kind: &str, body: &[u8]| self.identity.sign(kind, body);
         let sealer = Sealer { site: me, sign: &sign, journal };

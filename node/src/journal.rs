@@ -6,13 +6,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use certs::SecretHash;
-use model::{PeerName, Peering, PublicKey, SecretKey, SiteKey, Time, VmId};
+use certs::{Identity, SecretHash};
+use model::{JournalMark, PeerName, Peering, PublicKey, SecretKey, Signature, SiteKey, Time, VmId};
 use protocol::{Record, Row, State, Unreadable};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 /// The schema that this program writes. A newer one is refused.
-const SCHEMA: i64 = 2;
+const SCHEMA: i64 = 3;
 
 /// Oldest SQLite whose WAL mode is trusted.
 const MIN_SQLITE: i32 = 3_050_000;
@@ -76,6 +76,7 @@ pub(crate) struct Journal {
     db: Connection,
     path: PathBuf,
     len: u64,
+    mark: Option<JournalMark>,
 }
 
 /// A peer, as it is stored.
@@ -84,7 +85,6 @@ pub(crate) struct StoredPeer {
     pub name: PeerName,
     pub key: SiteKey,
     pub addresses: Vec<String>,
-    pub journal_seen: u64,
     pub peering: Peering,
 }
 
@@ -125,7 +125,8 @@ const TABLES: &str = "
         key          BLOB NOT NULL UNIQUE,
         addresses    TEXT NOT NULL,
         journal_seen INTEGER NOT NULL,
-        peering      TEXT NOT NULL DEFAULT '{}'
+        peering      TEXT NOT NULL DEFAULT '{}',
+        journal_mark BLOB
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE invitations (
         secret     BLOB PRIMARY KEY,
@@ -148,6 +149,10 @@ const FROM_FIRST: &str = "
     ALTER TABLE invitations ADD COLUMN peering TEXT NOT NULL DEFAULT '{}';
 ";
 
+/// What the third has more: a peer's signature under the length of its journal. Of one that has
+/// not spoken since there is none, and it is told of no length.
+const FROM_SECOND: &str = "ALTER TABLE peers ADD COLUMN journal_mark BLOB;";
+
 impl Journal {
     /// Opens the journal at `path`, making it if there is none.
     pub(crate) fn open(path: &Path) -> Result<Self, JournalError> {
@@ -160,7 +165,7 @@ impl Journal {
         db.pragma_update(None, "journal_mode", "WAL").map_err(error)?;
         db.pragma_update(None, "synchronous", "FULL").map_err(error)?;
         db.pragma_update(None, "trusted_schema", false).map_err(error)?;
-        let mut journal = Self { db, path: path.to_owned(), len: 0 };
+        let mut journal = Self { db, path: path.to_owned(), len: 0, mark: None };
         journal.prepare()?;
         Ok(journal)
     }
@@ -186,9 +191,12 @@ impl Journal {
             });
             made?;
         }
-        if found == 1 {
+        if (1..SCHEMA).contains(&found) {
             self.transaction(|tx| {
-                tx.execute_batch(FROM_FIRST)?;
+                if found == 1 {
+                    tx.execute_batch(FROM_FIRST)?;
+                }
+                tx.execute_batch(FROM_SECOND)?;
                 tx.pragma_update(None, "user_version", SCHEMA)
             })?;
         }
@@ -258,7 +266,7 @@ impl Journal {
         rows: &[Row],
         keys: &[SecretKey],
         events: &[EventLine],
-        seen: &BTreeMap<SiteKey, u64>,
+        seen: &BTreeMap<SiteKey, JournalMark>,
     ) -> Result<(), JournalError> {
         let len = Self::insert(&self.db, self.len, now, rows, keys, events, seen);
         self.len = len.map_err(|source| {
@@ -276,7 +284,7 @@ impl Journal {
         rows: &[Row],
         keys: &[SecretKey],
         events: &[EventLine],
-        seen: &BTreeMap<SiteKey, u64>,
+        seen: &BTreeMap<SiteKey, JournalMark>,
     ) -> rusqlite::Result<u64> {
         db.execute_batch("BEGIN IMMEDIATE")?;
         let mut insert = db.prepare_cached("INSERT INTO journal VALUES (?1, ?2, ?3, ?4, ?5)")?;
@@ -294,8 +302,8 @@ impl Journal {
         for event in events {
             insert_event(db, event)?;
         }
-        for (key, len) in seen {
-            update_seen(db, key, *len)?;
+        for (key, mark) in seen {
+            update_seen(db, key, mark)?;
         }
         Ok(len)
     }
@@ -308,6 +316,15 @@ impl Journal {
     /// The place of the newest row. It grows with every row and never falls.
     pub(crate) fn len(&self) -> u64 {
         self.len
+    }
+
+    /// The place of the newest row, signed, for peers to remember.
+    pub(crate) fn mark(&mut self, identity: &Identity) -> JournalMark {
+        let known = self.mark.filter(|mark| mark.length == self.len);
+        let made = || JournalMark::new(self.len, |kind, body| identity.sign(kind, body));
+        let mark = known.unwrap_or_else(made);
+        self.mark = Some(mark);
+        mark
     }
 
     /// The last events about a subject, oldest first.
@@ -329,19 +346,17 @@ impl Journal {
     pub(crate) fn peers(&self) -> Result<Vec<StoredPeer>, JournalError> {
         let mut query = self
             .db
-            .prepare("SELECT name, key, addresses, journal_seen, peering FROM peers ORDER BY name")
+            .prepare("SELECT name, key, addresses, peering FROM peers ORDER BY name")
             .map_err(|e| self.error(e))?;
         let peers = query
             .query_map([], |row| {
                 let name: String = row.get(0)?;
                 let addresses: String = row.get(2)?;
-                let seen: i64 = row.get(3)?;
                 Ok(StoredPeer {
                     name: name.parse().expect("only checked names are stored"),
                     key: SiteKey(row.get(1)?),
                     addresses: addresses.split_whitespace().map(str::to_owned).collect(),
-                    journal_seen: u64::try_from(seen).unwrap_or_default(),
-                    peering: peering_of(row.get(4)?)?,
+                    peering: peering_of(row.get(3)?)?,
                 })
             })
             .and_then(Iterator::collect);
@@ -381,8 +396,24 @@ impl Journal {
     }
 
     /// Remembers how long a peer's journal is; it never shrinks.
-    pub(crate) fn saw_journal(&mut self, key: &SiteKey, len: u64) -> Result<(), JournalError> {
-        self.transaction(|tx| update_seen(tx, key, len))
+    pub(crate) fn saw_journal(
+        &mut self,
+        key: &SiteKey,
+        mark: &JournalMark,
+    ) -> Result<(), JournalError> {
+        self.transaction(|tx| update_seen(tx, key, mark))
+    }
+
+    /// The longest journal of a peer that was ever seen.
+    pub(crate) fn seen(&self, key: &SiteKey) -> Result<Option<JournalMark>, JournalError> {
+        let sql = "SELECT journal_seen, journal_mark FROM peers
+                   WHERE key = ?1 AND journal_mark IS NOT NULL";
+        let mark = |row: &rusqlite::Row<'_>| {
+            let length = u64::try_from(row.get::<_, i64>(0)?).unwrap_or_default();
+            Ok(JournalMark { length, signature: Signature(row.get(1)?) })
+        };
+        let found = self.db.query_row(sql, [key.0], mark).optional();
+        found.map_err(|e| self.error(e))
     }
 
     /// Remembers an invitation, by its secret's hash, and what whoever uses it may do.
@@ -454,22 +485,22 @@ fn peering_of(text: String) -> rusqlite::Result<Peering> {
 
 fn insert_peer(tx: &Transaction<'_>, peer: &StoredPeer) -> rusqlite::Result<()> {
     // Of a peer that joins again it is remembered how long its journal was.
-    let sql = "DELETE FROM peers WHERE key = ?1 RETURNING journal_seen";
-    let before: Option<i64> = tx.query_row(sql, [peer.key.0], |row| row.get(0)).optional()?;
-    let seen = i64::try_from(peer.journal_seen).unwrap_or(i64::MAX);
-    let seen = seen.max(before.unwrap_or_default());
+    let sql = "DELETE FROM peers WHERE key = ?1 RETURNING journal_seen, journal_mark";
+    let before = tx.query_row(sql, [peer.key.0], |row| Ok((row.get(0)?, row.get(1)?)));
+    let (seen, mark): (i64, Option<[u8; 64]>) = before.optional()?.unwrap_or_default();
     let addresses = peer.addresses.join(" ");
     tx.execute(
-        "INSERT INTO peers VALUES (?1, ?2, ?3, ?4, ?5)",
-        params![peer.name.as_str(), peer.key.0, addresses, seen, text_of(&peer.peering)],
+        "INSERT INTO peers VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        params![peer.name.as_str(), peer.key.0, addresses, seen, text_of(&peer.peering), mark],
     )?;
     Ok(())
 }
 
-fn update_seen(db: &Connection, key: &SiteKey, len: u64) -> rusqlite::Result<()> {
-    let len = i64::try_from(len).unwrap_or(i64::MAX);
-    let sql = "UPDATE peers SET journal_seen = ?2 WHERE key = ?1 AND journal_seen < ?2";
-    db.prepare_cached(sql)?.execute(params![key.0, len]).map(drop)
+fn update_seen(db: &Connection, key: &SiteKey, mark: &JournalMark) -> rusqlite::Result<()> {
+    let len = i64::try_from(mark.length).unwrap_or(i64::MAX);
+    let sql = "UPDATE peers SET journal_seen = ?2, journal_mark = ?3
+               WHERE key = ?1 AND journal_seen <= ?2 AND journal_mark IS NOT ?3";
+    db.prepare_cached(sql)?.execute(params![key.0, len, mark.signature.0]).map(drop)
 }
 
 fn insert_event(db: &Connection, event: &EventLine) -> rusqlite::Result<()> {
@@ -552,7 +583,6 @@ mod tests {
             name: name.parse().unwrap(),
             key: SiteKey([key; 32]),
             addresses: vec!["[::1]:1".to_owned()],
-            journal_seen: 0,
             peering: Peering::default(),
         };
         let (secret, late) = (SecretHash([1; 32]), SecretHash([2; 32]));

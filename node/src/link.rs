@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use certs::Identity;
 use hyper_util::rt::TokioIo;
-use model::{PeerName, PublicKey, Signature, SiteKey, Time, limit};
+use model::key::Strict;
+use model::{JournalMark, PeerName, PublicKey, Signature, SiteKey, Time, limit};
 use proto::envelope::{self, Carried, EnvelopeError, RequestDigest, Sealer, Verdict};
 use proto::federation::federation_client::FederationClient;
-use proto::federation::{HelloRequest, JoinRequest, Sealed};
+use proto::federation::{HelloReply, HelloRequest, JoinRequest, Sealed};
 use protocol::{Answer, CallError, CallId, Event, Op, Request};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -27,7 +28,7 @@ use crate::metrics::{self, Direction};
 use crate::peers::Peers;
 
 /// The protocol versions that this program speaks.
-pub(crate) const VERSIONS: std::ops::RangeInclusive<u32> = 2..=2;
+pub(crate) const VERSIONS: std::ops::RangeInclusive<u32> = 3..=3;
 /// How long a connection, its handshake and the greeting may take, each.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// How often a connection is tested while calls wait on it, and how long a test may take.
@@ -132,7 +133,7 @@ impl Links {
         call: CallId,
         to: PeerName,
         request: Request,
-        journal: u64,
+        journal: JournalMark,
         sign_origin: impl FnOnce(&PublicKey, &str, &[u8]) -> Signature,
     ) {
         let links = self.clone();
@@ -180,7 +181,7 @@ impl Links {
         sealed: Sealed,
         digest: RequestDigest,
         limit: Duration,
-        journal: u64,
+        journal: JournalMark,
     ) -> Result<Answer, LinkError> {
         let work = async {
             let line = self.line(key, addresses, journal).await?;
@@ -222,7 +223,8 @@ impl Links {
         let gone = || LinkError::Connect(format!("{to} is no peer any more"));
         let peer = self.0.peers.get(to).ok_or_else(gone)?;
         let ended = |_| LinkError::Connect("this node is shutting down".to_owned());
-        let journal = self.0.driver.visit(|core| core.journal.len()).await.map_err(ended)?;
+        let journal =
+            self.0.driver.visit(crate::driver::Core::journal_mark).await.map_err(ended)?;
         let count = carried.len();
         let me = self.0.identity.site_key();
         let (sealed, digest) = {
@@ -254,7 +256,7 @@ impl Links {
         &self,
         key: SiteKey,
         addresses: &[String],
-        journal: u64,
+        journal: JournalMark,
     ) -> Result<Line, LinkError> {
         let kept = lock(&self.0.channels).get(&key).cloned();
         if let Some((_, line)) = kept.filter(|(at, _)| at == addresses) {
@@ -272,7 +274,7 @@ impl Links {
         let hello = HelloRequest {
             oldest_version: *VERSIONS.start(),
             newest_version: *VERSIONS.end(),
-            journal,
+            journal: Some(journal.into()),
         };
         let reply = tokio::time::timeout(CONNECT_LIMIT, line.client.hello(hello))
             .await
@@ -282,19 +284,42 @@ impl Links {
         if !VERSIONS.contains(&reply.version) {
             return Err(LinkError::Version(reply.version, reply.version));
         }
+        let seen = self.length_seen(&key, &reply, journal.length);
+        let mark = reply.journal.and_then(|mark| mark.parse());
         let saw = move |core: &mut crate::driver::Core| {
-            if let Err(error) = core.journal.saw_journal(&key, reply.journal) {
+            let noted = mark.map_or(Ok(()), |mark| core.journal.saw_journal(&key, &mark));
+            if let Err(error) = noted {
                 tracing::warn!(error = report(&error), "cannot note a peer's journal");
             }
-            core.journal.len() < reply.journal_seen
+            core.journal.len() < seen
         };
         // While the node starts, the driver does not answer yet; then the start has asked itself.
         if self.0.driver.visit(saw).await == Ok(true) {
-            let journal = reply.journal_seen;
-            self.0.driver.event(Event::Fence { journal }).await;
+            self.0.driver.event(Event::Fence { journal: seen }).await;
         }
         lock(&self.0.channels).insert(key, (addresses.to_vec(), line.clone()));
         Ok(line)
+    }
+
+    /// How long a journal of this site the peer of this key has proof of, 0 if of none: what it
+    /// cannot prove is not taken, or any peer could have this site hold its VMs.
+    fn length_seen(&self, key: &SiteKey, reply: &HelloReply, journal: u64) -> u64 {
+        let Some(seen) = &reply.journal_seen else { return 0 };
+        if seen.length <= journal {
+            return seen.length;
+        }
+        let keys = self.0.identity.keys();
+        if seen.parse().is_some_and(|mark| mark.is_of(&keys, &Strict)) {
+            return seen.length;
+        }
+        let peer = self.0.peers.by_key(key).map(|peer| peer.name.to_string());
+        tracing::warn!(
+            peer,
+            journal_seen = seen.length,
+            "a peer says that it remembers a longer journal of this site, and has no proof: not \
+             believed"
+        );
+        0
     }
 
     fn forget(&self, key: &SiteKey) {
@@ -329,7 +354,7 @@ impl Links {
     }
 
     /// Asks every peer how long a journal of this site it remembers, for a moment, all at once.
-    pub(crate) async fn longest_journal_seen(&self, journal: u64) -> u64 {
+    pub(crate) async fn longest_journal_seen(&self, journal: JournalMark) -> u64 {
         let asked = self.0.peers.all().into_iter().map(|peer| {
             let links = self.clone();
             self.0.runtime.spawn(async move {
@@ -338,11 +363,11 @@ impl Links {
                 let hello = HelloRequest {
                     oldest_version: *VERSIONS.start(),
                     newest_version: *VERSIONS.end(),
-                    journal,
+                    journal: Some(journal.into()),
                 };
                 let reply = line.client.hello(hello).await;
                 let reply = reply.map_err(|status| line.error(&status))?;
-                Ok::<_, LinkError>(reply.into_inner().journal_seen)
+                Ok::<_, LinkError>(links.length_seen(&peer.key, reply.get_ref(), journal.length))
             })
         });
         let asked: Vec<_> = asked.collect();

@@ -142,7 +142,7 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
     let identity = Arc::new(Identity::load(folder.path()).map_err(FolderError::from)?);
     let metrics = Metrics::default();
     let policy = Arc::new(CountedPolicy::new(policies_in(&folder)?, metrics.clone()));
-    let journal = Journal::open(&folder.journal())?;
+    let mut journal = Journal::open(&folder.journal())?;
     let state = journal.load()?.state;
     library::sweep(&folder, |vm| {
         state.vms.contains_key(&vm) || state.migrations.values().any(|m| m.vm == vm)
@@ -195,7 +195,7 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
         hands.adopt(&guest.host, hypervisor::Instance { vm: guest.vm, epoch: guest.epoch });
     }
 
-    let journal_seen = links.longest_journal_seen(journal.len()).await;
+    let journal_seen = links.longest_journal_seen(journal.mark(&identity)).await;
     if journal_seen > journal.len() {
         tracing::error!(
             journal = journal.len(),

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::key::{Payload, Strict, Verify};
-use model::{Digest, EdgeHandle, PublicKey, Signature, SiteKey, Time, TransferEnd, limit};
+use model::{
+    Digest, EdgeHandle, JournalMark, PublicKey, Signature, SiteKey, Time, TransferEnd, limit,
+};
 use protocol::{Answer, Hop, Op, Origin, Request, Sealed as OriginBytes};
 use serde::{Deserialize, Serialize};
 
@@ -67,12 +69,12 @@ struct HopPart {
     source: Option<TransferEnd>,
     target: Option<TransferEnd>,
     taken: Option<Signature>,
-    /// Length of the sender's journal.
-    journal: u64,
+    /// How long the sender's journal is.
+    journal: JournalMark,
 }
 
 impl Payload for HopPart {
-    const TYPE: &'static str = "application/vnd.sojourn.hop.v1";
+    const TYPE: &'static str = "application/vnd.sojourn.hop.v2";
 }
 
 /// An answer, bound to its request.
@@ -81,12 +83,12 @@ struct AnswerPart {
     request: Digest,
     audience: SiteKey,
     answer: Answer,
-    /// Length of the sender's journal.
-    journal: u64,
+    /// How long the sender's journal is.
+    journal: JournalMark,
 }
 
 impl Payload for AnswerPart {
-    const TYPE: &'static str = "application/vnd.sojourn.answer.v1";
+    const TYPE: &'static str = "application/vnd.sojourn.answer.v2";
 }
 
 /// What is carried up the paths of VMs. It is signed piece by piece by who made it; here one site
@@ -97,12 +99,12 @@ struct ValuesPart {
     nonce: [u8; 16],
     issued: Time,
     carried: Vec<Carried>,
-    /// Length of the sender's journal.
-    journal: u64,
+    /// How long the sender's journal is.
+    journal: JournalMark,
 }
 
 impl Payload for ValuesPart {
-    const TYPE: &'static str = "application/vnd.sojourn.values-hop.v2";
+    const TYPE: &'static str = "application/vnd.sojourn.values-hop.v3";
 }
 
 /// What goes up the path of a VM, as its owner signed it: bytes, signature.
@@ -131,12 +133,12 @@ struct VerdictsPart {
     request: Digest,
     audience: SiteKey,
     verdicts: Vec<Verdict>,
-    /// Length of the sender's journal.
-    journal: u64,
+    /// How long the sender's journal is.
+    journal: JournalMark,
 }
 
 impl Payload for VerdictsPart {
-    const TYPE: &'static str = "application/vnd.sojourn.values-answer.v1";
+    const TYPE: &'static str = "application/vnd.sojourn.values-answer.v2";
 }
 
 /// Who seals: this site's identity.
@@ -145,8 +147,8 @@ pub struct Sealer<'a> {
     pub site: SiteKey,
     /// Signs with the identity key: payload type, bytes.
     pub sign: &'a dyn Fn(&str, &[u8]) -> Signature,
-    /// Length of this site's journal: peers remember the longest, so that an old copy is noticed.
-    pub journal: u64,
+    /// How long this site's journal is: peers remember the longest, so that an old copy is noticed.
+    pub journal: JournalMark,
 }
 
 /// What an envelope held.
@@ -154,8 +156,8 @@ pub struct Sealer<'a> {
 pub struct Opened<T> {
     /// The request or the answer.
     pub content: Verified<T>,
-    /// Length of the sender's journal when it spoke.
-    pub journal: u64,
+    /// How long the sender's journal was when it spoke. Only the sender can check it.
+    pub journal: JournalMark,
 }
 
 /// Seals a request of this site's own, or one that it passes on.
@@ -378,6 +380,7 @@ mod tests {
     use super::*;
 
     const NOW: Time = Time(1_800_000_000_000);
+    const MARK: JournalMark = JournalMark { length: 7, signature: Signature([6; 64]) };
 
     struct Ends {
         alice: SecretKey,
@@ -414,7 +417,7 @@ mod tests {
 
     fn seal(ends: &Ends) -> (Sealed, RequestDigest) {
         let sign = |kind: &str, body: &[u8]| ends.alice.sign(kind, body);
-        let sealer = Sealer { site: SiteKey(ends.alice.public().0), sign: &sign, journal: 7 };
+        let sealer = Sealer { site: SiteKey(ends.alice.public().0), sign: &sign, journal: MARK };
         let speaker = &ends.speaker;
         let origin = |_: &PublicKey, kind: &str, body: &[u8]| speaker.sign(kind, body);
         seal_request(&sealer, ends.bob, &request(ends), origin, NOW, [4; 16])
@@ -426,7 +429,7 @@ mod tests {
         let from = SiteKey(ends.alice.public().0);
         let (sealed, digest) = seal(&ends);
         let (opened, seen) = open_request(sealed, from, ends.bob, NOW).unwrap();
-        assert_eq!(opened.journal, 7);
+        assert_eq!(opened.journal, MARK);
         let opened = opened.content.into_inner();
         assert_eq!(seen, digest);
         assert_eq!(opened.origin.op, request(&ends).origin.op);
@@ -479,7 +482,7 @@ mod tests {
         let alice = SiteKey(ends.alice.public().0);
         let bob = SecretKey::from_seed(&[2; 32]);
         let sign = |kind: &str, body: &[u8]| bob.sign(kind, body);
-        let sealer = Sealer { site: ends.bob, sign: &sign, journal: 7 };
+        let sealer = Sealer { site: ends.bob, sign: &sign, journal: MARK };
         let (_, digest) = seal(&ends);
         let sealed = seal_answer(&sealer, alice, digest, Answer::Done);
         let opened = open_answer(&sealed, ends.bob, alice, digest).unwrap();
@@ -496,7 +499,7 @@ mod tests {
         let ends = ends();
         let alice = SiteKey(ends.alice.public().0);
         let sign = |kind: &str, body: &[u8]| ends.alice.sign(kind, body);
-        let sealer = Sealer { site: alice, sign: &sign, journal: 7 };
+        let sealer = Sealer { site: alice, sign: &sign, journal: MARK };
         let signature = Signature([4; 64]);
         let carried =
             vec![Carried::Values(vec![1, 2, 3], signature), Carried::Usage(vec![5], signature)];
@@ -516,7 +519,7 @@ mod tests {
         }
         let bob = SecretKey::from_seed(&[2; 32]);
         let sign = |kind: &str, body: &[u8]| bob.sign(kind, body);
-        let sealer = Sealer { site: ends.bob, sign: &sign, journal: 7 };
+        let sealer = Sealer { site: ends.bob, sign: &sign, journal: MARK };
         let verdicts = vec![Verdict::Taken, Verdict::Refused];
         let sealed = seal_verdicts(&sealer, alice, digest, verdicts.clone());
         let opened = open_verdicts(&sealed, ends.bob, alice, digest).unwrap();
@@ -534,7 +537,7 @@ mod tests {
         let (opened, _) = open_request(sealed, from, ends.bob, NOW).unwrap();
         let bob = SecretKey::from_seed(&[2; 32]);
         let sign = |kind: &str, body: &[u8]| bob.sign(kind, body);
-        let sealer = Sealer { site: ends.bob, sign: &sign, journal: 7 };
+        let sealer = Sealer { site: ends.bob, sign: &sign, journal: MARK };
         let never = |_: &PublicKey, _: &str, _: &[u8]| panic!("signed anew");
         let (onward, _) =
             seal_request(&sealer, from, &opened.content.into_inner(), never, NOW, [6; 16]);

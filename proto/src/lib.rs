@@ -18,5 +18,19 @@ pub mod admin {
 /// The descriptors of all services, for reflection on the admin socket.
 pub const DESCRIPTORS: &[u8] = include_bytes!("gen/descriptors.bin");
 
+impl From<model::JournalMark> for federation::JournalMark {
+    fn from(mark: model::JournalMark) -> Self {
+        Self { length: mark.length, signature: mark.signature.0.to_vec() }
+    }
+}
+
+impl federation::JournalMark {
+    /// The mark, if its signature has a signature's length.
+    pub fn parse(&self) -> Option<model::JournalMark> {
+        let signature = model::Signature::from_slice(&self.signature)?;
+        Some(model::JournalMark { length: self.length, signature })
+    }
+}
+
 pub use call::call;
 pub use envelope::Verified;

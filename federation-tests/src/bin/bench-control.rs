@@ -16,7 +16,7 @@ use certs::{Identity, Ticket};
 use federation_tests::bench::echo::{self, EchoCaller, Echoes};
 use federation_tests::bench::{Failure, Wire, admin, clock, dial, heading, ms, quantiles};
 use federation_tests::process::Federation;
-use model::{Bytes, Descriptor, RequestId, Resources, SecretKey, SiteKey, VmId};
+use model::{Bytes, Descriptor, JournalMark, RequestId, Resources, SecretKey, SiteKey, VmId};
 use proto::envelope::{self, Sealer};
 use proto::federation::JoinRequest;
 use proto::federation::federation_client::FederationClient;
@@ -232,7 +232,7 @@ impl Asker {
             ..Hop::default()
         };
         let request = Request { origin: Origin { op, key: key.public(), sealed: None }, hop };
-        let sealer = Sealer { site: me, sign: &sign, journal: 0 };
+        let sealer = Sealer { site: me, sign: &sign, journal: JournalMark::new(0, sign) };
         let origin = |_: &model::PublicKey, kind: &str, body: &[u8]| key.sign(kind, body);
         let (sealed, digest) =
             envelope::seal_request(&sealer, self.site, &request, origin, clock(), rand::random());

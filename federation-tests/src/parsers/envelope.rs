@@ -4,7 +4,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use model::key::{Payload, Strict, Verify};
-use model::{Digest, EdgeHandle, PublicKey, SecretKey, Signature, SiteKey, Time, limit};
+use model::{
+    Digest, EdgeHandle, JournalMark, PublicKey, SecretKey, Signature, SiteKey, Time, limit,
+};
 use prost::Message;
 use proto::envelope::{RequestDigest, Sealer, open_answer, open_request, seal_request};
 use proto::federation::{Part, Sealed};
@@ -15,8 +17,8 @@ use super::{exactly, reads_back};
 /// When every input arrives.
 pub(super) const NOW: Time = Time(1_800_000_000_000);
 
-const HOP: &str = "application/vnd.sojourn.hop.v1";
-const ANSWER: &str = "application/vnd.sojourn.answer.v1";
+const HOP: &str = "application/vnd.sojourn.hop.v2";
+const ANSWER: &str = "application/vnd.sojourn.answer.v2";
 
 /// The keys of a peer, of this site, and of one who speaks through the peer.
 struct Keys {
@@ -50,7 +52,7 @@ fn part(kind: &str, body: &[u8], key: &SecretKey) -> Part {
 /// A request of `from` for `audience`, whose operation is in these very bytes.
 fn request(from: &SecretKey, audience: SiteKey, origin: &Part) -> (Sealed, RequestDigest) {
     let sign = |kind: &str, body: &[u8]| from.sign(kind, body);
-    let sealer = Sealer { site: site_key(from), sign: &sign, journal: 7 };
+    let sealer = Sealer { site: site_key(from), sign: &sign, journal: JournalMark::new(7, sign) };
     let sealed = protocol::Sealed {
         body: origin.body.clone(),
         signature: Signature::from_slice(&origin.signature).expect("a signature made here"),
@@ -186,7 +188,7 @@ pub fn operation(data: &[u8]) {
         assert!(descriptor.nics.len() <= limit::MAX_NICS);
     }
     let sign = |kind: &str, body: &[u8]| KEYS.site.sign(kind, body);
-    let sealer = Sealer { site: me(), sign: &sign, journal: 8 };
+    let sealer = Sealer { site: me(), sign: &sign, journal: JournalMark::new(8, sign) };
     let never = |_: &PublicKey, _: &str, _: &[u8]| unreachable!("it is signed already");
     let next = site_key(&KEYS.speaker);
     let (onward, _) = seal_request(&sealer, next, &opened, never, NOW, [5; 16]);

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use certs::Identity;
 use hyper_util::rt::TokioIo;
-use model::{PublicKey, SecretKey, SiteKey, Time};
+use model::{JournalMark, PublicKey, SecretKey, SiteKey, Time};
 use proto::envelope::{self, RequestDigest, Sealer};
+use proto::federation::Sealed;
 use proto::federation::federation_client::FederationClient;
 use proto::federation::federation_server::{Federation as Operations, FederationServer};
-use proto::federation::{HelloReply, HelloRequest, JoinReply, JoinRequest, Sealed};
+use proto::federation::{HelloReply, HelloRequest, JoinReply, JoinRequest, JournalMark as Mark};
 use protocol::{Answer, Op, Request};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
@@ -52,6 +53,15 @@ pub enum Reply {
     Ends(Status),
 }
 
+/// What is said at a connection's beginning.
+#[derive(Default)]
+struct Greeting {
+    /// What it says to remember of the victim's journal.
+    remembers: Option<Mark>,
+    /// The victim's last mark.
+    shown: Option<JournalMark>,
+}
+
 /// Decides about every request, one after the other.
 pub type Manner = Box<dyn FnMut(&Asked) -> Reply + Send>;
 
@@ -62,6 +72,7 @@ pub struct Hostile {
     identity: Identity,
     keys: BTreeMap<PublicKey, SecretKey>,
     manner: Arc<Mutex<Manner>>,
+    greeting: Arc<Mutex<Greeting>>,
     proxy: Proxy,
     events: Mutex<mpsc::Receiver<Event>>,
 }
@@ -75,8 +86,13 @@ impl Hostile {
         let runtime = runtime.expect("a runtime can be made");
         let manner: Manner = Box::new(|_| Reply::Ends(Status::unavailable("not now")));
         let manner = Arc::new(Mutex::new(manner));
-        let serves =
-            Serves { identity: identity.clone(), victim: site_key(victim), manner: manner.clone() };
+        let greeting = Arc::<Mutex<Greeting>>::default();
+        let serves = Serves {
+            identity: identity.clone(),
+            victim: site_key(victim),
+            manner: manner.clone(),
+            greeting: greeting.clone(),
+        };
         let (sender, events) = mpsc::channel(64);
         let proxy = runtime.block_on(async {
             let listener = TcpListener::bind(site.address()).await.expect("its node has ended");
@@ -94,7 +110,7 @@ impl Hostile {
             Proxy::start(config, sender).await.expect("the address is the site's own")
         });
         let events = Mutex::new(events);
-        Self { runtime, identity, keys: site.keys(), manner, proxy, events }
+        Self { runtime, identity, keys: site.keys(), manner, greeting, proxy, events }
     }
 
     /// Its identity.
@@ -134,6 +150,16 @@ impl Hostile {
         *lock(&self.manner) = Box::new(manner);
     }
 
+    /// What it says from here on, when it is greeted, that it remembers of the victim's journal.
+    pub fn remembers(&self, mark: Option<Mark>) {
+        lock(&self.greeting).remembers = mark;
+    }
+
+    /// How long the victim's journal is, as its last greeting said.
+    pub fn shown(&self) -> Option<JournalMark> {
+        lock(&self.greeting).shown
+    }
+
     /// Seals a request for a site as a node does, signed by these of its keys.
     pub fn seal(&self, to: SiteKey, request: &Request, by: &SecretKey) -> (Sealed, RequestDigest) {
         self.seal_at(to, request, by, clock())
@@ -148,7 +174,11 @@ impl Hostile {
         at: Time,
     ) -> (Sealed, RequestDigest) {
         let sign = |kind: &str, body: &[u8]| self.identity.sign(kind, body);
-        let sealer = Sealer { site: self.identity.site_key(), sign: &sign, journal: 1 };
+        let sealer = Sealer {
+            site: self.identity.site_key(),
+            sign: &sign,
+            journal: JournalMark::new(1, sign),
+        };
         let origin = |_: &PublicKey, kind: &str, body: &[u8]| by.sign(kind, body);
         envelope::seal_request(&sealer, to, request, origin, at, rand::random())
     }
@@ -275,6 +305,7 @@ struct Serves {
     identity: Identity,
     victim: SiteKey,
     manner: Arc<Mutex<Manner>>,
+    greeting: Arc<Mutex<Greeting>>,
 }
 
 impl Serves {
@@ -287,7 +318,7 @@ impl Serves {
         match lock(&self.manner)(&asked) {
             Reply::Says(answer) => {
                 let sign = |kind: &str, body: &[u8]| self.identity.sign(kind, body);
-                let sealer = Sealer { site: me, sign: &sign, journal: 1 };
+                let sealer = Sealer { site: me, sign: &sign, journal: JournalMark::new(1, sign) };
                 Ok(Response::new(envelope::seal_answer(&sealer, self.victim, digest, answer)))
             }
             Reply::Sends(sealed) => Ok(Response::new(sealed)),
@@ -322,8 +353,13 @@ impl Operations for Serves {
         'a: 'async_trait,
         Self: 'async_trait,
     {
-        let version = asked.into_inner().newest_version;
-        let reply = HelloReply { version, journal: 1, journal_seen: 0 };
+        let asked = asked.into_inner();
+        let sign = |kind: &str, body: &[u8]| self.identity.sign(kind, body);
+        let journal = Some(JournalMark::new(1, sign).into());
+        let mut greeting = lock(&self.greeting);
+        greeting.shown = asked.journal.and_then(|mark| mark.parse());
+        let journal_seen = greeting.remembers.clone();
+        let reply = HelloReply { version: asked.newest_version, journal, journal_seen };
         Box::pin(async move { Ok(Response::new(reply)) })
     }
 

@@ -5,8 +5,9 @@ use federation_tests::process::Site;
 use federation_tests::process::hostile::{Asked, Reply, site_key};
 use model::statement::Fact;
 use model::{
-    Bytes, Certificate, Chain, Contract, EdgeHandle, Epoch, FileId, MigrationId, Monitoring, Offer,
-    PublicKey, SecretKey, Signature, Signed, SiteKey, Statement, Terms, Time, Token, TransferEnd,
+    Bytes, Certificate, Chain, Contract, EdgeHandle, Epoch, FileId, JournalMark, MigrationId,
+    Monitoring, Offer, PublicKey, SecretKey, Signature, Signed, SiteKey, Statement, Terms, Time,
+    Token, TransferEnd,
 };
 use proto::envelope::{RequestDigest, Sealer, seal_answer};
 use proto::federation::Sealed;
@@ -18,8 +19,9 @@ use crate::forms::{Broken, NEUTRAL, bytes, certificate, small_order};
 use crate::paths::{all, away};
 use crate::stage::{Attack, Heard, Refused, Stage, a_key, attack, signed};
 
-const ANSWER: &str = "application/vnd.sojourn.answer.v1";
+const ANSWER: &str = "application/vnd.sojourn.answer.v2";
 
+const NO_PROOF: Refused = Refused::Words("has no proof: not believed");
 const NOT_SIGNED: Refused = Refused::Words("a signature does not hold");
 const NOT_THE_PEER: Refused = Refused::Words("not signed with the peer's key");
 const MISDIRECTED: Refused = Refused::Words("are for somebody else");
@@ -41,7 +43,7 @@ pub(crate) const ANSWERS: &[Attack] = &[
     }),
     attack("an answer that was signed as a request", NOT_SIGNED, |stage| {
         let m = stage.m.identity().clone();
-        let kind = "application/vnd.sojourn.hop.v1";
+        let kind = "application/vnd.sojourn.hop.v2";
         answered(stage, move |_, answer| sign(answer, kind, &m))
     }),
     attack("an answer to another site", MISDIRECTED, |stage| {
@@ -93,6 +95,23 @@ pub(crate) const ANSWERS: &[Attack] = &[
             sign(answer, ANSWER, &m);
         })
     }),
+    attack("a longer journal that m remembers, and nobody has signed", NO_PROOF, |stage| {
+        remembered(stage, |_, mark| proto::federation::JournalMark {
+            signature: vec![],
+            ..mark.into()
+        })
+    }),
+    attack("a longer journal that m remembers, by its own signature", NO_PROOF, |stage| {
+        remembered(stage, |stage, mark| {
+            let m = stage.m.identity();
+            JournalMark::new(mark.length, |kind, body| m.sign(kind, body)).into()
+        })
+    }),
+    attack(
+        "a longer journal that m remembers, under v's mark of a shorter one",
+        NO_PROOF,
+        |stage| remembered(stage, |_, mark| mark.into()),
+    ),
     attack("an answer that is of another kind", Refused::Words("cannot be asked now"), |stage| {
         says(stage, Answer::Offers { offers: vec![], reasons: vec![] });
         pauses(stage)
@@ -254,13 +273,44 @@ pub(crate) fn pauses(stage: &Stage) -> Heard {
     heard
 }
 
+/// m greets v anew, and remembers a journal of v's that is longer than there ever was: v's last
+/// mark, at another length, made into something.
+fn remembered(
+    stage: &Stage,
+    made: impl Fn(&Stage, JournalMark) -> proto::federation::JournalMark,
+) -> Heard {
+    greets_again(stage);
+    let shown = stage.m.shown().expect("v has greeted m");
+    let before = stage.v().log_text().matches("has no proof").count();
+    let length = u64::MAX >> 1;
+    stage.m.remembers(Some(made(stage, JournalMark { length, ..shown })));
+    greets_again(stage);
+    stage.m.remembers(None);
+    let log = stage.v().log_text();
+    let heard = log.match_indices("a peer says that it remembers").skip(before).map(|(at, _)| at);
+    Heard::Words(heard.map(|at| log[at..].lines().next().unwrap_or_default()).collect())
+}
+
+/// A call that fails is the last on its connection; v tries again, on a new one.
+fn greets_again(stage: &Stage) {
+    let mut has_failed = false;
+    stage.m.answers(move |_| {
+        if std::mem::replace(&mut has_failed, true) {
+            Reply::Says(Answer::Failed { reason: "not now".to_owned() })
+        } else {
+            Reply::Ends(Status::unavailable("not now"))
+        }
+    });
+    pauses(stage);
+}
+
 fn says(stage: &Stage, answer: Answer) {
     stage.m.answers(move |_| Reply::Says(answer.clone()));
 }
 
 pub(crate) fn sealed(by: &Identity, to: SiteKey, request: RequestDigest, answer: Answer) -> Sealed {
     let sign = |kind: &str, body: &[u8]| by.sign(kind, body);
-    let sealer = Sealer { site: by.site_key(), sign: &sign, journal: 1 };
+    let sealer = Sealer { site: by.site_key(), sign: &sign, journal: JournalMark::new(1, sign) };
     seal_answer(&sealer, to, request, answer)
 }
 

@@ -12,8 +12,8 @@ use federation_tests::process::hostile::Reply;
 use federation_tests::side_by_side;
 use model::key::{Payload, Strict};
 use model::{
-    Agreed, Certificate, Chain, Contract, Digest, EdgeHandle, Monitoring, SecretKey, Signature,
-    Signed, SiteKey, Statement, Terms, Time, TransferEnd, VmId,
+    Agreed, Certificate, Chain, Contract, Digest, EdgeHandle, JournalMark, Monitoring, SecretKey,
+    Signature, Signed, SiteKey, Statement, Terms, Time, TransferEnd, VmId,
 };
 use prost::Message;
 use proto::envelope::{
@@ -132,7 +132,7 @@ impl Line {
 
     fn sealer<T>(&self, with: impl FnOnce(&Sealer<'_>) -> T) -> T {
         let sign = |kind: &str, body: &[u8]| self.peer.sign(kind, body);
-        with(&Sealer { site: self.from(), sign: &sign, journal: 7 })
+        with(&Sealer { site: self.from(), sign: &sign, journal: JournalMark::new(7, sign) })
     }
 
     fn requested(&self, op: &Op) -> (Sealed, RequestDigest) {

@@ -9,9 +9,9 @@ use ed25519_dalek::{Signature as Ed25519, Verifier, VerifyingKey};
 use federation_tests::bench::clock;
 use federation_tests::process::hostile::{Hostile, Reply, site_key};
 use model::key::Payload;
-use model::{PublicKey, RequestId, SecretKey, Signature, SiteKey, Time};
+use model::{JournalMark, PublicKey, RequestId, SecretKey, Signature, SiteKey, Time};
 use proto::envelope::{Carried, RequestDigest, Sealer, open_verdicts, seal_values};
-use proto::federation::{HelloRequest, JoinRequest, Part, Sealed};
+use proto::federation::{HelloRequest, JoinRequest, JournalMark as Mark, Part, Sealed};
 use protocol::{Action, Answer, Op, Request, Sealed as Origin};
 use rustls::SignatureScheme;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -22,7 +22,7 @@ use crate::paths::all;
 use crate::stage::{Attack, Heard, Refused, Stage, a_hop, a_key, attack, descriptor, request};
 
 /// The payload type of a request's hop part.
-const HOP: &str = "application/vnd.sojourn.hop.v1";
+const HOP: &str = "application/vnd.sojourn.hop.v2";
 
 const NOT_SIGNED: &str = "a signature does not hold";
 const NOT_THE_PEER: &str = "not signed with the peer's key";
@@ -51,7 +51,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         },
     ),
     attack("a hop part that was signed as an answer", Refused::Code(BAD, NOT_SIGNED), |stage| {
-        let kind = "application/vnd.sojourn.answer.v1";
+        let kind = "application/vnd.sojourn.answer.v2";
         altered(stage, |hop, _| hop.signature = signature(kind, &hop.body, stage.m.identity()))
     }),
     attack("a signature of half the length", Refused::Code(BAD, NOT_SIGNED), |stage| {
@@ -196,11 +196,19 @@ pub(crate) const ATTACKS: &[Attack] = &[
         "a protocol that nobody speaks",
         Refused::Code(Code::FailedPrecondition, "versions"),
         |stage| {
-            let hello = HelloRequest { oldest_version: 99, newest_version: 99, journal: 0 };
+            let hello = HelloRequest { oldest_version: 99, newest_version: 99, journal: None };
             let heard = stage.m.call(stage.v(), async move |mut client| client.hello(hello).await);
             heard.map_or_else(Heard::Ended, |_| Heard::Words("it was greeted".into()))
         },
     ),
+    attack("a greeting that marks no journal", Refused::Code(BAD, "is not signed"), |stage| {
+        let marks = [None, Some(Mark { length: 1, signature: vec![7; 63] })];
+        all(marks.into_iter().map(|journal| {
+            let hello = HelloRequest { oldest_version: 1, newest_version: 99, journal };
+            let heard = stage.m.call(stage.v(), async move |mut client| client.hello(hello).await);
+            heard.map_or_else(Heard::Ended, |_| Heard::Words("it was greeted".into()))
+        }))
+    }),
     attack("a ticket shown by a site behind whose key is no secret", Refused::HungUp, |stage| {
         all(small_order().filter_map(|weak| {
             let tls = weak_site(&weak, stage.v_key())?;
@@ -311,7 +319,8 @@ fn altered(stage: &Stage, alter: impl FnOnce(&mut Part, &mut Part)) -> Heard {
 
 fn sealed_values(by: &Hostile, to: SiteKey, at: Time, body: &[u8]) -> (Sealed, RequestDigest) {
     let sign = |kind: &str, body: &[u8]| by.identity().sign(kind, body);
-    let sealer = Sealer { site: by.identity().site_key(), sign: &sign, journal: 1 };
+    let sealer =
+        Sealer { site: by.identity().site_key(), sign: &sign, journal: JournalMark::new(1, sign) };
     let signature = Signature([7; 64]);
     let carried =
         vec![Carried::Values(body.to_vec(), signature), Carried::Usage(vec![1; 100], signature)];

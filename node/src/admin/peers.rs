@@ -80,7 +80,7 @@ impl Admin {
             LinkError::Refused => Status::failed_precondition(crate::gate::CLOSED_DOOR),
             other => Status::unavailable(report(&other)),
         })?;
-        let peer = StoredPeer { name: name.clone(), key, addresses, journal_seen: 0, peering };
+        let peer = StoredPeer { name: name.clone(), key, addresses, peering };
         self.change_peers(Change::Add(peer)).await?;
         self.peers.heard(&name, Ok(()));
         let joined = self.shown_peer(&name).await?;

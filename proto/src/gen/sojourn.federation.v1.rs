@@ -22,26 +22,36 @@ pub struct Sealed {
     #[prost(message, optional, tag = "2")]
     pub hop: ::core::option::Option<Part>,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+/// How long a site's journal is, signed by the site, so that nobody can say that it was longer.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JournalMark {
+    /// The place of the newest row.
+    #[prost(uint64, tag = "1")]
+    pub length: u64,
+    /// Ed25519, over "application/vnd.sojourn.journal-length.v1".
+    #[prost(bytes = "vec", tag = "2")]
+    pub signature: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HelloRequest {
     #[prost(uint32, tag = "1")]
     pub oldest_version: u32,
     #[prost(uint32, tag = "2")]
     pub newest_version: u32,
-    /// Length of the sender's journal.
-    #[prost(uint64, tag = "3")]
-    pub journal: u64,
+    /// How long the sender's journal is.
+    #[prost(message, optional, tag = "3")]
+    pub journal: ::core::option::Option<JournalMark>,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HelloReply {
     #[prost(uint32, tag = "1")]
     pub version: u32,
-    /// Length of the answering site's journal.
-    #[prost(uint64, tag = "2")]
-    pub journal: u64,
-    /// The highest length of the asking site's journal that was ever seen.
-    #[prost(uint64, tag = "3")]
-    pub journal_seen: u64,
+    /// How long the answering site's journal is.
+    #[prost(message, optional, tag = "2")]
+    pub journal: ::core::option::Option<JournalMark>,
+    /// The asking site's mark of the greatest length that was ever seen, if any was.
+    #[prost(message, optional, tag = "3")]
+    pub journal_seen: ::core::option::Option<JournalMark>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct JoinRequest {

@@ -15,7 +15,7 @@ use certs::Identity;
 use federation_tests::bench::{Failure, Wire, clock, dial};
 use federation_tests::process::{Federation, Site, Usage};
 use model::monitoring::Delivery;
-use model::{PeerName, SiteKey};
+use model::{JournalMark, PeerName, SiteKey};
 use monitoring::block::SignedBlock;
 use prost::Message;
 use proto::envelope::{self, Carried, MAX_VALUES_BYTES, Sealer, Verdict};
@@ -380,7 +380,7 @@ async fn carry(
         let count = batch.len() as u64;
         let (sealed, digest) = {
             let sign = |kind: &str, body: &[u8]| identity.sign(kind, body);
-            let sealer = Sealer { site: me, sign: &sign, journal: 0 };
+            let sealer = Sealer { site: me, sign: &sign, journal: JournalMark::new(0, sign) };
             envelope::seal_values(&sealer, to, batch, clock(), rand::random())
         };
         let bytes = sealed.encoded_len() as u64;

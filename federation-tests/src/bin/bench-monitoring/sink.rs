@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 
 use certs::{Identity, Trust};
 use federation_tests::bench::{Failure, Wire, clock};
-use model::SiteKey;
+use model::{JournalMark, SiteKey};
 use prost::Message;
 use proto::envelope::{self, Sealer, Verdict};
 use proto::federation::{HelloReply, HelloRequest, Sealed};
@@ -94,7 +94,7 @@ impl Sink {
         self.came.blocks.fetch_add(blocks as u64, Ordering::Relaxed);
         self.came.bytes.fetch_add(bytes, Ordering::Relaxed);
         let sign = |kind: &str, body: &[u8]| self.identity.sign(kind, body);
-        let sealer = Sealer { site: me, sign: &sign, journal: 0 };
+        let sealer = Sealer { site: me, sign: &sign, journal: JournalMark::new(0, sign) };
         let verdicts = vec![Verdict::Taken; blocks];
         Ok(envelope::seal_verdicts(&sealer, self.below, digest, verdicts))
     }
