@@ -73,3 +73,17 @@ fn a_site_that_dials_out_is_told_what_that_needs() {
     let all = found(site, "address");
     assert!(all.iter().any(|(_, text)| text.contains("needs one between")), "{all:?}");
 }
+
+#[test]
+fn addresses_that_mean_every_address_are_no_good_to_peers() {
+    let mut federation = Federation::new();
+    let site = federation.add("a");
+    let everywhere = format!("0.0.0.0:{}", site.address().port());
+    site.configure("proxy", "listen", everywhere.clone());
+    let all = found(site, "address");
+    let bad: Vec<_> = all.iter().filter(|(health, _)| health == "bad").collect();
+    assert!(matches!(&bad[..], [(_, text)] if text.contains("proxy.advertise")), "{all:?}");
+    site.configure("control", "listen", everywhere);
+    let all = found(site, "address");
+    assert!(all.iter().any(|(_, text)| text.contains("control.advertise")), "{all:?}");
+}

@@ -138,6 +138,12 @@ async fn reachable(config: &Config, folder: &Folder, running: bool) -> Vec<(Heal
     let mut found = vec![reach::control(&address, free(control.listen), identity.as_ref()).await];
     let uri = match &proxy.advertise {
         Some(text) => ProxyUri::configured(text).ok(),
+        None if proxy.listen.ip().is_unspecified() => {
+            let text = "proxy.advertise is not set: proxies of other sites are told an address \
+                        that they cannot dial; set it in sojourn.toml";
+            found.push((Health::Bad, text.to_owned()));
+            None
+        }
         None => Some(ProxyUri::at(proxy.listen)),
     };
     match uri {
