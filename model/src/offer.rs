@@ -190,6 +190,22 @@ pub struct Terms {
     pub runs: bool,
 }
 
+impl fmt::Display for Terms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { price_milli, penalty_milli, class, country, .. } = self;
+        write!(f, "class {class}")?;
+        if !country.is_empty() {
+            write!(f, " in {country}")?;
+        }
+        write!(f, ", {}.{:03} an hour", price_milli / 1000, price_milli % 1000)?;
+        if *penalty_milli > 0 {
+            let (whole, rest) = (penalty_milli / 1000, penalty_milli % 1000);
+            write!(f, ", {whole}.{rest:03} for a broken limit")?;
+        }
+        if self.runs { Ok(()) } else { write!(f, ", stores only") }
+    }
+}
+
 /// One possible placement, returned by a Migration request (papers/003, III-B).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Offer {

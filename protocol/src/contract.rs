@@ -69,12 +69,15 @@ impl Step<'_> {
         from: &Party,
         offer: &OfferMade,
         taken: Option<Signature>,
-    ) -> Result<Option<Agreed>, &'static str> {
+    ) -> Result<Option<Agreed>, String> {
         if *from == Party::Here {
             return Ok(None);
         }
         let proposal = offer.proposal.clone();
         let agreed = proposal.and_then(|p| p.taken(taken?, &Verifier(self.world)));
-        agreed.map(Some).ok_or("the contract is not signed by the site that takes the offer")
+        agreed.map(Some).ok_or_else(|| {
+            let terms = &offer.terms;
+            format!("the contract is not signed by the site that takes the offer ({terms})")
+        })
     }
 }

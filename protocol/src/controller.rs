@@ -437,26 +437,21 @@ impl Step<'_> {
         let mut reasons = gathering.reasons.clone();
         for place in ranked {
             let Some((via, offer)) = gathering.offers.get(place.offer) else { continue };
-            // What it may do can have changed since it was asked.
-            if via.as_ref().is_some_and(|via| !self.peering(via).lets(Right::Host)) {
-                continue;
-            }
             let at = via.clone().map_or(Party::Here, Party::Peer);
             let whence = match &at {
                 Party::Here => "this site".to_owned(),
                 Party::Peer(peer) => format!("peer {peer}"),
             };
             let terms = &offer.terms;
-            let stores = if terms.runs { "" } else { ", stores only" };
-            let price = format!("{}.{:03}", terms.price_milli / 1000, terms.price_milli % 1000);
-            let line = format!(
-                "{whence}: class {}, price {price} an hour, {} sites further on{stores}; {}",
-                terms.class,
-                offer.distance,
-                place.reasons.join(", "),
-            );
+            // What it may do can have changed since it was asked.
+            if via.as_ref().is_some_and(|via| !self.peering(via).lets(Right::Host)) {
+                reasons.push(format!("{whence} ({terms}): it may not host VMs of this site's"));
+                continue;
+            }
+            let ranked = place.reasons.join(", ");
+            let line = format!("{whence}: {terms}, {} sites further on; {ranked}", offer.distance);
             if place.excluded {
-                reasons.push(format!("{whence}: {}", place.reasons.join(", ")));
+                reasons.push(format!("{whence} ({terms}): {ranked}"));
                 lines.push(format!("out of the question: {line}"));
             } else {
                 lines.push(line);

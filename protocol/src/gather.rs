@@ -205,8 +205,14 @@ impl Step<'_> {
                     let near = between || offer.distance == 0;
                     near && offer.target.is_proven(&verify) && proposal.is_some()
                 };
-                let offers = offers.into_iter().filter(is_sound).take(model::limit::MAX_OFFERS);
-                gathering.offers.extend(offers.map(|offer| (Some(peer.clone()), offer)));
+                let (sound, other): (Vec<Offer>, Vec<Offer>) =
+                    offers.into_iter().take(model::limit::MAX_OFFERS).partition(is_sound);
+                gathering.offers.extend(sound.into_iter().map(|offer| (Some(peer.clone()), offer)));
+                if !other.is_empty() {
+                    let text = "an offer is not signed as it stands, or has come through a site \
+                                that may not pass any on";
+                    gathering.reasons.push(text.to_owned());
+                }
                 for reason in reasons.into_iter().take(model::limit::MAX_REASONS) {
                     if !gathering.reasons.contains(&reason) {
                         gathering.reasons.push(reason);

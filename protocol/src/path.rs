@@ -13,7 +13,7 @@ use model::{
 use crate::effect::{CallError, Caller, Duty, Reply};
 use crate::message::{Action, Answer, Hop, Op, Origin, Request};
 use crate::row::{Down, Edge, LIBRARY, Party, Row};
-use crate::site::{OfferAt, OfferMade, Step, Timer, Waiting};
+use crate::site::{OfferAt, Step, Timer, Waiting};
 use crate::state::TargetStep;
 
 impl Step<'_> {
@@ -108,25 +108,22 @@ impl Step<'_> {
             }
         }
         let now = self.world.now();
-        let offer = self.site.offers.get(&handle);
-        let stands = |o: &&OfferMade| o.asker == from && o.vm == vm && o.terms.expires > now;
-        let Some(offer) = offer.filter(stands).cloned() else {
-            return self.answer(
-                caller,
-                match op {
-                    Op::InitiateTransfer { .. } => {
-                        Answer::Gone { reason: "the offer has expired or was withdrawn".to_owned() }
-                    }
-                    _ => Answer::Unknown,
-                },
-            );
-        };
         let Op::InitiateTransfer { chain, monitoring, .. } = op else {
             return self.answer(caller, Answer::Unknown);
         };
+        let offer = self.site.offers.get(&handle);
+        let offer = offer.filter(|offer| offer.asker == from && offer.vm == vm).cloned();
+        let offer = match offer {
+            Some(offer) if offer.terms.expires > now => offer,
+            gone => {
+                let terms = gone.map(|offer| format!(" ({})", offer.terms)).unwrap_or_default();
+                let reason = format!("the offer{terms} has expired or was withdrawn");
+                return self.answer(caller, Answer::Gone { reason });
+            }
+        };
         let promised = match self.taken_up(&from, &offer, request.hop.taken) {
             Ok(promised) => promised,
-            Err(reason) => return self.answer(caller, Answer::Gone { reason: reason.to_owned() }),
+            Err(reason) => return self.answer(caller, Answer::Gone { reason }),
         };
         match (offer.at.clone(), from) {
             (OfferAt::Local { host, end }, from) => {

@@ -15,7 +15,8 @@ use crate::stage::{
 };
 
 const NO_OFFER: Refused = Refused::Gone("the offer has expired or was withdrawn");
-const NOT_TAKEN: Refused = Refused::Gone("the contract is not signed by the site");
+const NOT_TAKEN: Refused =
+    Refused::Gone("not signed by the site that takes the offer (class standard, ");
 const NOT_OWNER: Refused = Refused::Gone("the source is not the VM's owner");
 const NOT_GIVEN: Refused = Refused::Failed("does not give this site what arrived here");
 
