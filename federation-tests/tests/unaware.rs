@@ -6,8 +6,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
-use federation_tests::process::{Federation, SOON, Site};
+use federation_tests::process::{Federation, SOON, Site, guest_disk, missing};
 use hypervisor::SimulatedFault;
 use model::Monitoring;
 use model::monitoring::{Delivery, Format, Specifier};
@@ -21,6 +22,7 @@ fn rack(site: &str) -> String {
 }
 
 /// A text that must not be at another site, and what it is.
+#[derive(Clone)]
 struct Canary {
     what: &'static str,
     text: String,
@@ -28,6 +30,7 @@ struct Canary {
     for_peers: bool,
 }
 
+/// A site's own business.
 fn canaries(site: &Site) -> Vec<Canary> {
     let one = |what, text, for_peers| Canary { what, text, for_peers };
     vec![
@@ -37,6 +40,26 @@ fn canaries(site: &Site) -> Vec<Canary> {
         one("path", site.folder().display().to_string(), false),
     ]
 }
+
+/// What a real guest adds to that while it runs: its process, its node's, and every word of QEMU's
+/// command line that says something of the site.
+fn of_a_real_guest(federation: &Federation, vm: &str, site: &str) -> Vec<Canary> {
+    let guest = federation.runs_at(vm, site).expect("it runs there");
+    let qemu = guest.process().expect("a real one is a process").as_raw_pid();
+    let line = fs::read_to_string(format!("/proc/{qemu}/cmdline")).unwrap();
+    let folder = federation.folder().display().to_string();
+    let told = |word: &&str| word.contains(&folder) || word.contains(&rack(site));
+    let words: Vec<&str> = line.split('\0').filter(told).collect();
+    assert!(words.len() > 3, "QEMU is told paths: {line}");
+    let one = |what, text: &str| Canary { what, text: text.to_owned(), for_peers: false };
+    let processes = [qemu.to_string(), federation[site].process_id().to_string()];
+    let words = words.into_iter().map(|word| one("QEMU's argument", word));
+    let processes = processes.iter().map(|id| one(PROCESS, id));
+    words.chain(processes).collect()
+}
+
+/// A number that other things have, too; it tells something where a word says what it is.
+const PROCESS: &str = "process id";
 
 /// Everything that a site has of the world: its folder, its log, and all that it prints.
 fn all_of(site: &Site, vm: &str) -> Vec<(String, Vec<u8>)> {
@@ -85,19 +108,37 @@ fn read(folder: &Path, all: &mut Vec<(String, Vec<u8>)>) {
 
 /// What one site has of another's own business.
 fn leaks(federation: &Federation, vm: &str, direct: bool) -> Vec<String> {
+    leaks_with(federation, vm, direct, &[])
+}
+
+/// The same, and what else is some sites' own.
+fn leaks_with(
+    federation: &Federation,
+    vm: &str,
+    direct: bool,
+    more: &[(&str, Vec<Canary>)],
+) -> Vec<String> {
     let mut found = vec![];
-    for (at, name) in NAMES.iter().enumerate() {
-        let all = all_of(&federation[name], vm);
+    let sites = federation.sites();
+    for (at, site) in sites.iter().enumerate() {
+        let (name, all) = (site.name(), all_of(site, vm));
         assert!(all.len() > 20, "there is something to search at {name}");
-        for (other_at, other) in NAMES.iter().enumerate().filter(|(other, _)| *other != at) {
+        for (other_at, other) in sites.iter().enumerate().filter(|(other, _)| *other != at) {
             let is_peer = at.abs_diff(other_at) == 1;
-            for canary in canaries(&federation[other]) {
+            let more = more.iter().filter(|(site, _)| *site == other.name());
+            let more = more.flat_map(|(_, canaries)| canaries.clone());
+            for canary in canaries(other).into_iter().chain(more) {
                 if is_peer && canary.for_peers {
                     continue;
                 }
                 let proxy = direct && canary.what == "address";
+                let other = other.name();
                 for (place, bytes) in &all {
-                    if has(bytes, &canary.text, proxy) {
+                    let has = match canary.what {
+                        PROCESS => is_named(bytes, &["pid", "proc", "qemu"], &canary.text),
+                        _ => has(bytes, &canary.text, proxy),
+                    };
+                    if has {
                         let Canary { what, text, .. } = &canary;
                         found.push(format!("{name}: the {what} of {other} ({text}) in {place}"));
                     }
@@ -111,17 +152,20 @@ fn leaks(federation: &Federation, vm: &str, direct: bool) -> Vec<String> {
 /// Whether the text is there, apart from proxies' URIs where these are told.
 fn has(bytes: &[u8], text: &str, but_uris: bool) -> bool {
     const SCHEME: &[u8] = b"sojourn://";
-    let mut from = 0;
-    let at = |from: usize| {
-        bytes[from..].windows(text.len()).position(|window| window == text.as_bytes())
-    };
-    while let Some(found) = at(from).map(|found| found + from) {
-        if !(but_uris && bytes[..found].ends_with(SCHEME)) {
-            return true;
-        }
-        from = found + 1;
-    }
-    false
+    let mut found = memchr::memmem::find_iter(bytes, text);
+    found.any(|at| !(but_uris && bytes[..at].ends_with(SCHEME)))
+}
+
+/// Whether this number is there, shortly after a word that says what it is.
+fn is_named(bytes: &[u8], words: &[&str], number: &str) -> bool {
+    let mut found = memchr::memmem::find_iter(bytes, number);
+    found.any(|at| {
+        let before = String::from_utf8_lossy(&bytes[at.saturating_sub(16)..at]).to_lowercase();
+        let ends = |byte: Option<&u8>| byte.is_none_or(|byte| !byte.is_ascii_digit());
+        let whole =
+            ends(bytes.get(at + number.len())) && !before.ends_with(|c: char| c.is_numeric());
+        whole && words.iter().any(|word| before.contains(word))
+    })
 }
 
 /// A VM is placed three sites away, fails to start there once, is measured, controlled, forced out
@@ -225,4 +269,67 @@ fn a_leak_that_is_planted_is_found_at_the_other_end_of_the_chain() {
     assert_ne!(federation[NAMES[0]].run(&["vm", "place", "web"]).code, 0);
     let found = leaks(&federation, "web", true);
     assert!(found.iter().any(|leak| leak.starts_with(NAMES[0])), "{found:#?}");
+}
+
+/// How long a real guest may take to boot or to be moved: without KVM it is slow.
+const SLOW: Duration = Duration::from_secs(120);
+
+#[test]
+fn of_a_real_guest_no_argument_process_or_path_is_known_at_another_site_and_a_planted_one_is_found()
+{
+    let Ok(disk) = guest_disk().map_err(|why| missing("qemu", why)) else { return };
+    let names = &NAMES[..3];
+    let (near, far) = (names[0], names[2]);
+    let mut federation = Federation::new();
+    for name in names {
+        federation.add_real(name).start();
+    }
+    for pair in names.windows(2) {
+        federation.join(pair[0], pair[1]);
+    }
+    let specifiers = vec![Specifier {
+        measure: "memory_resident".parse().unwrap(),
+        interval_ms: 200,
+        delivery: Delivery::Every(0),
+        format: Format::Raw,
+        sealed: false,
+        limit: false,
+    }];
+    let monitoring = Monitoring { specifiers, ..Monitoring::default() };
+    let package = federation.monitored("web", Some(&disk), &monitoring);
+    let first = &federation[near];
+    let vm = first.done(&["vm", "import", package.to_str().unwrap()]);
+    let vm = vm["id"].as_str().unwrap().to_owned();
+    federation[far].host(&rack(far), 1);
+    first.done(&["vm", "place", "web"]);
+    federation.wait_for("a value is home", SLOW, || {
+        let values = first.run(&["vm", "kpi", "web"]);
+        if values.out.contains("memory_resident") { Ok(()) } else { Err(format!("{values:?}")) }
+    });
+    let there = of_a_real_guest(&federation, &vm, far);
+    first.host(&rack(near), 1);
+    first.done(&["vm", "migrate", "web", "--local-only"]);
+    federation.settle(&vm, near, true, &names[..1]);
+    let here = of_a_real_guest(&federation, &vm, near);
+    let planted = format!("{}, process {}", there[0].text, federation[far].process_id());
+    let own = [(far, there), (near, here)];
+    let found = leaks_with(&federation, &vm, true, &own);
+    assert!(found.is_empty(), "{found:#?}");
+
+    let rule = format!(
+        "package sojourn.admit\n\nimport rego.v1\n\nrefuse contains {}\n",
+        serde_json::Value::from(planted)
+    );
+    fs::write(federation[far].folder().join("policies/admit.rego"), rule).unwrap();
+    federation[far].hang_up();
+    federation.import(near, "shop");
+    federation.wait_for("the refusal is told", SOON, || {
+        let refused = first.run(&["vm", "place", "shop", "--peer", names[1]]);
+        if refused.err.contains("process") { Ok(()) } else { Err(format!("{refused:?}")) }
+    });
+    let found = leaks_with(&federation, &vm, true, &own);
+    for what in ["QEMU's argument", "process id"] {
+        let is_it = |leak: &&String| leak.starts_with(near) && leak.contains(what);
+        assert!(found.iter().any(|leak| is_it(&leak)), "no {what} in {found:#?}");
+    }
 }

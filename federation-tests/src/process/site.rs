@@ -305,6 +305,11 @@ impl Site {
         Usage::of(self.node().as_ref().expect("the node was started").id())
     }
 
+    /// The process of its node, which runs.
+    pub fn process_id(&self) -> u32 {
+        self.node().as_ref().expect("the node was started").id()
+    }
+
     fn signal(&self, what: Signal) {
         signal(self.node().as_ref().expect("the node was started"), what);
     }
