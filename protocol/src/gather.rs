@@ -13,7 +13,7 @@ use crate::effect::{CallError, CallId, Caller};
 use crate::message::{Answer, Hop, Op, Origin, Request};
 use crate::path::Verifier;
 use crate::row::{Down, Edge, Party};
-use crate::site::{Asker, Gathering, MAX_GATHERINGS, OfferAt, OfferMade, Step, Timer, Waiting};
+use crate::site::{Asker, Gathering, OfferAt, OfferMade, Step, Timer, Waiting};
 
 /// What is asked for must be what is there, or it would be counted as less than it takes.
 const OTHERWISE: &str = "this site has the VM, and it is described otherwise than when it came";
@@ -48,9 +48,6 @@ impl Step<'_> {
             Some(_) => return self.answer(caller, none("the request has been here already")),
             None => {}
         }
-        if self.site.gatherings.len() >= MAX_GATHERINGS {
-            return self.answer(caller, none("too many requests are under way; ask again later"));
-        }
         if request.hop.hops_left == 0 {
             return self.answer(caller, none("the request has passed as many sites as it may"));
         }
@@ -73,8 +70,6 @@ impl Step<'_> {
             let text = format!("the peering does not let you place VMs here: you {peering}");
             return self.answer(caller, none(&text));
         }
-        let asker = Party::Peer(peer.clone());
-        let (offers, reasons) = self.local_offers(&asker, vm, id, descriptor, None, false);
         let hops_left = request.hop.hops_left.min(model::limit::MAX_HOPS) - 1;
         let limit = request.hop.time_left.min(self.site.config.request_limit).mul_f32(0.8);
         let gathering = Gathering {
@@ -82,17 +77,25 @@ impl Step<'_> {
             asker: Asker::Peer { peer: peer.clone(), callers: vec![caller] },
             descriptor: descriptor.clone(),
             awaiting: BTreeSet::new(),
-            offers: offers.into_iter().map(|offer| (None, offer)).collect(),
-            reasons,
+            offers: vec![],
+            reasons: vec![],
             asked: BTreeSet::new(),
             forget: self.world.now().after(self.site.config.offer_life),
         };
+        if !self.site.gatherings.insert(id, gathering) {
+            let text = "too many requests of yours are under way; ask again later";
+            return self.answer(caller, none(text));
+        }
+        let asker = Party::Peer(peer.clone());
+        let (offers, reasons) = self.local_offers(&asker, vm, id, descriptor, None, false);
+        let gathering = self.site.gatherings.get_mut(&id).expect("just kept");
+        gathering.offers = offers.into_iter().map(|offer| (None, offer)).collect();
+        gathering.reasons = reasons;
         let mut out_of_question = BTreeSet::from([peer.clone()]);
         // A delegate that is to be relieved is not asked, and neither is a second way to it.
         if let Some(Down::Edge(edge)) = self.site.state.vms.get(&vm).map(|vm| &vm.down) {
             out_of_question.insert(edge.peer.clone());
         }
-        self.site.gatherings.insert(id, gathering);
         let mut peers = self.hosting_peers();
         peers.retain(|peer| !out_of_question.contains(peer));
         self.ask_peers(id, request.origin, peers, Some(peer), hops_left, limit);

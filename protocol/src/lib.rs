@@ -30,6 +30,7 @@ mod controller;
 mod effect;
 mod gather;
 mod group;
+mod kept;
 mod law;
 mod leave;
 pub mod message;

@@ -12,6 +12,7 @@ use model::{
 };
 
 use crate::effect::{Ask, CallError, CallId, Caller, Command, Duty, Effect, Event, Output, Reply};
+use crate::kept::{Keepsake, Kept};
 use crate::message::{Answer, Hop, Op, Origin, Request};
 use crate::row::{Down, Edge, Party, Row};
 use crate::state::State;
@@ -163,6 +164,38 @@ pub(crate) enum Asker {
     Answered { peer: PeerName, answer: Box<Answer> },
 }
 
+impl Keepsake for OfferMade {
+    fn asker(&self) -> Party {
+        self.asker.clone()
+    }
+
+    fn until(&self) -> Time {
+        self.terms.expires
+    }
+
+    fn may_go(&self) -> bool {
+        true
+    }
+}
+
+impl Keepsake for Gathering {
+    fn asker(&self) -> Party {
+        match &self.asker {
+            Asker::Journey(_) => Party::Here,
+            Asker::Peer { peer, .. } | Asker::Answered { peer, .. } => Party::Peer(peer.clone()),
+        }
+    }
+
+    fn until(&self) -> Time {
+        self.forget
+    }
+
+    /// One that is answered: a repeat of it would be taken for a new one.
+    fn may_go(&self) -> bool {
+        matches!(self.asker, Asker::Answered { .. })
+    }
+}
+
 /// What to do when a call that this site made ends.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Waiting {
@@ -250,8 +283,8 @@ pub struct Site {
     pub(crate) config: Config,
     pub(crate) peers: BTreeMap<PeerName, Peering>,
     pub(crate) profiles: BTreeMap<HostName, RunProfile>,
-    pub(crate) offers: BTreeMap<EdgeHandle, OfferMade>,
-    pub(crate) gatherings: BTreeMap<RequestId, Gathering>,
+    pub(crate) offers: Kept<EdgeHandle, OfferMade>,
+    pub(crate) gatherings: Kept<RequestId, Gathering>,
     pub(crate) waiting: BTreeMap<CallId, Waiting>,
     pub(crate) journeys: BTreeMap<OperationId, JourneyMemory>,
     /// Callers that wait for a transfer to end, and for a delivery to be accepted.
@@ -272,11 +305,6 @@ pub struct Site {
     pub(crate) next_call: u64,
 }
 
-/// Most offers that a site keeps in mind at once.
-pub(crate) const MAX_OFFERS_KEPT: usize = 10_000;
-/// Most Migration requests under way, or remembered for a repeat.
-pub(crate) const MAX_GATHERINGS: usize = 10_000;
-
 impl Site {
     /// A site with what its journal says, and nothing else.
     pub fn new(config: Config, state: State) -> Self {
@@ -285,8 +313,8 @@ impl Site {
             config,
             peers: BTreeMap::new(),
             profiles: BTreeMap::new(),
-            offers: BTreeMap::new(),
-            gatherings: BTreeMap::new(),
+            offers: Kept::default(),
+            gatherings: Kept::default(),
             waiting: BTreeMap::new(),
             journeys: BTreeMap::new(),
             arriving: BTreeMap::new(),
@@ -596,11 +624,11 @@ impl Step<'_> {
 
     fn forget_old_offers(&mut self) {
         let now = self.world.now();
-        self.site.offers.retain(|_, offer| offer.terms.expires > now);
+        self.site.offers.retain(|offer| offer.terms.expires > now);
         // One that is still waited for ends by its own timer, also if the clock has jumped.
         self.site
             .gatherings
-            .retain(|_, gathering| gathering.forget > now || !gathering.awaiting.is_empty());
+            .retain(|gathering| gathering.forget > now || !gathering.awaiting.is_empty());
         if !self.site.offers.is_empty() || !self.site.gatherings.is_empty() {
             self.arm_after(Timer::Offers, self.site.config.offer_life);
         }

@@ -24,7 +24,7 @@ use crate::effect::{Caller, Command};
 use crate::message::{Answer, Op, Request, Told};
 use crate::path::Verifier;
 use crate::row::{LIBRARY, Party, Row};
-use crate::site::{MAX_OFFERS_KEPT, OfferAt, OfferMade, Step, Timer};
+use crate::site::{OfferAt, OfferMade, Step, Timer};
 use crate::state::{SourceStep, Stay, TargetRole, TargetStep, library};
 
 /// The capacity class of every host, until classes are configured.
@@ -203,12 +203,6 @@ impl Step<'_> {
     }
 
     pub(crate) fn keep_offer(&mut self, edge: EdgeHandle, made: OfferMade) {
-        if self.site.offers.len() >= MAX_OFFERS_KEPT {
-            let oldest = self.site.offers.iter().min_by_key(|(_, offer)| offer.terms.expires);
-            if let Some(edge) = oldest.map(|(edge, _)| *edge) {
-                self.site.offers.remove(&edge);
-            }
-        }
         self.site.offers.insert(edge, made);
         if !self.site.timers.iter().any(|(_, timer)| *timer == Timer::Offers) {
             self.arm_after(Timer::Offers, self.site.config.offer_life);
@@ -217,7 +211,7 @@ impl Step<'_> {
 
     /// Drops the offers of a request, for whoever got them.
     pub(crate) fn withdraw(&mut self, vm: VmId, request: RequestId, from: &Party) {
-        self.site.offers.retain(|_, o| !(o.vm == vm && o.request == request && o.asker == *from));
+        self.site.offers.retain(|o| !(o.vm == vm && o.request == request && o.asker == *from));
         self.withdraw_below(vm, request, from);
     }
 
