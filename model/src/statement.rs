@@ -142,12 +142,22 @@ impl Chain {
     /// it, or the VM's own key has adopted the VM since the two part. An owner that has signed two
     /// certificates of one epoch changes nothing by the other one.
     pub fn supersedes(&self, known: &Self) -> bool {
-        let both = self.certificates.iter().zip(&known.certificates);
-        let same = both.take_while(|(mine, theirs)| mine.body == theirs.body).count();
+        let same = self.common(known);
         let adopts = |signed: &Signed<Certificate>| {
             signed.peek().is_ok_and(|it| matches!(it.cause, Cause::Adopt { .. }))
         };
         same == known.certificates.len() || self.certificates[same..].iter().any(adopts)
+    }
+
+    /// The first epoch that the two chains have different certificates of.
+    pub fn parts_from(&self, other: &Self) -> Epoch {
+        Epoch(self.common(other) as u64)
+    }
+
+    /// How many certificates the two begin with alike.
+    fn common(&self, other: &Self) -> usize {
+        let both = self.certificates.iter().zip(&other.certificates);
+        both.take_while(|(mine, theirs)| mine.body == theirs.body).count()
     }
 
     /// The chain with one certificate more. The caller verifies the result.

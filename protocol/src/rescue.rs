@@ -117,11 +117,23 @@ impl Step<'_> {
         over
     }
 
-    /// Whether a chain holds, and goes on from what this site knows of the VM.
-    pub(crate) fn is_news(&self, vm: VmId, chain: &Chain) -> bool {
-        let known = self.site.state.vms.get(&vm);
-        chain.verify(vm, &Verifier(self.world)).is_ok()
-            && known.is_none_or(|known| chain.supersedes(&known.chain))
+    /// Whether a chain holds, and goes on from what this site knows of the VM. One that parts from
+    /// it proves that an owner has signed two certificates of one epoch, and is told of.
+    pub(crate) fn is_news(&mut self, vm: VmId, chain: &Chain) -> bool {
+        if chain.verify(vm, &Verifier(self.world)).is_err() {
+            return false;
+        }
+        let Some(known) = self.site.state.vms.get(&vm) else { return true };
+        let is_news = chain.supersedes(&known.chain);
+        if !is_news && !known.chain.supersedes(chain) {
+            let epoch = known.chain.parts_from(chain);
+            let text = format!(
+                "ALARM: an owner has signed two different certificates of epoch {epoch}; the one \
+                 that came first counts here"
+            );
+            self.note(vm, text);
+        }
+        is_news
     }
 
     fn end_stay(&mut self, vm: VmId, chain: &Chain) -> bool {

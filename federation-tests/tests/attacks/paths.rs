@@ -161,7 +161,10 @@ pub(crate) const ATTACKS: &[Attack] = &[
     }),
     attack("a VM is said to be elsewhere, by an owner that has signed twice", BAD_CHAIN, |stage| {
         let chain = longer(&stage.guest.chain, stage.guest.vm, &stage.guest.owner);
-        stage.says(Op::Superseded { vm: stage.guest.vm, chain }, stage.edge())
+        let heard = stage.says(Op::Superseded { vm: stage.guest.vm, chain }, stage.edge());
+        let events = stage.v().done(&["vm", "events", &stage.guest.vm.to_string()]).to_string();
+        let alarm = "two different certificates of epoch 1";
+        if events.contains(alarm) { heard } else { Heard::Words(format!("no alarm: {events}")) }
     }),
     attack("a VM is said to be adopted, by another peer", Refused::Unknown, |stage| {
         let cause = model::statement::Cause::Adopt { statement: model::Digest([7; 32]) };
