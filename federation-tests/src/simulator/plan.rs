@@ -180,6 +180,9 @@ impl Plan {
             let moment = Duration::from_millis(ways.throw() % 5_000);
             plan.deeds.insert(ways.below(plan.deeds.len()), (leave, moment));
         }
+        if ways.below(4) == 0 && !plan.loses_a_site() {
+            plan.deeds.extend(given_back(&mut ways, plan.sites, plan.vms));
+        }
         plan
     }
 
@@ -237,6 +240,29 @@ fn put_back(dice: &mut Dice, sites: usize, vms: usize) -> Vec<(Deed, Duration)> 
     deeds.extend((0..vms).map(|vm| go(vm, true)));
     deeds.push((Deed::Restore(dice.below(sites), 50 + dice.below(50)), CALM));
     deeds.push((Deed::StartAll, CALM));
+    deeds
+}
+
+/// VMs go to sites where no guest comes up, so that they are given back, and the power fails there
+/// about when they are.
+fn given_back(dice: &mut Dice, sites: usize, vms: usize) -> Vec<(Deed, Duration)> {
+    const CALM: Duration = Duration::from_secs(120);
+    let mode = Mode::Hibernate;
+    let go = |vm, local| Deed::Ask(0, Wish::Move { vm, local, boot: true, mode, dry_run: false });
+    let hosts = |broken| {
+        let all = (1..sites).flat_map(|site| (0..HOSTS.len()).map(move |host| (site, host)));
+        all.map(move |(site, host)| (Deed::BreakHost { site, host, broken }, Duration::ZERO))
+    };
+    let mut deeds = vec![(Deed::StartAll, CALM)];
+    deeds.extend((0..vms).map(|vm| (go(vm, true), CALM)));
+    deeds.extend(hosts(true));
+    for vm in 0..vms {
+        let a_moment = Duration::from_millis(dice.throw() % 400);
+        deeds.push((go(vm, false), a_moment));
+        deeds.extend((1..sites).map(|site| (Deed::PowerFailure(site), Duration::ZERO)));
+        deeds.push((Deed::StartAll, CALM));
+    }
+    deeds.extend(hosts(false));
     deeds
 }
 
