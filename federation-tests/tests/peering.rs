@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says by it what must be so")]
 
+use std::time::{Duration, Instant};
+
 use federation_tests::process::{Federation, Guest, SOON, Site};
 use serde_json::{Value, json};
 
@@ -156,6 +158,37 @@ fn requests_beyond_the_agreed_rate_are_refused_and_the_others_answered() {
     });
     b.done(&["peer", "set", "a", "--requests", "any"]);
     a.done(&["vm", "place", "web"]);
+}
+
+#[test]
+fn a_transfer_takes_the_time_that_the_bandwidth_of_the_peering_leaves_it_at_either_end() {
+    const DISK: usize = 12 << 20;
+    let federation = Federation::chain(&["a", "b"]);
+    let (a, b) = (&federation["a"], &federation["b"]);
+    b.host("b1", 2);
+    // Nothing of it can be left out or made smaller.
+    let mut random = blake3::Hasher::new().finalize_xof();
+    let mut import = |name: &str| {
+        let mut content = vec![0; DISK];
+        random.fill(&mut content);
+        let disk = federation.folder().join(format!("{name}.raw"));
+        std::fs::write(&disk, content).unwrap();
+        let package = federation.package(name, Some(&disk));
+        a.done(&["vm", "import", package.to_str().unwrap()]);
+    };
+    import("web");
+    // A quarter may come at once, or be sent before the first second has begun.
+    let least = Duration::from_secs_f64(0.75 * DISK as f64 / (4 << 20) as f64);
+    b.done(&["peer", "set", "a", "--rate", "4M"]);
+    let begun = Instant::now();
+    a.done(&["vm", "place", "web"]);
+    assert!(begun.elapsed() >= least, "the Destination's: {:?}", begun.elapsed());
+    b.done(&["peer", "set", "a", "--rate", "any"]);
+    a.done(&["peer", "set", "b", "--rate", "4M"]);
+    import("shop");
+    let begun = Instant::now();
+    a.done(&["vm", "place", "shop"]);
+    assert!(begun.elapsed() >= least, "the Source's: {:?}", begun.elapsed());
 }
 
 #[test]
