@@ -119,6 +119,15 @@ pub(crate) fn cargo_mutants() -> Result<()> {
     cargo_command("mutants")
 }
 
+/// The file system exerciser, if need be.
+pub(crate) fn fsx() -> Result<()> {
+    if is_there("fsx") {
+        return Ok(());
+    }
+    println!("installing fsx");
+    run(cargo().args(["install", "--quiet", "--locked", "fsx@0.3.2"]))
+}
+
 fn cargo_command(name: &str) -> Result<()> {
     if read(cargo().args([name, "--version"])).is_ok() {
         return Ok(());

@@ -25,6 +25,7 @@ pub(crate) fn run() -> Result<()> {
         ("tidy", &tidy::run),
         ("machine", &|| {
             prepare::machine()?;
+            prepare::fsx()?;
             prepare::guest().map(drop)
         }),
         ("lints", &|| {
@@ -38,7 +39,7 @@ pub(crate) fn run() -> Result<()> {
             command.args(["test", "--workspace", "--no-fail-fast"]);
             if std::env::var_os("CI").is_some() {
                 // Here nothing that should run may be passed over.
-                command.env("SOJOURN_REQUIRE", "qemu,mount,netns,fuse,faketime");
+                command.env("SOJOURN_REQUIRE", "qemu,mount,netns,fuse,faketime,fsx");
             }
             crate::shell::run(&mut command)
         }),
