@@ -365,9 +365,17 @@ impl World {
         self.federation.slow(&site(one), &site(other), by);
     }
 
-    /// Sets a site's clock: so many milliseconds off the true time.
+    /// Sets a site's clock: so many milliseconds off the true time. Its node would see it when it
+    /// wakes for something, within a minute; here it does at once.
     pub fn set_clock(&mut self, at: &str, by: i64) {
-        self.federation.node(&site(at)).skew = by;
+        let node = self.federation.node(&site(at));
+        node.skew = by;
+        if node.is_up() {
+            let mut crash = decide(&mut self.plans, &mut self.crashes);
+            self.federation.perform(&Step::Turn(site(at)), &mut crash);
+            drop(crash);
+            self.after_step();
+        }
     }
 
     /// There is no space for a site's journal, or there is again. The site ends when it needs some.

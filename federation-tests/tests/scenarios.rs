@@ -741,3 +741,22 @@ fn an_offer_of_a_peer_that_is_being_removed_is_not_taken() {
     world.leave("a", "b", None);
     world.settle();
 }
+
+#[test]
+fn what_was_to_be_tried_again_when_the_clock_was_ahead_is_tried_as_soon_when_it_is_set_right() {
+    let (mut world, vm) = placed_at_c();
+    world.host("a", "a1", 1);
+    world.cut("a", "b", true);
+    world.set_clock("a", 36_000_000);
+    let operation = world.bring_home("a", vm);
+    world.run(10 * MINUTE);
+    world.set_clock("a", 0);
+    world.cut("a", "b", false);
+    // The place that was offered is given up by now; that is heard at the next try.
+    let ended = move |world: &World| world.state("a").journeys[&operation].result.is_some();
+    world.run_until("the move ends", 5 * MINUTE, ended);
+    world.settle();
+    let operation = world.bring_home("a", vm);
+    assert_eq!(world.result("a", operation), JourneyResult::Done);
+    world.until_runs(vm, "a");
+}

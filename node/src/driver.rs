@@ -33,6 +33,9 @@ use crate::proxies::Proxies;
 const QUEUE: usize = 4096;
 /// Inputs that one commit takes together.
 const BATCH: usize = 128;
+/// How long the loop sleeps at most: a clock that was set back is noticed then, and what is waited
+/// for goes on.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// How long a line about a VM may stay unwritten while nothing else is.
 const EVENT_DELAY: Duration = Duration::from_millis(500);
 /// How long keys of offers that nobody took are kept in memory, beyond twice the offers' own life.
@@ -459,7 +462,11 @@ impl Core {
         let now = clock();
         let deadline = self.site.next_deadline().map(|at| at.since(now));
         let lines = self.desk.lines_since.map(|since| since.after(EVENT_DELAY).since(now));
-        deadline.into_iter().chain(lines).min().unwrap_or(Duration::from_secs(60))
+        deadline
+            .into_iter()
+            .chain(lines)
+            .min()
+            .map_or(LONGEST_SLEEP, |wait| wait.min(LONGEST_SLEEP))
     }
 
     pub(crate) fn write_lines(&mut self) -> Result<(), JournalError> {

@@ -65,6 +65,7 @@ impl Site {
         D: Driver<W>,
     {
         self.set_peers(start.peers);
+        self.follow(world.now());
         let mut output = Output::default();
         for (host, profile) in start.profiles {
             output.join(self.handle(world, Event::Profile(host, profile)));
@@ -94,6 +95,7 @@ impl Site {
         W: World,
         D: Driver<W>,
     {
+        self.follow(world.now());
         let mut output = Output::default();
         for event in events {
             output.join(self.handle(world, event));

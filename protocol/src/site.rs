@@ -115,6 +115,42 @@ pub(crate) enum Timer {
     Leave(PeerName),
 }
 
+impl Timer {
+    /// Whether it is a point in time that was agreed on, or that a row has.
+    fn is_deadline(&self) -> bool {
+        match self {
+            Self::SourceDeadline(_) | Self::AdmitExpiry(_) | Self::Relay(_) | Self::Purge(_) => {
+                true
+            }
+            Self::Journey(_)
+            | Self::Collect(_)
+            | Self::Pull(_)
+            | Self::Guest(_)
+            | Self::Report(_)
+            | Self::Confirm(_)
+            | Self::Offers
+            | Self::Leave(_) => false,
+        }
+    }
+}
+
+/// What the clock said when the site was last asked for something. It is how time passed, and not
+/// part of what a site is: two that differ in it alone are the same.
+#[derive(Debug, Clone, Copy)]
+struct LastSeen(Time);
+
+impl PartialEq for LastSeen {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for LastSeen {}
+
+impl std::hash::Hash for LastSeen {
+    fn hash<H: std::hash::Hasher>(&self, _: &mut H) {}
+}
+
 /// An offer that this site made, or passed on, in memory only.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct OfferMade {
@@ -302,6 +338,7 @@ pub struct Site {
     /// Of VMs that are held, the peers that know of nothing newer.
     pub(crate) confirmed: BTreeMap<VmId, BTreeSet<PeerName>>,
     pub(crate) timers: BTreeSet<(Time, Timer)>,
+    clock: LastSeen,
     pub(crate) next_call: u64,
 }
 
@@ -326,6 +363,7 @@ impl Site {
             reports: BTreeMap::new(),
             confirmed: BTreeMap::new(),
             timers: BTreeSet::new(),
+            clock: LastSeen(Time(0)),
             next_call: 0,
         }
     }
@@ -342,6 +380,24 @@ impl Site {
     /// was told of.
     pub fn set_peers(&mut self, peers: BTreeMap<PeerName, Peering>) {
         self.peers = peers;
+    }
+
+    /// Takes along what is waited for when the clock was set back: a try that was due in a second
+    /// would else come when the clock has made up for it. What others know of, or rows, stays.
+    pub(crate) fn follow(&mut self, now: Time) {
+        let back = self.clock.0.since(now);
+        self.clock = LastSeen(now);
+        if back.is_zero() {
+            return;
+        }
+        let timers = std::mem::take(&mut self.timers).into_iter();
+        self.timers = timers
+            .map(
+                |(at, timer)| {
+                    if timer.is_deadline() { (at, timer) } else { (at.before(back), timer) }
+                },
+            )
+            .collect();
     }
 
     /// When the next [`Site::turn`] is due at the latest.
