@@ -141,13 +141,18 @@ impl Admin {
     async fn find(&self, text: &str) -> std::result::Result<VmId, Status> {
         let text = text.to_owned();
         let found = self.site(move |site| {
+            let exact = text.parse().ok().filter(|id| site.vm(*id).is_some());
+            if let Some(id) = exact {
+                return (text, vec![id]);
+            }
+            // Peers wait for this look.
+            let all: Vec<VmView> = site.vms().collect();
             let hits = |keep: &dyn Fn(&VmView) -> bool| -> Vec<VmId> {
-                site.vms().filter(|vm| keep(vm)).map(|vm| vm.vm).collect()
+                all.iter().filter(|vm| keep(vm)).map(|vm| vm.vm).collect()
             };
-            let exact = hits(&|vm| vm.vm.to_string() == text);
             let named = hits(&|vm| vm.descriptor.name.as_str() == text && !vm.destroyed);
             let begun = hits(&|vm| text.len() >= 4 && vm.vm.to_string().starts_with(&text));
-            let found = [exact, named, begun].into_iter().find(|hits| !hits.is_empty());
+            let found = [named, begun].into_iter().find(|hits| !hits.is_empty());
             (text, found.unwrap_or_default())
         });
         match found.await? {
@@ -188,7 +193,7 @@ impl Admin {
         with_log: bool,
     ) -> std::result::Result<api::Operation, Status> {
         let found = self.driver.visit(move |core| {
-            let progress = core.site.operations().find(|p| p.journey.operation == id)?;
+            let progress = core.site.operation(id)?;
             let log = if with_log { core.events(&operation_subject(id)) } else { Ok(vec![]) };
             Some((progress, log))
         });

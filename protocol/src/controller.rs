@@ -22,8 +22,9 @@ use crate::effect::{CallError, Caller, Effect, Reply};
 use crate::message::{Answer, Hop, Op, Origin, Outcome, Request};
 use crate::path::{Verifier, back_off};
 use crate::row::{Down, Evict, Goal, Mode, Party, Result as Ended, Row};
-use crate::site::{Asker, Gathering, JourneyMemory, Phase, Step, Timer, Waiting};
+use crate::site::{Asker, Gathering, JourneyMemory, Phase, Step, Waiting};
 use crate::state::{Chosen, Journey};
+use crate::timer::Timer;
 
 /// How long an eviction waits before it asks everybody again.
 pub(crate) const ASK_AGAIN: Duration = Duration::from_secs(5);

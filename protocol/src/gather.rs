@@ -13,7 +13,8 @@ use crate::effect::{CallError, CallId, Caller};
 use crate::message::{Answer, Hop, Op, Origin, Request};
 use crate::path::Verifier;
 use crate::row::{Down, Edge, Party};
-use crate::site::{Asker, Gathering, OfferAt, OfferMade, Step, Timer, Waiting};
+use crate::site::{Asker, Gathering, OfferAt, OfferMade, Step, Waiting};
+use crate::timer::Timer;
 
 /// What is asked for must be what is there, or it would be counted as less than it takes.
 const OTHERWISE: &str = "this site has the VM, and it is described otherwise than when it came";
@@ -253,7 +254,7 @@ impl Step<'_> {
                 let gathering = self.site.gatherings.get_mut(&id).expect("just seen");
                 gathering.asker = Asker::Answered { peer, answer: Box::new(answer) };
                 gathering.offers.clear();
-                if !self.site.timers.iter().any(|(_, timer)| *timer == Timer::Offers) {
+                if self.site.timers.at(&Timer::Offers).is_none() {
                     self.arm_after(Timer::Offers, self.site.config.offer_life);
                 }
             }

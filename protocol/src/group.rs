@@ -37,6 +37,9 @@ impl Step<'_> {
         descriptor: &Descriptor,
         asker: &Party,
     ) -> BTreeMap<Option<PeerName>, u32> {
+        if descriptor.restrictions.apart.is_none() {
+            return BTreeMap::new();
+        }
         let mut ways: BTreeSet<(VmId, Option<PeerName>)> = BTreeSet::new();
         let here = self.places_of_group(vm, descriptor, asker);
         ways.extend(here.into_iter().map(|(other, _)| (other, None)));
@@ -75,6 +78,9 @@ impl Step<'_> {
         descriptor: &Descriptor,
         asker: &Party,
     ) -> BTreeSet<(VmId, HostName)> {
+        if descriptor.restrictions.apart.is_none() {
+            return BTreeSet::new();
+        }
         let state = &self.site.state;
         let one = (vm, descriptor, asker);
         let here = state.vms.iter().filter_map(|(other, known)| {

@@ -65,7 +65,7 @@ impl Site {
         D: Driver<W>,
     {
         self.set_peers(start.peers);
-        self.follow(world.now());
+        self.timers.follow(world.now());
         let mut output = Output::default();
         for (host, profile) in start.profiles {
             output.join(self.handle(world, Event::Profile(host, profile)));
@@ -95,7 +95,7 @@ impl Site {
         W: World,
         D: Driver<W>,
     {
-        self.follow(world.now());
+        self.timers.follow(world.now());
         let mut output = Output::default();
         for event in events {
             output.join(self.handle(world, event));

@@ -20,8 +20,9 @@ use model::{OperationId, PeerName, Peering, Time, VmId};
 use crate::controller::ASK_AGAIN;
 use crate::effect::Reply;
 use crate::row::{Down, Party, Result as Ended};
-use crate::site::{Site, Step, Timer};
+use crate::site::{Site, Step};
 use crate::state::{Journey, TargetStep};
+use crate::timer::Timer;
 
 /// How long a peer may still be needed for the end of a migration whose end was never heard of: as
 /// long as a Destination keeps what it admitted.

@@ -30,6 +30,7 @@ mod controller;
 mod effect;
 mod gather;
 mod group;
+mod index;
 mod kept;
 mod law;
 mod leave;
@@ -45,6 +46,7 @@ mod site;
 mod source;
 mod state;
 mod target;
+mod timer;
 mod view;
 
 pub use effect::{

@@ -13,8 +13,9 @@ use model::{
 use crate::effect::{CallError, Caller, Duty, Reply};
 use crate::message::{Action, Answer, Hop, Op, Origin, Request};
 use crate::row::{Down, Edge, LIBRARY, Party, Row};
-use crate::site::{OfferAt, Step, Timer, Waiting};
+use crate::site::{OfferAt, Step, Waiting};
 use crate::state::TargetStep;
+use crate::timer::Timer;
 
 impl Step<'_> {
     /// A request that goes to the Source, by the path as it is or as a migration left it.
@@ -67,9 +68,9 @@ impl Step<'_> {
         if let Some(vm) = current {
             return Some(vm.down.clone());
         }
-        let left = self.site.state.migrations.values().filter(|m| m.vm == vm);
+        let left = self.site.state.migrations_of(vm);
         let left =
-            left.filter_map(|migration| Some((migration.left_at(), migration.old.as_ref()?)));
+            left.filter_map(|(_, migration)| Some((migration.left_at(), migration.old.as_ref()?)));
         // An edge may have led along several paths, one after the other: the last counts.
         left.filter(|(_, (old_up, _))| old_up.as_ref() == Some(up))
             .max_by_key(|(epoch, _)| *epoch)

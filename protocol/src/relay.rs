@@ -22,8 +22,9 @@ use model::{Descriptor, EdgeHandle, MigrationId, PeerName, PublicKey, Time, Tran
 use crate::effect::Command;
 use crate::path::Verifier;
 use crate::row::{Edge, Row};
-use crate::site::{Step, Timer};
+use crate::site::Step;
 use crate::state::library;
+use crate::timer::Timer;
 
 /// How long a transfer is passed on after the VM's path has changed: for the last words over it.
 const LAST_WORDS: Duration = Duration::from_secs(60);

@@ -16,8 +16,9 @@ use crate::effect::{CallError, Caller, Command, Reply};
 use crate::message::{Answer, Hop, Op, Origin, Request};
 use crate::path::Verifier;
 use crate::row::{Down, Edge, Party, Row};
-use crate::site::{Step, Timer, Waiting};
+use crate::site::{Step, Waiting};
 use crate::state::{SourceStep, Stay, TargetRole, TargetStep};
+use crate::timer::Timer;
 
 /// How long a fenced site waits before it asks again about a VM.
 const CONFIRM_AGAIN: Duration = Duration::from_secs(5);
@@ -38,9 +39,9 @@ impl Step<'_> {
         if let Some(refusal) = refusal {
             return self.reply(ask, Reply::Conflict(refusal.to_owned()));
         }
-        let kept = self.site.state.migrations.values().filter(|migration| migration.vm == vm);
+        let kept = self.site.state.migrations_of(vm);
         let kept = kept
-            .filter_map(|migration| migration.source.as_ref())
+            .filter_map(|(_, migration)| migration.source.as_ref())
             .filter(|source| matches!(source.step, SourceStep::Released | SourceStep::Receipted));
         let Some(copy) = kept.map(|source| &source.copy).max_by_key(|copy| copy.epoch).cloned()
         else {
@@ -190,8 +191,7 @@ impl Step<'_> {
         if !self.site.peers.contains_key(&at) {
             return self.reply(ask, Reply::NotFound(format!("there is no peer {at}")));
         }
-        let mut journeys = self.site.state.journeys.values();
-        if let Some(open) = journeys.find(|j| j.vm == vm && j.result.is_none()) {
+        if let Some(open) = self.site.state.open_journey(vm) {
             let text = format!(
                 "operation {} is changing the VM's path; wait for it, or cancel it",
                 open.operation
@@ -417,11 +417,10 @@ impl Step<'_> {
     /// this site's knowledge.
     fn is_unsettled(&self, vm: VmId) -> bool {
         let state = &self.site.state;
-        let mut journeys = state.journeys.values().filter(|journey| journey.vm == vm);
-        let mut migrations = state.migrations.values().filter(|migration| migration.vm == vm);
+        let (mut journeys, mut migrations) = (state.journeys_of(vm), state.migrations_of(vm));
         state.held.contains(&vm)
             || journeys.any(|journey| journey.result.is_none() && journey.chosen.is_some())
-            || migrations.any(|migration| {
+            || migrations.any(|(_, migration)| {
                 let passed_on = migration.pending.is_some() && migration.owned.is_none();
                 let arrived = migration.target.as_ref().map(|target| target.step);
                 passed_on || arrived == Some(TargetStep::Ready)
@@ -432,9 +431,8 @@ impl Step<'_> {
     fn led_above(&self, vm: VmId, peer: &PeerName) -> bool {
         let state = &self.site.state;
         let up = state.vms.get(&vm).and_then(|entry| entry.up.as_ref());
-        let mut migrations = state.migrations.values().filter(|migration| migration.vm == vm);
         up.is_some_and(|up| up.peer == *peer)
-            || migrations.any(|migration| {
+            || state.migrations_of(vm).any(|(_, migration)| {
                 let pending = migration.pending.as_ref().map(|(up, _)| &up.peer);
                 let asker = migration.target.as_ref().map(|target| &target.asker);
                 pending == Some(peer) || asker == Some(&Party::Peer(peer.clone()))
@@ -445,8 +443,8 @@ impl Step<'_> {
     fn led_below(&self, vm: VmId, edge: &Edge) -> bool {
         let state = &self.site.state;
         let now = state.vms.get(&vm).map(|entry| &entry.down);
-        let of_vm = state.migrations.values().filter(|migration| migration.vm == vm);
-        let mut passed_on = of_vm.filter_map(|migration| migration.pending.as_ref());
+        let of_vm = state.migrations_of(vm);
+        let mut passed_on = of_vm.filter_map(|(_, migration)| migration.pending.as_ref());
         let mut chosen = state.journeys.values().filter_map(|journey| journey.chosen.as_ref());
         now == Some(&Down::Edge(edge.clone()))
             || passed_on.any(|(_, down)| down == edge)
@@ -484,7 +482,7 @@ impl Step<'_> {
 
     /// What this site is still to get, by its journal.
     fn open_targets(&self, vm: VmId) -> impl Iterator<Item = (MigrationId, &TargetRole)> {
-        let of_vm = self.site.state.migrations.iter().filter(move |(_, entry)| entry.vm == vm);
+        let of_vm = self.site.state.migrations_of(vm);
         let targets = of_vm.filter_map(|(id, entry)| Some((*id, entry.target.as_ref()?)));
         targets.filter(|(_, target)| target.step <= TargetStep::Ready)
     }
@@ -524,7 +522,7 @@ impl Step<'_> {
         for migration in targets {
             self.pull(migration);
         }
-        let of_vm = self.site.state.migrations.iter().filter(|(_, entry)| entry.vm == vm);
+        let of_vm = self.site.state.migrations_of(vm);
         let released = of_vm.filter(|(_, entry)| {
             entry.source.as_ref().is_some_and(|source| source.step == SourceStep::Released)
         });

@@ -4,9 +4,10 @@ use model::{Epoch, PowerState};
 
 use crate::effect::{Command, Found, GuestEvent, Output};
 use crate::row::{Down, Party, Result as Ended, Row};
-use crate::site::{JourneyMemory, Phase, Site, Step, Timer, World};
+use crate::site::{JourneyMemory, Phase, Site, Step, World};
 use crate::source::is_quiet;
 use crate::state::{SourceStep, TargetStep, library};
+use crate::timer::Timer;
 
 impl Site {
     /// Goes on with what the journal says, given every guest process that was found.
@@ -256,9 +257,8 @@ impl Step<'_> {
         let open: Vec<_> = self
             .site
             .state
-            .journeys
-            .values()
-            .filter(|journey| journey.vm == vm && journey.result.is_none())
+            .journeys_of(vm)
+            .filter(|journey| journey.result.is_none())
             .filter(|journey| match (&journey.goal.evict, self.site.state.vms.get(&vm)) {
                 (None, _) => false,
                 (Some(_), None) => true,

@@ -16,6 +16,7 @@ use crate::kept::{Keepsake, Kept};
 use crate::message::{Answer, Hop, Op, Origin, Request};
 use crate::row::{Down, Edge, Party, Row};
 use crate::state::State;
+use crate::timer::{Timer, Timers};
 
 /// Everything outside the machine that it may use while it handles an event.
 pub trait World: Verify {
@@ -84,71 +85,6 @@ impl Default for Config {
             max_tries: 3,
         }
     }
-}
-
-/// A timer of the machine; it is not durable, and set anew after a restart.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Timer {
-    /// A Controller's next step.
-    Journey(OperationId),
-    /// A Migration request's answers so far must do.
-    Collect(RequestId),
-    /// A Source aborts by itself.
-    SourceDeadline(MigrationId),
-    /// An admitted migration never became READY.
-    AdmitExpiry(MigrationId),
-    /// A READY Destination dials its Source again; one that has accepted hangs up.
-    Pull(MigrationId),
-    /// A transfer is passed on no more.
-    Relay(MigrationId),
-    /// A Source deletes its frozen copy, or has said for long enough that it aborted.
-    Purge(MigrationId),
-    /// A guest is not as it should be: it is seen to again.
-    Guest(VmId),
-    /// The site above is to be told again.
-    Report(VmId),
-    /// The site above is to be asked again whether a VM is still here.
-    Confirm(VmId),
-    /// Old offers are forgotten.
-    Offers,
-    /// What is shared with a peer whose peering ends is looked at again.
-    Leave(PeerName),
-}
-
-impl Timer {
-    /// Whether it is a point in time that was agreed on, or that a row has.
-    fn is_deadline(&self) -> bool {
-        match self {
-            Self::SourceDeadline(_) | Self::AdmitExpiry(_) | Self::Relay(_) | Self::Purge(_) => {
-                true
-            }
-            Self::Journey(_)
-            | Self::Collect(_)
-            | Self::Pull(_)
-            | Self::Guest(_)
-            | Self::Report(_)
-            | Self::Confirm(_)
-            | Self::Offers
-            | Self::Leave(_) => false,
-        }
-    }
-}
-
-/// What the clock said when the site was last asked for something. It is how time passed, and not
-/// part of what a site is: two that differ in it alone are the same.
-#[derive(Debug, Clone, Copy)]
-struct LastSeen(Time);
-
-impl PartialEq for LastSeen {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-impl Eq for LastSeen {}
-
-impl std::hash::Hash for LastSeen {
-    fn hash<H: std::hash::Hasher>(&self, _: &mut H) {}
 }
 
 /// An offer that this site made, or passed on, in memory only.
@@ -337,8 +273,7 @@ pub struct Site {
     pub(crate) reports: BTreeMap<VmId, Duty>,
     /// Of VMs that are held, the peers that know of nothing newer.
     pub(crate) confirmed: BTreeMap<VmId, BTreeSet<PeerName>>,
-    pub(crate) timers: BTreeSet<(Time, Timer)>,
-    clock: LastSeen,
+    pub(crate) timers: Timers,
     pub(crate) next_call: u64,
 }
 
@@ -362,8 +297,7 @@ impl Site {
             controls: BTreeMap::new(),
             reports: BTreeMap::new(),
             confirmed: BTreeMap::new(),
-            timers: BTreeSet::new(),
-            clock: LastSeen(Time(0)),
+            timers: Timers::default(),
             next_call: 0,
         }
     }
@@ -380,24 +314,6 @@ impl Site {
     /// was told of.
     pub fn set_peers(&mut self, peers: BTreeMap<PeerName, Peering>) {
         self.peers = peers;
-    }
-
-    /// Takes along what is waited for when the clock was set back: a try that was due in a second
-    /// would else come when the clock has made up for it. What others know of, or rows, stays.
-    pub(crate) fn follow(&mut self, now: Time) {
-        let back = self.clock.0.since(now);
-        self.clock = LastSeen(now);
-        if back.is_zero() {
-            return;
-        }
-        let timers = std::mem::take(&mut self.timers).into_iter();
-        self.timers = timers
-            .map(
-                |(at, timer)| {
-                    if timer.is_deadline() { (at, timer) } else { (at.before(back), timer) }
-                },
-            )
-            .collect();
     }
 
     /// When the next [`Site::turn`] is due at the latest.
@@ -444,7 +360,7 @@ impl Step<'_> {
         while let Some((at, timer)) = self.site.timers.first().cloned()
             && at <= now
         {
-            self.site.timers.remove(&(at, timer.clone()));
+            self.site.timers.disarm(&timer);
             match timer {
                 Timer::Journey(operation) => self.drive(operation),
                 Timer::Collect(request) => self.close_gathering(request),
@@ -604,8 +520,7 @@ impl Step<'_> {
     }
 
     pub(crate) fn arm(&mut self, timer: Timer, at: Time) {
-        self.site.timers.retain(|(_, other)| *other != timer);
-        self.site.timers.insert((at, timer));
+        self.site.timers.arm(timer, at);
     }
 
     pub(crate) fn arm_after(&mut self, timer: Timer, span: Duration) {
@@ -614,7 +529,7 @@ impl Step<'_> {
     }
 
     pub(crate) fn disarm(&mut self, timer: &Timer) {
-        self.site.timers.retain(|(_, other)| other != timer);
+        self.site.timers.disarm(timer);
     }
 
     pub(crate) fn random16(&mut self) -> [u8; 16] {

@@ -22,8 +22,9 @@ use crate::effect::{Caller, Command, GuestEvent, TransferEvent};
 use crate::message::{Action, Answer, Op, Outcome, Request, Told};
 use crate::path::Verifier;
 use crate::row::{Down, Edge, Mode, Row};
-use crate::site::{Step, Timer};
+use crate::site::Step;
 use crate::state::{SourceRole, SourceStep, Stay, TargetStep};
+use crate::timer::Timer;
 
 /// A guest that was to run and whose hypervisor refused is told again after this.
 const LET_RUN_AGAIN: std::time::Duration = std::time::Duration::from_secs(2);

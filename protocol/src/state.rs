@@ -10,6 +10,7 @@ use model::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::index::Index;
 use crate::relay::RelayRole;
 use crate::row::{Down, Edge, Goal, LIBRARY, Mode, Party, Result, Row};
 
@@ -288,6 +289,7 @@ pub struct State {
     /// VMs that must not execute here, be taken, given, or given up, until the path above, or the
     /// operator, has confirmed what an old journal says of them.
     pub held: BTreeSet<VmId>,
+    pub(crate) index: Index,
 }
 
 /// A row that contradicts the rows before it: the journal is damaged, or the program is wrong.
@@ -324,7 +326,8 @@ impl State {
             _ => None,
         };
         let before = turned.and_then(|vm| Some((vm, self.edges(vm)?)));
-        self.apply_row(row)?;
+        let touched = self.touched(row);
+        self.indexed(touched, |state| state.apply_row(row))?;
         if let Some((vm, before)) = before {
             self.end_contracts(vm, before);
         }
@@ -351,8 +354,10 @@ impl State {
         let newest = self.vms.get(&vm).map(|vm| vm.chain.epoch());
         let epoch = newest.unwrap_or(next).max(next);
         let left = |at: usize| before[at].as_ref().filter(|edge| after[at].as_ref() != Some(edge));
+        let of_vm: Vec<MigrationId> = self.migrations_of(vm).map(|(id, _)| *id).collect();
         for (at, edge) in [0, 1].into_iter().filter_map(|at| Some((at, left(at)?))) {
-            for migration in self.migrations.values_mut().filter(|m| m.vm == vm) {
+            for id in &of_vm {
+                let Some(migration) = self.migrations.get_mut(id) else { continue };
                 let contract = [&migration.promised, &migration.taken][at].as_ref();
                 if contract.is_some_and(|agreed| agreed.contract.edge == edge.handle) {
                     migration.ended[at].get_or_insert(epoch);
@@ -408,6 +413,7 @@ impl State {
                     result: None,
                 };
                 self.journeys.insert(*operation, journey);
+                self.list_journey(*vm, *operation);
             }
             Row::Chosen { operation, migration, key, at, handle, target, taken } => {
                 let journey =
@@ -795,6 +801,7 @@ impl State {
     }
 
     fn migration(&mut self, id: MigrationId, vm: VmId) -> &mut Migration {
+        self.list_migration(vm, id);
         self.migrations.entry(id).or_insert_with(|| Migration {
             vm,
             source: None,
@@ -817,7 +824,7 @@ impl State {
 
     /// The migration that this site's Source role has open for `vm`, if any.
     pub fn open_source(&self, vm: VmId) -> Option<(MigrationId, &SourceRole)> {
-        self.migrations.iter().filter(|(_, m)| m.vm == vm).find_map(|(id, migration)| {
+        self.migrations_of(vm).find_map(|(id, migration)| {
             let source = migration.source.as_ref()?;
             (source.step < SourceStep::Released).then_some((*id, source))
         })
@@ -825,7 +832,7 @@ impl State {
 
     /// The journey that this site has open for `vm`, if any.
     pub fn open_journey(&self, vm: VmId) -> Option<&Journey> {
-        self.journeys.values().find(|journey| journey.vm == vm && journey.result.is_none())
+        self.journeys_of(vm).find(|journey| journey.result.is_none())
     }
 
     /// What each VM and each admitted migration takes, and of which host.
@@ -840,12 +847,6 @@ impl State {
             holds.then_some((&target.host, target.descriptor.resources))
         });
         stays.chain(admitted)
-    }
-
-    /// What VMs and admitted migrations take of a host.
-    pub fn used(&self, host: &HostName) -> Resources {
-        let of_host = self.taken().filter(|(taken, _)| *taken == host);
-        of_host.fold(Resources::default(), |sum, (_, one)| sum.plus(&one))
     }
 }
 

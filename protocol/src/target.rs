@@ -10,8 +10,6 @@
 //! Up to READY this site may drop what it has at any time. From READY on it keeps the record until
 //! it is told; from OWNED on only it may run the VM.
 
-use std::collections::BTreeMap;
-
 use model::decision::{Admit, Verdict};
 use model::statement::{Cause, Fact};
 use model::{
@@ -24,8 +22,9 @@ use crate::effect::{Caller, Command};
 use crate::message::{Answer, Op, Request, Told};
 use crate::path::Verifier;
 use crate::row::{LIBRARY, Party, Row};
-use crate::site::{OfferAt, OfferMade, Step, Timer};
+use crate::site::{OfferAt, OfferMade, Step};
 use crate::state::{SourceStep, Stay, TargetRole, TargetStep, library};
+use crate::timer::Timer;
 
 /// The capacity class of every host, until classes are configured.
 const CLASS: &str = "standard";
@@ -147,19 +146,7 @@ impl Step<'_> {
 
     /// What runs here, or is on its way here, for a peer; without this VM, which may only move.
     fn taken_by(&self, peer: &PeerName, except: VmId) -> Taken {
-        let state = &self.site.state;
-        let here = state.vms.iter().filter_map(|(vm, entry)| {
-            entry.stay.as_ref()?;
-            (entry.up.as_ref()?.peer == *peer).then_some((*vm, &entry.descriptor))
-        });
-        let coming = state.migrations.values().filter_map(|migration| {
-            let target = migration.target.as_ref().filter(|t| t.step < TargetStep::Owned)?;
-            let its = target.asker == Party::Peer(peer.clone());
-            its.then_some((migration.vm, &target.descriptor))
-        });
-        // A VM that moves within this site is here twice, and counts once.
-        let all: BTreeMap<VmId, &Descriptor> = coming.chain(here).collect();
-        let others = all.into_iter().filter(|(vm, _)| *vm != except);
+        let others = self.site.state.held_for(peer).into_iter().filter(|(vm, _)| *vm != except);
         others.fold(Taken::default(), |sum, (_, descriptor)| sum.plus(&wanted(descriptor)))
     }
 
@@ -204,7 +191,7 @@ impl Step<'_> {
 
     pub(crate) fn keep_offer(&mut self, edge: EdgeHandle, made: OfferMade) {
         self.site.offers.insert(edge, made);
-        if !self.site.timers.iter().any(|(_, timer)| *timer == Timer::Offers) {
+        if self.site.timers.at(&Timer::Offers).is_none() {
             self.arm_after(Timer::Offers, self.site.config.offer_life);
         }
     }
@@ -489,8 +476,7 @@ impl Step<'_> {
     fn is_free(&self, host: &HostName, vm: VmId, epoch: Epoch) -> bool {
         let here = |stay: &Stay| stay.host == *host && stay.epoch == epoch;
         let lives = self.site.state.vms.get(&vm).and_then(|vm| vm.stay.as_ref()).is_some_and(here);
-        let mut others = self.site.state.migrations.values().filter(|m| m.vm == vm);
-        let used = others.any(|migration| {
+        let used = self.site.state.migrations_of(vm).any(|(_, migration)| {
             let arrives = migration.target.as_ref().is_some_and(|target| {
                 target.step < TargetStep::Owned && target.host == *host && target.epoch() == epoch
             });

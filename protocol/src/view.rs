@@ -2,11 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use model::{Agreed, Descriptor, Epoch, HostName, MigrationId, PeerName, PowerState, Time, VmId};
+use model::{
+    Agreed, Descriptor, Epoch, HostName, MigrationId, OperationId, PeerName, PowerState, Time, VmId,
+};
 
 use crate::row::{Down, Party};
-use crate::site::{OfferAt, Phase, Site, Timer};
+use crate::site::{OfferAt, Phase, Site};
 use crate::state::{Journey, SourceStep, TargetRole, TargetStep};
+use crate::timer::Timer;
 
 /// A VM as this site knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,8 +159,8 @@ impl Site {
 
     /// A VM that this site has admitted and does not own yet.
     fn arriving(&self, id: VmId) -> Option<VmView> {
-        let of_vm = self.state.migrations.values().filter(|migration| migration.vm == id);
-        let target = of_vm.filter_map(|m| m.target.as_ref()).find(|target| arrives(target))?;
+        let of_vm = self.state.migrations_of(id);
+        let target = of_vm.filter_map(|(_, m)| m.target.as_ref()).find(|target| arrives(target))?;
         Some(VmView {
             vm: id,
             descriptor: target.descriptor.clone(),
@@ -177,27 +180,36 @@ impl Site {
 
     /// Every operation, ended or not.
     pub fn operations(&self) -> impl Iterator<Item = Progress> + '_ {
-        self.state.journeys.values().map(|journey| Progress {
+        let progress = |journey: &Journey| Progress {
             journey: journey.clone(),
-            phase: self.journeys.get(&journey.operation).map_or("ended", |memory| {
-                match memory.phase {
-                    Phase::Collect => "collecting offers",
-                    Phase::Force => "asking the Source to make ready",
-                    Phase::Initiate => "moving the files",
-                    Phase::Verify => "verifying at the Source",
-                    Phase::Deliver => "handing over",
-                    Phase::Handback => "giving it back to the Source",
-                    Phase::Retire => "closing the old path",
-                    Phase::Abort => "giving the attempt up",
-                    Phase::PassUp => "waiting for the delegator",
-                }
-            }),
+            phase: self.phase(journey.operation),
+        };
+        self.state.journeys.values().map(progress)
+    }
+
+    /// One operation.
+    pub fn operation(&self, id: OperationId) -> Option<Progress> {
+        let journey = self.state.journeys.get(&id)?.clone();
+        Some(Progress { journey, phase: self.phase(id) })
+    }
+
+    /// What an operation is doing, in words.
+    fn phase(&self, operation: OperationId) -> &'static str {
+        self.journeys.get(&operation).map_or("ended", |memory| match memory.phase {
+            Phase::Collect => "collecting offers",
+            Phase::Force => "asking the Source to make ready",
+            Phase::Initiate => "moving the files",
+            Phase::Verify => "verifying at the Source",
+            Phase::Deliver => "handing over",
+            Phase::Handback => "giving it back to the Source",
+            Phase::Retire => "closing the old path",
+            Phase::Abort => "giving the attempt up",
+            Phase::PassUp => "waiting for the delegator",
         })
     }
 
     fn next_move(&self, id: VmId) -> Option<NextMove> {
-        let of_vm = self.state.migrations.iter().filter(|(_, migration)| migration.vm == id);
-        for (migration, known) in of_vm {
+        for (migration, known) in self.state.migrations_of(id) {
             if let Some(source) = &known.source {
                 let (state, who) = match source.step {
                     SourceStep::Offered => ("OFFERED", "the Destination: to come for the files"),
@@ -259,7 +271,7 @@ impl Site {
         let memory = self.journeys.get(&journey.operation);
         let late = [Phase::Verify, Phase::Deliver, Phase::Handback, Phase::Retire];
         let is_late = memory.is_some_and(|memory| late.contains(&memory.phase));
-        let phase = self.operations().find(|p| p.journey.operation == journey.operation)?.phase;
+        let phase = self.phase(journey.operation);
         Some(NextMove {
             migration: journey.chosen.as_ref().map(|chosen| chosen.migration),
             state: format!("Controller, {phase}"),
@@ -269,7 +281,7 @@ impl Site {
     }
 
     fn timer(&self, timer: &Timer) -> Option<Time> {
-        self.timers.iter().find(|(_, armed)| armed == timer).map(|(at, _)| *at)
+        self.timers.at(timer)
     }
 }
 

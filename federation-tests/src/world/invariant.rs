@@ -102,6 +102,7 @@ impl Federation {
             .chain(self.newest_content_exists())
             .chain(self.epochs_never_fall())
             .chain(self.sections_are_kept())
+            .chain(self.indices_hold())
             .collect();
         for violation in broken {
             self.violate(violation);
@@ -227,6 +228,16 @@ impl Federation {
             }
         }
         broken
+    }
+
+    /// What a site looks up is what its rows say.
+    fn indices_hold(&self) -> Vec<String> {
+        let states = self.nodes.iter().flat_map(|(name, node)| {
+            let in_mind = node.machine.iter().map(|machine| &machine.state);
+            in_mind.chain([&node.durable]).map(move |state| (name, state))
+        });
+        let wrong = states.filter(|(_, state)| !state.is_indexed());
+        wrong.map(|(name, _)| format!("{name} would look up what is not there")).collect()
     }
 
     /// What is left over at any site although nothing is under way any more.
