@@ -33,6 +33,8 @@ pub(crate) struct Peers(Arc<RwLock<Register>>);
 #[derive(Default)]
 struct Register {
     peers: BTreeMap<PeerName, Peer>,
+    /// Their names by their keys: every connection and every request is looked up here.
+    names: HashMap<SiteKey, PeerName>,
     /// How much each may ask now; it is none's business where that is kept but a request's.
     budgets: HashMap<SiteKey, Budget>,
     /// New keys of peers, and the old ones that certified them, until they are written down.
@@ -54,10 +56,10 @@ impl Peers {
             register.peers.insert(name, peer);
         }
         register.inviting_until = inviting_until;
-        let Register { peers, budgets, renewed, .. } = &mut *register;
-        let is_known = |key: &SiteKey| peers.values().any(|peer| peer.key == *key);
-        budgets.retain(|key, _| is_known(key));
-        renewed.retain(|new, old| is_known(old) && !is_known(new));
+        let Register { peers, names, budgets, renewed, .. } = &mut *register;
+        *names = peers.values().map(|peer| (peer.key, peer.name.clone())).collect();
+        budgets.retain(|key, _| names.contains_key(key));
+        renewed.retain(|new, old| names.contains_key(old) && !names.contains_key(new));
     }
 
     /// Takes one request off what a peer may ask, or says how many it may ask a second, and when
@@ -78,7 +80,7 @@ impl Peers {
     /// One peer by its key.
     pub(crate) fn by_key(&self, key: &SiteKey) -> Option<Peer> {
         let register = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        register.peers.values().find(|peer| peer.key == *key).cloned()
+        register.peers.get(register.names.get(key)?).cloned()
     }
 
     /// The old key of a peer that has this new one, if that was not written down yet.
@@ -128,7 +130,7 @@ impl certs::Trust for Peers {
 
     fn succeeded(&self, old: &SiteKey, new: &SiteKey) {
         let mut register = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if old == new || register.peers.values().any(|peer| peer.key == *new) {
+        if old == new || register.names.contains_key(new) {
             return;
         }
         // A peer has one key at a time.
@@ -145,6 +147,25 @@ impl certs::Trust for Peers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_peer_is_known_by_the_key_that_it_has_and_by_no_other() {
+        let stored = |name: &str, key| StoredPeer {
+            name: name.parse().unwrap(),
+            key: SiteKey([key; 32]),
+            addresses: vec![],
+            journal_seen: 0,
+            peering: Peering::default(),
+        };
+        let name_of = |peers: &Peers, key| peers.by_key(&SiteKey([key; 32])).map(|peer| peer.name);
+        let peers = Peers::default();
+        peers.load(vec![stored("b", 1), stored("c", 2)], None);
+        assert_eq!(name_of(&peers, 1), Some("b".parse().unwrap()));
+        assert_eq!(name_of(&peers, 2), Some("c".parse().unwrap()));
+        peers.load(vec![stored("b", 3)], None);
+        assert_eq!(name_of(&peers, 3), Some("b".parse().unwrap()));
+        assert_eq!([1, 2].map(|key| name_of(&peers, key)), [None, None]);
+    }
 
     #[test]
     fn a_peer_asks_as_often_as_its_rate_and_is_told_when_to_ask_again() {
