@@ -264,12 +264,15 @@ impl Step<'_> {
 
     /// Re-labels what peers offered, so that they stay unknown, and shows what policy lets show.
     fn expose(&mut self, id: RequestId, peer: &PeerName, gathering: Gathering) -> Answer {
-        let input = Expose {
-            peer: peer.clone(),
-            peering: self.peering(peer),
-            offers: self.candidates(&gathering),
+        // A policy hides offers, and can do no more.
+        let shown = match gathering.offers.is_empty() {
+            true => vec![],
+            false => self.world.policy().expose(&Expose {
+                peer: peer.clone(),
+                peering: self.peering(peer),
+                offers: self.candidates(&gathering),
+            }),
         };
-        let shown = self.world.policy().expose(&input);
         let asked_for = gathering.descriptor.digest();
         let mut offers = Vec::new();
         for (at, (via, mut offer)) in gathering.offers.into_iter().enumerate() {
