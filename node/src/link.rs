@@ -18,6 +18,7 @@ use protocol::{Answer, CallError, CallId, Event, Op, Request};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
+use tokio::sync::OnceCell;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -52,7 +53,12 @@ struct Shared {
     driver: Driver,
     runtime: Handle,
     channels: Mutex<HashMap<SiteKey, Kept>>,
+    /// Connections that are being made, each for all calls that wait for it.
+    dials: Mutex<HashMap<SiteKey, Dial>>,
 }
+
+/// A connection that is being made, or why it was not.
+type Dial = Arc<OnceCell<Result<Line, Arc<LinkError>>>>;
 
 /// A connection, and the addresses that it was made for.
 type Kept = (Vec<String>, Line);
@@ -97,6 +103,9 @@ pub(crate) enum LinkError {
     Envelope(#[source] EnvelopeError),
     #[error("TLS cannot be set up")]
     Tls(#[from] certs::TlsError),
+    /// The connection that this call had waited for, with others.
+    #[error(transparent)]
+    Dialled(Arc<LinkError>),
 }
 
 impl LinkError {
@@ -112,6 +121,7 @@ impl LinkError {
             Self::Time => "no answer in time",
             Self::Envelope(_) => "garbled",
             Self::Tls(_) => "no TLS",
+            Self::Dialled(error) => error.kind(),
         }
     }
 }
@@ -124,7 +134,8 @@ impl Links {
         driver: Driver,
         runtime: Handle,
     ) -> Self {
-        Self(Arc::new(Shared { identity, peers, driver, runtime, channels: Mutex::default() }))
+        let (channels, dials) = <(Mutex<_>, Mutex<_>)>::default();
+        Self(Arc::new(Shared { identity, peers, driver, runtime, channels, dials }))
     }
 
     /// Seals and sends a request; its end comes to the driver.
@@ -262,6 +273,23 @@ impl Links {
         if let Some((_, line)) = kept.filter(|(at, _)| at == addresses) {
             return Ok(line);
         }
+        // A node that starts has news of many VMs for a peer at once.
+        let dial = lock(&self.0.dials).entry(key).or_default().clone();
+        let made = dial.get_or_init(async || {
+            let made = self.dial(key, addresses, journal).await;
+            lock(&self.0.dials).remove(&key);
+            made.map_err(Arc::new)
+        });
+        made.await.clone().map_err(LinkError::Dialled)
+    }
+
+    /// Makes a connection to a peer, and keeps it.
+    async fn dial(
+        &self,
+        key: SiteKey,
+        addresses: &[String],
+        journal: u64,
+    ) -> Result<Line, LinkError> {
         let (mut line, shown) = self.connect(key, addresses).await?;
         if shown != key {
             let renewed = self.0.driver.visit(move |core| core.renew_peer(&key, &shown)).await;
@@ -519,4 +547,41 @@ fn status_error(status: &tonic::Status) -> LinkError {
 pub(crate) fn now() -> Time {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     Time(u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[tokio::test]
+    async fn calls_that_come_at_once_make_one_connection_to_their_peer() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let came = Arc::new(AtomicUsize::new(0));
+        let count = came.clone();
+        tokio::spawn(async move {
+            // It hangs up at once.
+            while listener.accept().await.is_ok() {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let [me, peer] = [[1; 32], [2; 32]].map(|seed| Identity::from_seed(&seed));
+        let (driver, _) = Driver::channel(Metrics::default());
+        let links = Links::new(Arc::new(me), Peers::default(), driver, Handle::current());
+        let calls = (0..8).map(|_| {
+            let (links, key, at) = (links.clone(), peer.site_key(), vec![address.clone()]);
+            tokio::spawn(async move { links.line(key, &at, 0).await.map(drop) })
+        });
+        for call in calls.collect::<Vec<_>>() {
+            let error = call.await.unwrap().unwrap_err();
+            assert_eq!(error.kind(), "no connection", "{error}");
+        }
+        assert_eq!(came.load(Ordering::Relaxed), 1);
+        // What comes later tries anew.
+        links.line(peer.site_key(), &[address], 0).await.map(drop).unwrap_err();
+        assert_eq!(came.load(Ordering::Relaxed), 2);
+    }
 }
