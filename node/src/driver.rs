@@ -23,7 +23,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::block_in_place;
 
 use crate::hands::{About, Hands};
-use crate::journal::{EventLine, Journal, JournalError, operation_subject, vm_subject};
+use crate::journal::{EventLine, Journal, JournalError, Loaded, operation_subject, vm_subject};
 use crate::link::Links;
 use crate::metrics::{CountedPolicy, Metrics};
 use crate::peers::Peers;
@@ -254,6 +254,8 @@ fn clock() -> Time {
 pub(crate) struct Start {
     pub config: protocol::Config,
     pub journal: Journal,
+    /// What the journal says.
+    pub loaded: Loaded,
     pub policy: Arc<CountedPolicy>,
     pub identity: Arc<Identity>,
     pub known: Peers,
@@ -285,7 +287,7 @@ impl Driver {
         links: &Links,
         ready: oneshot::Sender<()>,
     ) -> Result<(), JournalError> {
-        let loaded = start.journal.load()?;
+        let loaded = start.loaded;
         let world = NodeWorld {
             now: clock(),
             keys: loaded.keys,

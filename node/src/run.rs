@@ -143,9 +143,10 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
     let metrics = Metrics::default();
     let policy = Arc::new(CountedPolicy::new(policies_in(&folder)?, metrics.clone()));
     let mut journal = Journal::open(&folder.journal())?;
-    let state = journal.load()?.state;
+    let loaded = journal.load()?;
     library::sweep(&folder, |vm| {
-        state.vms.contains_key(&vm) || state.migrations.values().any(|m| m.vm == vm)
+        let mut moves = loaded.state.migrations_of(vm);
+        loaded.state.vms.contains_key(&vm) || moves.next().is_some()
     });
 
     let listen = config.control.listen;
@@ -186,7 +187,7 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
     );
 
     let (mut profiles, mut found) = (Vec::new(), Vec::new());
-    for host in state.hosts.keys() {
+    for host in loaded.state.hosts.keys() {
         let error = |source| StartError::Host { host: host.clone(), source };
         profiles.push((host.clone(), hands.open_host(host).await.map_err(error)?));
         found.extend(hands.found(host).await.map_err(error)?);
@@ -207,6 +208,7 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
     let begin = Start {
         config: config.protocol(),
         journal,
+        loaded,
         policy: policy.clone(),
         identity: identity.clone(),
         known: peers.clone(),
