@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use hypervisor::SimulatedFaults;
 use model::{Bytes, PublicKey, SecretKey};
-use protocol::{Row, State};
+use protocol::{Record, Row, State};
+use rusqlite::params;
 use rustix::process::Signal;
 use serde_json::Value;
 
 use super::program::{Clock, interrupted, signal, sojourn};
 use super::proxy::Proxy;
+use crate::bench::clock;
 
 /// The port of every site, each at an address of its own.
 const PORT: u16 = 7420;
@@ -63,8 +65,9 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Of the process with this number (`proc_pid_stat(5)`, `proc_pid_status(5)`).
-    fn of(process: u32) -> Self {
+    /// Of the process with this number (`proc_pid_stat(5)`, `proc_pid_status(5)`), which was not
+    /// waited for.
+    pub fn of(process: u32) -> Self {
         let read = |name: &str| {
             let path = format!("/proc/{process}/{name}");
             fs::read_to_string(path).expect("a process that was not waited for is there")
@@ -394,6 +397,33 @@ impl Site {
         let rows = rows().unwrap_or_else(|why| panic!("{}: its journal: {why}", self.name));
         let read = |row: String| serde_json::from_str(&row).expect("a row of this release");
         rows.into_iter().map(read).collect()
+    }
+
+    /// Writes rows to its journal with the private keys that they speak of, as its node would, which
+    /// must not run: for sites that would take too long to come to this by themselves.
+    pub fn remember(&self, rows: &[Row], keys: &[SecretKey]) {
+        let write = || {
+            let mut journal = rusqlite::Connection::open(self.folder.join("journal.db"))?;
+            let step = journal.transaction()?;
+            let last = "SELECT ifnull(max(seq), 0) FROM journal";
+            let last = step.query_row(last, [], |row| row.get::<_, i64>(0))?;
+            let mut len = u64::try_from(last).unwrap_or_default();
+            for row in rows {
+                len = row.place_after(len);
+                let [seq, at] =
+                    [len, clock().0].map(|number| i64::try_from(number).unwrap_or(i64::MAX));
+                let Record { kind, version, body } = Record::of(row);
+                step.prepare_cached("INSERT INTO journal VALUES (?1, ?2, ?3, ?4, ?5)")?
+                    .execute(params![seq, at, kind, version, body])?;
+            }
+            for key in keys {
+                step.prepare_cached("INSERT INTO keys VALUES (?1, ?2)")?
+                    .execute(params![key.public().0, *key.seed()])?;
+            }
+            step.commit()
+        };
+        let written: rusqlite::Result<()> = write();
+        written.unwrap_or_else(|why| panic!("{}: its journal: {why}", self.name));
     }
 
     /// The private keys that its node keeps: those of its VMs, transfers and migrations.

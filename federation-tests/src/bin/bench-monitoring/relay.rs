@@ -20,8 +20,7 @@ use monitoring::block::SignedBlock;
 use prost::Message;
 use proto::envelope::{self, Carried, MAX_VALUES_BYTES, Sealer, Verdict};
 use proto::federation::federation_client::FederationClient;
-use protocol::Record;
-use rusqlite::{Connection, OpenFlags, params};
+use rusqlite::{Connection, OpenFlags};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -108,7 +107,8 @@ impl Relay {
         let federation = Federation::chain(&["a", "b", "c"]);
         federation.sites().iter().for_each(Site::stop);
         let [a, b] = ["a", "b"].map(|name| &federation[name]);
-        remember(b, size, delivery)?;
+        let [up, down] = ["a", "c"].map(|name| name.parse::<PeerName>().expect("a legal name"));
+        b.remember(&fleet::rows(size, delivery, &up, &down)?, &[]);
         // One core for it, the others for who brings and takes.
         let all_cores = sched_getaffinity(None)?;
         let (mut own, mut others) = (CpuSet::new(), all_cores);
@@ -274,24 +274,6 @@ fn slope(points: &[(f64, f64)]) -> f64 {
 /// The key of a site.
 fn key(site: &Site) -> Result<SiteKey, Failure> {
     Ok(Identity::load(site.folder())?.site_key())
-}
-
-/// Writes to a site's journal, whose node does not run, that it stands on the path of a fleet.
-fn remember(site: &Site, size: usize, delivery: &Delivery) -> Result<(), Failure> {
-    let [up, down] = ["a", "c"].map(|name| name.parse::<PeerName>().expect("a legal name"));
-    let mut journal = Connection::open(site.folder().join("journal.db"))?;
-    let step = journal.transaction()?;
-    let last =
-        step.query_row("SELECT ifnull(max(seq), 0) FROM journal", [], |row| row.get::<_, i64>(0));
-    let at = i64::try_from(clock().0)?;
-    let mut len = u64::try_from(last?)?;
-    for row in fleet::rows(size, delivery, &up, &down)? {
-        len = row.place_after(len);
-        let record = Record::of(&row);
-        step.prepare_cached("INSERT INTO journal VALUES (?1, ?2, ?3, ?4, ?5)")?
-            .execute(params![i64::try_from(len)?, at, record.kind, record.version, record.body])?;
-    }
-    Ok(step.commit()?)
 }
 
 /// What the site below has brought.
