@@ -288,7 +288,7 @@ impl Links {
         &self,
         key: SiteKey,
         addresses: &[String],
-        journal: u64,
+        journal: JournalMark,
     ) -> Result<Line, LinkError> {
         let (mut line, shown) = self.connect(key, addresses).await?;
         if shown != key {
@@ -569,11 +569,12 @@ mod tests {
             }
         });
         let [me, peer] = [[1; 32], [2; 32]].map(|seed| Identity::from_seed(&seed));
+        let mark = JournalMark::new(0, |kind, body| me.sign(kind, body));
         let (driver, _) = Driver::channel(Metrics::default());
         let links = Links::new(Arc::new(me), Peers::default(), driver, Handle::current());
         let calls = (0..8).map(|_| {
             let (links, key, at) = (links.clone(), peer.site_key(), vec![address.clone()]);
-            tokio::spawn(async move { links.line(key, &at, 0).await.map(drop) })
+            tokio::spawn(async move { links.line(key, &at, mark).await.map(drop) })
         });
         for call in calls.collect::<Vec<_>>() {
             let error = call.await.unwrap().unwrap_err();
@@ -581,7 +582,7 @@ mod tests {
         }
         assert_eq!(came.load(Ordering::Relaxed), 1);
         // What comes later tries anew.
-        links.line(peer.site_key(), &[address], 0).await.map(drop).unwrap_err();
+        links.line(peer.site_key(), &[address], mark).await.map(drop).unwrap_err();
         assert_eq!(came.load(Ordering::Relaxed), 2);
     }
 }

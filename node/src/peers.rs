@@ -154,7 +154,6 @@ mod tests {
             name: name.parse().unwrap(),
             key: SiteKey([key; 32]),
             addresses: vec![],
-            journal_seen: 0,
             peering: Peering::default(),
         };
         let name_of = |peers: &Peers, key| peers.by_key(&SiteKey([key; 32])).map(|peer| peer.name);

@@ -15,6 +15,10 @@ pub(crate) enum What {
     /// against SQLite, plain files and bare echoes: `--quick` for two minutes of it, `--hours N`
     /// to look at memory for so long, `--only rows|latency|relay`.
     Monitoring,
+    /// A node with 1,000 peers and 10,000 VMs: what it answers in a second, against the same gRPC
+    /// server that answers with nothing, its memory, and the decisions of its policies: `--quick`
+    /// for less than a minute of it, `--rounds N`, `--json FILE`, `--only requests|decisions`.
+    Peers,
     /// Files from proxy to proxy, against scp, rsync, nbdcopy and bare TLS, on a clean link and on
     /// emulated ones: `--quick` for two minutes of it, `--rounds N`, `--folder FOLDER`,
     /// `--json FILE`, `--only clean|image|loss|fair|many|chunks`.
@@ -26,6 +30,7 @@ pub(crate) fn run(what: What, options: &[String]) -> Result<()> {
     let program = match what {
         What::Control => "bench-control",
         What::Monitoring => "bench-monitoring",
+        What::Peers => "bench-peers",
         What::Transfer => "bench-transfer",
     };
     match what {
@@ -33,7 +38,7 @@ pub(crate) fn run(what: What, options: &[String]) -> Result<()> {
             prepare::machine()?;
             prepare::guest()?;
         }
-        What::Control | What::Monitoring => {}
+        What::Control | What::Monitoring | What::Peers => {}
         What::Transfer => prepare::movers()?,
     }
     if !matches!(what, What::Transfer) {
