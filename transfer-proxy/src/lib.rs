@@ -55,6 +55,7 @@ mod message;
 mod order;
 mod piece;
 mod pilot;
+mod places;
 pub mod process;
 mod proxy;
 mod relay;
@@ -68,9 +69,11 @@ mod tls;
 mod transfer;
 
 pub use carrier::{Doorstep, ResetKey};
+pub use gate::network;
 pub use order::{
     Dial, Group, Pull, PullError, Relay, Serve, ServeError, Share, TellError, TransferProxy,
 };
+pub use places::{Place, Places};
 pub use proxy::{Config, Limits, Proxy, StartError};
 pub use remote::{Connection, PATIENCE, RemoteConfig, RemoteProxy};
 pub use transfer::{End, Event, MAX_TELL_BYTES, OUTBOX_MESSAGES, Progress};

@@ -11,15 +11,16 @@ use std::time::{Duration, Instant};
 use model::{Carrier, FileId, MigrationId, ProxyUri, PublicKey, SecretKey, Token};
 use tokio::io::DuplexStream;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
 
 use crate::carrier::{Attempt, Code, Doorstep, Link, Port, ResetKey, Stall, Stream, pipe};
-use crate::gate::Gate;
+use crate::gate::{Gate, network};
 use crate::leg::{self, Leg, Spares, Way};
 use crate::message::{self, Control, MAX_GREETING_BYTES, SessionId};
 use crate::order::{Pull, PullError, Relay, Serve, ServeError, TellError, TransferProxy};
+use crate::places::{Place, Places};
 use crate::relay::Route;
 use crate::session::{LAST_WORD_TIMEOUT, OPEN_TIMEOUT};
 use crate::shaper::Shaper;
@@ -29,9 +30,12 @@ use crate::tls::{self, Hint, Tls};
 use crate::transfer::{End, Event, MAX_TELL_BYTES, Progress, Transfer};
 use crate::{source, target};
 
-/// Strangers whose handshake is under way at once; from a quarter of it on, they must prove their
-/// address first.
-const MAX_OPENINGS: usize = 64;
+/// Strangers whose handshake is under way at once. Each takes up to 256 KiB; where there is no
+/// place left, the oldest of whatever address holds most gives way.
+const MAX_OPENINGS: usize = 128;
+
+/// With more than so many, whoever comes over UDP must prove its address first.
+const MAX_UNPROVEN: usize = 16;
 
 /// Legs that others have dialled at once: sessions whose streams carry connections of others.
 const MAX_LEGS: usize = 256;
@@ -123,6 +127,9 @@ struct Shared {
     events: mpsc::Sender<Event>,
     limits: Limits,
     gate: Gate,
+    /// The same for attempts over UDP in the name of an address that is not proven: there proof is
+    /// demanded, and the attempt that brings it is looked at.
+    unproven: Gate,
     /// Sessions that others may open yet.
     sessions: Semaphore,
     /// Legs that they may dial yet.
@@ -169,6 +176,7 @@ impl Proxy {
             sessions: Semaphore::new(limits.sessions),
             legs: Semaphore::new(MAX_LEGS),
             gate: Gate::new(Instant::now(), limits.bad_attempts),
+            unproven: Gate::new(Instant::now(), limits.bad_attempts),
             decoys,
             sending: Shaper::new(limits.rate),
             taking: Shaper::new(limits.rate),
@@ -605,25 +613,31 @@ async fn receive_sealed(
 }
 
 async fn listen_for_sessions(shared: Arc<Shared>) {
-    let openings = Arc::new(Semaphore::new(MAX_OPENINGS));
+    let openings = Places::new(MAX_OPENINGS, MAX_OPENINGS);
     let mut running = JoinSet::new();
     while let Some(attempt) = shared.port.accept().await {
         while running.try_join_next().is_some() {}
-        if !shared.gate.is_open(Instant::now(), attempt.from()) {
-            attempt.ignore();
-        } else if openings.available_permits() <= MAX_OPENINGS * 3 / 4 && !attempt.is_proven() {
+        let (now, from) = (Instant::now(), attempt.from());
+        if !attempt.is_proven()
+            && (openings.taken() > MAX_UNPROVEN || !shared.unproven.is_open(now, from))
+        {
             attempt.demand_proof();
-        } else if let Ok(opening) = openings.clone().try_acquire_owned() {
-            running.spawn(receive_session(shared.clone(), attempt, opening));
-        } else {
+        } else if !shared.gate.is_open(now, from) {
             attempt.ignore();
+        } else {
+            running.spawn(receive_session(shared.clone(), attempt, openings.take(network(from))));
         }
     }
 }
 
-async fn receive_session(shared: Arc<Shared>, attempt: Attempt, opening: OwnedSemaphorePermit) {
+async fn receive_session(shared: Arc<Shared>, attempt: Attempt, mut opening: Place<IpAddr>) {
     let from = attempt.from();
-    let opened = tokio::time::timeout(OPEN_TIMEOUT, open_session(&shared, attempt, None)).await;
+    // What is done in an address's name before it is proven is not held against whoever has it.
+    let gate = if attempt.is_proven() { &shared.gate } else { &shared.unproven };
+    let opened = tokio::select! {
+        opened = tokio::time::timeout(OPEN_TIMEOUT, open_session(&shared, attempt, None)) => opened,
+        () = opening.lost() => return,
+    };
     drop(opening);
     match opened {
         Ok(Opened::Session(serving, link, stream, session)) => {
@@ -631,7 +645,7 @@ async fn receive_session(shared: Arc<Shared>, attempt: Attempt, opening: OwnedSe
         }
         Ok(Opened::Leg(link, stream, errand)) => run_leg(shared, link, stream, errand, from).await,
         Ok(Opened::Lane | Opened::Unused) => {}
-        Ok(Opened::Refused) | Err(_) => shared.gate.failed(Instant::now(), from),
+        Ok(Opened::Refused) | Err(_) => gate.failed(Instant::now(), from),
     }
 }
 
