@@ -2,10 +2,15 @@
 //!
 //! TLS tells who speaks; the envelope proves it; only then does the driver hear of it. A stranger
 //! gets through TLS only while an invitation is open, and can call nothing but `Join`.
+//!
+//! What callers may cost before that is bounded by `door` (connections), `pace` (frames) and
+//! `arriving` (requests that have not come whole).
 
-use std::pin::Pin;
+mod arriving;
+mod door;
+mod pace;
+
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use certs::{Identity, TicketSecret};
@@ -14,17 +19,16 @@ use proto::envelope::{self, EnvelopeError, Sealer};
 use proto::federation::federation_server::{Federation, FederationServer};
 use proto::federation::{HelloReply, HelloRequest, JoinReply, JoinRequest, Sealed};
 use protocol::Op;
-use rustls::server::Acceptor;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
-use tokio_rustls::LazyConfigAcceptor;
-use tokio_rustls::server::TlsStream;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
+use tower::util::MapRequestLayer;
 use transfer_proxy::Doorstep;
 
+use self::arriving::Arrivals;
+pub(crate) use self::door::listen;
+use self::door::{Door, Speaker};
 use crate::driver::Driver;
 use crate::hands::report;
 use crate::journal::StoredPeer;
@@ -33,12 +37,8 @@ use crate::metrics::{self, Direction};
 use crate::monitor::Monitor;
 use crate::peers::{Peer, Peers};
 
-/// Connections at once, from all peers together.
-const MAX_CONNECTIONS: usize = 1024;
 /// Requests under way at once on one connection.
 const MAX_STREAMS: u32 = 256;
-/// How long a TLS handshake may take.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 /// How often an idle connection is tested, and how long a test may take.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// Streams that a peer may open and reset at once before its connection ends.
@@ -62,7 +62,9 @@ pub(crate) async fn serve(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), tonic::transport::Error> {
     let (accepted, streams) = mpsc::channel(16);
-    let acceptor = tokio::spawn(accept(listener, tls, proxy, accepted));
+    let door = Door { tls, proxy, peers: gate.peers.clone() };
+    let acceptor = tokio::spawn(door::keep(door, listener, accepted));
+    let arrivals = Arrivals::default();
     let service = FederationServer::new(gate)
         .max_decoding_message_size(2 * limit::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(2 * limit::MAX_MESSAGE_BYTES);
@@ -72,6 +74,7 @@ pub(crate) async fn serve(
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .http2_max_header_list_size(16 << 10)
+        .layer(MapRequestLayer::new(move |request| arrivals.watch(request)))
         .add_service(service)
         .serve_with_incoming_shutdown(ReceiverStream::new(streams), stop)
         .await;
@@ -79,103 +82,10 @@ pub(crate) async fn serve(
     served
 }
 
-async fn accept(
-    listener: TcpListener,
-    tls: Arc<rustls::ServerConfig>,
-    proxy: Option<Doorstep>,
-    accepted: mpsc::Sender<std::io::Result<PeerStream>>,
-) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        let Ok((tcp, from)) = listener.accept().await else {
-            // Out of descriptors: those that are open must end first.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let (tls, proxy, accepted) = (tls.clone(), proxy.clone(), accepted.clone());
-        tokio::spawn(async move {
-            let _ = tcp.set_nodelay(true);
-            let handshake = async {
-                let begun = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
-                match proxy {
-                    Some(proxy) if Doorstep::is_for(&begun.client_hello()) => {
-                        proxy.hand_over(begun, from.ip());
-                        Ok(None)
-                    }
-                    _ => begun.into_stream(tls).await.map(Some),
-                }
-            };
-            match tokio::time::timeout(HANDSHAKE_LIMIT, handshake).await {
-                Ok(Ok(None)) => {}
-                Ok(Ok(Some(stream))) => {
-                    let key = stream
-                        .get_ref()
-                        .1
-                        .peer_certificates()
-                        .and_then(|chain| certs::site_key_of(chain));
-                    if let Some(key) = key {
-                        let _ = accepted.send(Ok(PeerStream { stream, key, _place: place })).await;
-                    }
-                }
-                Ok(Err(error)) => tracing::debug!(error = report(&error), "no TLS with a caller"),
-                Err(_) => tracing::debug!("a caller did not finish its TLS handshake"),
-            }
-        });
-    }
-}
-
-/// A connection whose other end proved its identity.
-struct PeerStream {
-    stream: TlsStream<TcpStream>,
-    key: SiteKey,
-    _place: tokio::sync::OwnedSemaphorePermit,
-}
-
-/// Who speaks on a connection.
-#[derive(Clone, Copy)]
-struct Speaker(SiteKey);
-
-impl Connected for PeerStream {
-    type ConnectInfo = Speaker;
-
-    fn connect_info(&self) -> Speaker {
-        Speaker(self.key)
-    }
-}
-
-impl AsyncRead for PeerStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for PeerStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
 impl Gate {
     fn speaker<T>(&self, request: &Request<T>) -> Result<SiteKey, Status> {
-        let speaker = request.extensions().get::<Speaker>().copied();
-        speaker.map(|speaker| speaker.0).ok_or_else(|| Status::unauthenticated("no identity"))
+        let speaker = request.extensions().get::<Speaker>();
+        speaker.map(Speaker::asks).ok_or_else(|| Status::unauthenticated("no identity"))
     }
 
     async fn peer<T>(&self, request: &Request<T>) -> Result<Peer, Status> {

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use certs::Identity;
 use model::ProxyUri;
-use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -153,7 +152,7 @@ pub async fn start(folder: Folder) -> Result<Running, StartError> {
     let listen_error = |source| StartError::Listen { what: "peers (TCP)", address: listen, source };
     let control_plane = ControlPlane::start();
     let threads = control_plane.runtime();
-    let listener = threads.spawn(TcpListener::bind(listen)).await.expect("it does not panic");
+    let listener = threads.spawn(gate::listen(listen)).await.expect("it does not panic");
     let listener = listener.map_err(listen_error)?;
     let control_at = listener.local_addr().map_err(listen_error)?;
     let watched = match &config.metrics {
