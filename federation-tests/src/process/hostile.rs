@@ -235,6 +235,8 @@ async fn call<T>(
         let tls = tls.clone();
         async move {
             let tcp = TcpStream::connect(address).await?;
+            // As a node does: a request's head and body are sent apart.
+            tcp.set_nodelay(true)?;
             let connector = tokio_rustls::TlsConnector::from(tls);
             Ok::<_, io::Error>(TokioIo::new(
                 connector.connect(certs::server_name(&key), tcp).await?,

@@ -313,6 +313,12 @@ impl Site {
         self.node().as_ref().expect("the node was started").id()
     }
 
+    /// How many files, sockets among them, its node has open.
+    pub fn descriptors(&self) -> usize {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.process_id()));
+        open.expect("a process that was not waited for is there").count()
+    }
+
     fn signal(&self, what: Signal) {
         signal(self.node().as_ref().expect("the node was started"), what);
     }
