@@ -114,7 +114,7 @@ fn measure() -> Result<(), Failure> {
 
 fn requests(extent: &Extent) -> Result<Value, Failure> {
     let (peers, fleets) = extent.size((1000, [1000, 10_000]), (100, [200, 2000]));
-    let count = extent.size(10_000, 4000);
+    let count = extent.size(10_000, 2500);
     let mut stage = Stage::new()?;
     let mut found = Vec::new();
     println!();
@@ -225,8 +225,12 @@ fn tell_sizes(peers: usize, empty: Bytes, sizes: &[Size]) -> Value {
         let less = at.checked_sub(1).map(|at| &sizes[at]);
         let each = less.map(|less| kib(size.idle, less.idle, size.vms - less.vms));
         let shown = each.map_or_else(|| "–".to_owned(), |each| format!("{each:.1} KiB"));
+        let one = match size.vms {
+            0 => "–".to_owned(),
+            _ => format!("{:.1} ms", ms(size.looks[0])),
+        };
         println!(
-            "{:>8}{:>6.1} MiB{:>8.1} MiB{:>8.1} MiB{shown:>14}{:>8.1} s{:>8.1} s{:>7.1} ms\
+            "{:>8}{:>6.1} MiB{:>8.1} MiB{:>8.1} MiB{shown:>14}{:>8.1} s{:>8.1} s{one:>10}\
              {:>7.1} ms{:>8.1} ms",
             size.vms,
             mib(size.idle),
@@ -234,7 +238,6 @@ fn tell_sizes(peers: usize, empty: Bytes, sizes: &[Size]) -> Value {
             mib(size.loaded),
             size.started.serving.as_secs_f64(),
             size.started.idle.as_secs_f64(),
-            ms(size.looks[0]),
             ms(size.looks[1]),
             ms(size.looks[2])
         );
