@@ -18,11 +18,11 @@ use tonic::transport::Channel;
 
 /// How often h asks on the connection that it has, and how often it makes a new one.
 const PACE: Duration = Duration::from_millis(4);
-const NEW_PACE: Duration = Duration::from_millis(60);
+const NEW_PACE: Duration = Duration::from_millis(50);
 /// Answers that are waited for before a flood, and in each round of it: on the old connection, and
 /// on new ones.
 const QUIET: (usize, usize) = (100, 5);
-const FLOODED: (usize, usize) = (150, 8);
+const FLOODED: (usize, usize) = (120, 7);
 /// Rounds of a flood; the best one counts, since other programs share the machine and memory grows
 /// up to its bound in the first one. What goes on growing does so in all.
 const ROUNDS: usize = 3;
