@@ -29,6 +29,8 @@ const ROUNDS: usize = 3;
 /// A quiet value below this counts as this: whoever shares two cores waits so long for a turn, with
 /// or without a flood.
 const FLOOR: Duration = Duration::from_millis(20);
+/// The same for a new connection, in which several turns follow one another.
+const CALL_FLOOR: Duration = Duration::from_millis(40);
 /// The same for a whole move, whose steps wait for disks and programs.
 const MOVE_FLOOR: Duration = Duration::from_millis(200);
 /// How many times its quiet value an answer may take.
@@ -346,7 +348,7 @@ impl Round {
 impl Took {
     fn is_within(&self, quiet: Self, in_line: Duration) -> bool {
         self.asked <= quiet.asked.max(FLOOR) * FACTOR
-            && self.called <= (quiet.called.max(FLOOR) * FACTOR).max(in_line)
+            && self.called <= (quiet.called.max(CALL_FLOOR) * FACTOR).max(in_line)
             && self.moved
                 <= quiet.moved.map(|moved| (moved.max(MOVE_FLOOR) * FACTOR).max(in_line * DIALS))
     }
