@@ -15,8 +15,8 @@ use tonic::body::Body;
 use super::door::Speaker;
 use crate::lock;
 
-/// How long a request may take to come.
-const ARRIVAL_LIMIT: Duration = Duration::from_secs(10);
+/// How long a request may take to come: as long as a node tries to send values, the largest of them.
+const ARRIVAL_LIMIT: Duration = Duration::from_secs(30);
 /// Bytes of requests of one peer that have not come whole: sixteen of the largest messages.
 const MAX_BYTES: usize = 16 * limit::MAX_MESSAGE_BYTES;
 
