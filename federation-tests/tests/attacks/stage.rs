@@ -353,6 +353,7 @@ impl Stage {
                 let has_target = migration.target.as_ref().is_some_and(|target| !dropped(target));
                 has_target || migration.source.is_some() || migration.pending.is_some()
             });
+            state.reindex();
         }
         let vms = [self.guest.vm, self.coming.bid.vm, self.away.0, self.home, self.other.0];
         let mut guests: Vec<Guest> =
