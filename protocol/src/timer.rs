@@ -38,11 +38,10 @@ impl Timer {
     /// Whether it is a point in time that was agreed on, or that a row has.
     fn is_deadline(&self) -> bool {
         match self {
-            Self::SourceDeadline(_) | Self::AdmitExpiry(_) | Self::Relay(_) | Self::Purge(_) => {
-                true
-            }
+            Self::SourceDeadline(_) | Self::Relay(_) | Self::Purge(_) => true,
             Self::Journey(_)
             | Self::Collect(_)
+            | Self::AdmitExpiry(_)
             | Self::Pull(_)
             | Self::Guest(_)
             | Self::Report(_)
