@@ -19,6 +19,20 @@ use crate::timer::Timer;
 /// What is asked for must be what is there, or it would be counted as less than it takes.
 const OTHERWISE: &str = "this site has the VM, and it is described otherwise than when it came";
 
+impl Gathering {
+    /// Takes down why a peer has no place, as far as it is short.
+    fn add_reasons(&mut self, reasons: Vec<String>) {
+        for mut reason in reasons.into_iter().take(model::limit::MAX_REASONS) {
+            if let Some((end, _)) = reason.char_indices().nth(model::limit::MAX_REASON_CHARS) {
+                reason.truncate(end);
+            }
+            if !self.reasons.contains(&reason) {
+                self.reasons.push(reason);
+            }
+        }
+    }
+}
+
 impl Step<'_> {
     /// Whether a VM that this site answers for is described as it was when it came. What is
     /// monitored of it changes, and nothing else.
@@ -217,13 +231,9 @@ impl Step<'_> {
                                 that may not pass any on";
                     gathering.reasons.push(text.to_owned());
                 }
-                for reason in reasons.into_iter().take(model::limit::MAX_REASONS) {
-                    if !gathering.reasons.contains(&reason) {
-                        gathering.reasons.push(reason);
-                    }
-                }
+                gathering.add_reasons(reasons);
             }
-            Ok(Answer::Refused { reasons }) => gathering.reasons.extend(reasons),
+            Ok(Answer::Refused { reasons }) => gathering.add_reasons(reasons),
             Ok(other) => gathering.reasons.push(format!("unexpected answer: {}", short(&other))),
             Err(CallError::Unreachable(_)) => {
                 gathering.reasons.push("a site does not answer".to_owned());
@@ -254,6 +264,7 @@ impl Step<'_> {
                 let gathering = self.site.gatherings.get_mut(&id).expect("just seen");
                 gathering.asker = Asker::Answered { peer, answer: Box::new(answer) };
                 gathering.offers.clear();
+                gathering.reasons.clear();
                 if self.site.timers.at(&Timer::Offers).is_none() {
                     self.arm_after(Timer::Offers, self.site.config.offer_life);
                 }
@@ -303,6 +314,7 @@ impl Step<'_> {
                     terms: offer.terms.clone(),
                     proposal,
                     at: OfferAt::Peer(Edge { peer: via, handle: offer.edge }, below, stands),
+                    forget: self.kept_until(&offer.terms),
                 };
                 self.keep_offer(edge, made);
                 (offer.edge, offer.proposal) = (edge, signature);

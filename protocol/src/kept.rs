@@ -66,12 +66,17 @@ impl<K: Ord + Copy, V: Keepsake> Kept<K, V> {
         let whose = if own >= share {
             Some(asker)
         } else if self.all.len() >= MAX_KEPT {
-            self.order.iter().max_by_key(|(_, kept)| kept.len()).map(|(whose, _)| whose)
+            // Of whoever has one that may go.
+            let may = |kept: &BTreeSet<(Time, K)>| {
+                kept.first().is_some_and(|(_, key)| self.all[key].may_go())
+            };
+            let some = self.order.iter().filter(|(_, kept)| may(kept));
+            some.max_by_key(|(_, kept)| kept.len()).map(|(whose, _)| whose).or(Some(asker))
         } else {
             None
         };
         let Some(whose) = whose else { return true };
-        let oldest = self.order[whose].first().map(|(_, key)| *key);
+        let oldest = self.order.get(whose).and_then(|kept| kept.first()).map(|(_, key)| *key);
         let oldest = oldest.filter(|key| self.all[key].may_go());
         oldest.is_some_and(|key| self.remove(&key).is_some())
     }

@@ -98,6 +98,8 @@ pub(crate) struct OfferMade {
     /// The contract that its asker may take.
     pub proposal: Option<Proposal>,
     pub at: OfferAt,
+    /// When it is forgotten: its end, or sooner where whoever made it has it stand for very long.
+    pub forget: Time,
 }
 
 /// Who stands behind an offer.
@@ -142,7 +144,7 @@ impl Keepsake for OfferMade {
     }
 
     fn until(&self) -> Time {
-        self.terms.expires
+        self.forget
     }
 
     fn may_go(&self) -> bool {
@@ -595,7 +597,7 @@ impl Step<'_> {
 
     fn forget_old_offers(&mut self) {
         let now = self.world.now();
-        self.site.offers.retain(|offer| offer.terms.expires > now);
+        self.site.offers.retain(|offer| offer.forget > now);
         // One that is still waited for ends by its own timer, also if the clock has jumped.
         self.site
             .gatherings

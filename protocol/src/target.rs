@@ -184,9 +184,15 @@ impl Step<'_> {
             terms: terms.clone(),
             proposal,
             at: OfferAt::Local { host, end: target.clone() },
+            forget: self.kept_until(&terms),
         };
         self.keep_offer(edge, made);
         Offer { edge, target, terms, distance: 0, proposal: signature }
+    }
+
+    /// Until when an offer is kept in mind. What a peer says of its own offers is no bound.
+    pub(crate) fn kept_until(&self, terms: &Terms) -> model::Time {
+        terms.expires.min(self.world.now().after(self.site.config.offer_life))
     }
 
     pub(crate) fn keep_offer(&mut self, edge: EdgeHandle, made: OfferMade) {
