@@ -31,7 +31,7 @@ use crate::transfer::{End, Event, MAX_TELL_BYTES, Progress, Transfer};
 use crate::{source, target};
 
 /// Strangers whose handshake is under way at once. Each takes up to 256 KiB; where there is no
-/// place left, the oldest of whatever address holds most gives way.
+/// place left, one of whatever address holds most gives way.
 const MAX_OPENINGS: usize = 128;
 
 /// With more than so many, whoever comes over UDP must prove its address first.
