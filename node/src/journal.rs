@@ -499,7 +499,8 @@ fn insert_peer(tx: &Transaction<'_>, peer: &StoredPeer) -> rusqlite::Result<()> 
 fn update_seen(db: &Connection, key: &SiteKey, mark: &JournalMark) -> rusqlite::Result<()> {
     let len = i64::try_from(mark.length).unwrap_or(i64::MAX);
     let sql = "UPDATE peers SET journal_seen = ?2, journal_mark = ?3
-               WHERE key = ?1 AND journal_seen <= ?2 AND journal_mark IS NOT ?3";
+               WHERE key = ?1 AND (journal_seen <= ?2 OR journal_mark IS NULL)
+               AND journal_mark IS NOT ?3";
     db.prepare_cached(sql)?.execute(params![key.0, len, mark.signature.0]).map(drop)
 }
 
@@ -573,6 +574,30 @@ mod tests {
         let Err(error) = Journal::open(&path) else { panic!("it was opened") };
         assert!(matches!(error, JournalError::Newer { found, .. } if found == SCHEMA + 1));
         assert!(error.to_string().contains("newer release"), "{error}");
+    }
+
+    #[test]
+    fn a_journal_of_the_second_schema_is_brought_to_this_one_and_its_peers_are_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.db");
+        drop(Journal::open(&path).unwrap());
+        let key = SiteKey([1; 32]);
+        let db = Connection::open(&path).unwrap();
+        db.execute_batch("ALTER TABLE peers DROP COLUMN journal_mark").unwrap();
+        db.execute("INSERT INTO peers VALUES ('b', ?1, '[::1]:1', 700, '{}')", [key.0]).unwrap();
+        db.pragma_update(None, "user_version", 2).unwrap();
+        drop(db);
+        let mut journal = Journal::open(&path).unwrap();
+        assert_eq!(journal.peers().unwrap().len(), 1);
+        assert_eq!(journal.seen(&key).unwrap(), None, "what it has is no proof");
+        let mark = |length| JournalMark { length, signature: Signature([7; 64]) };
+        // The length of before was anybody's word.
+        journal.saw_journal(&key, &mark(70)).unwrap();
+        assert_eq!(journal.seen(&key).unwrap(), Some(mark(70)));
+        journal.saw_journal(&key, &mark(69)).unwrap();
+        assert_eq!(journal.seen(&key).unwrap(), Some(mark(70)), "it never shrinks");
+        drop(journal);
+        assert_eq!(Journal::open(&path).unwrap().seen(&key).unwrap(), Some(mark(70)));
     }
 
     #[test]
