@@ -113,10 +113,11 @@ pub async fn examine(folder: &Folder) -> Vec<Finding> {
     add("clock", health, text);
     let (health, text) = fuse();
     add("FUSE", health, text);
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    // The node takes what it may have.
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
     match files {
         Some(files) if files < 4096 => {
-            let text = format!("{files} open files allowed; a busy node wants 4096 (ulimit -n)");
+            let text = format!("{files} open files allowed; a busy node wants 4096 (ulimit -Hn)");
             add("open files", Health::Note, text);
         }
         _ => add("open files", Health::Good, "enough are allowed".to_owned()),

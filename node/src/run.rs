@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use certs::Identity;
 use model::ProxyUri;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -26,6 +27,8 @@ use crate::monitor::Monitor;
 use crate::peers::Peers;
 use crate::proxies::Proxies;
 
+/// Files that are open at most where the system has no bound of its own.
+const MANY_FILES: u64 = 1 << 20;
 /// Events of transfers that wait for the driver.
 const TRANSFER_EVENTS: usize = 256;
 
@@ -138,6 +141,7 @@ impl Drop for ControlPlane {
 pub async fn start(folder: Folder) -> Result<Running, StartError> {
     let config = folder.config()?;
     let lock = folder.lock()?;
+    raise_open_files();
     let identity = Arc::new(Identity::load(folder.path()).map_err(FolderError::from)?);
     let metrics = Metrics::default();
     let policy = Arc::new(CountedPolicy::new(policies_in(&folder)?, metrics.clone()));
@@ -344,6 +348,18 @@ impl Running {
 }
 
 /// The policies of a site: its own, and the defaults for the rest.
+/// Lets this process have as many files and sockets open as the system would: many systems begin
+/// with a thousand, and let programs have more.
+fn raise_open_files() {
+    let files = getrlimit(Resource::Nofile);
+    let most = files.maximum.unwrap_or(MANY_FILES);
+    if files.current.is_some_and(|now| now < most)
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(most), ..files })
+    {
+        tracing::warn!(%error, "the number of open files cannot be raised");
+    }
+}
+
 fn policies_in(folder: &Folder) -> Result<policies::Engine, policies::Unsound> {
     match folder.policies().exists() {
         true => policies::Engine::load(&folder.policies()),

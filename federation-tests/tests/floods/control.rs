@@ -4,15 +4,16 @@ use std::cell::Cell;
 use std::io;
 use std::time::Duration;
 
+use federation_tests::process::SOON;
 use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::frames::{
     CONTINUATION, Caller, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, PRIORITY, RESET,
     SETTINGS, WINDOW_UPDATE, Writer, address, connect, drain, frame, headers, streams,
 };
-use crate::ground::{Ground, Over, alone};
+use crate::ground::{Ground, Over, SPARE_FILES, alone};
 
 /// Connections at once of one flood of frames.
 const CONNECTIONS: usize = 4;
@@ -108,6 +109,46 @@ fn requests_that_a_peer_begins_and_never_ends_cost_another_peer_nothing() {
             Ok(())
         })
     });
+}
+
+#[test]
+fn connections_whose_answers_a_peer_does_not_read_end_when_their_time_is_over_or_others_come() {
+    /// Of one peer.
+    const PLACES: usize = 8;
+    const WAVES: usize = 3;
+    /// What is not written for so long waits for what is not read.
+    const BLOCKED: Duration = Duration::from_secs(2);
+    let _alone = alone();
+    let ground = Ground::set();
+    let caller = Caller::new(&ground.f, ground.v());
+    let before = ground.v().descriptors();
+    let pings = frame(PING, 0, 0, &[0; 8]).repeat(BATCH);
+    let deaf = async |number: usize| {
+        let (reader, mut writer) = caller.call_deaf(address(number)).await.unwrap();
+        let mut words = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
+        while timeout(BLOCKED, async {
+            writer.write_all(&words).await?;
+            writer.flush().await
+        })
+        .await
+        .is_ok_and(|written| written.is_ok())
+        {
+            words.clone_from(&pings);
+        }
+        (reader, writer)
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut held = vec![];
+    for wave in 0..WAVES {
+        let all = (0..PLACES).map(|number| deaf(PLACES * wave + number));
+        held.extend(runtime.block_on(join_all(all)));
+    }
+    ground.federation.wait_for("they are hung up on", SOON, || {
+        let left = ground.v().descriptors();
+        let is_so = left <= before + SPARE_FILES;
+        if is_so { Ok(()) } else { Err(format!("{left} descriptors, and {before} before")) }
+    });
+    assert_eq!(held.len(), WAVES * PLACES, "they were there all the time");
 }
 
 #[test]

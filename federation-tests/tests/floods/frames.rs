@@ -59,7 +59,10 @@ pub(crate) fn address(number: usize) -> Ipv4Addr {
 
 /// A connection from an address of this machine.
 pub(crate) async fn connect(from: Ipv4Addr, to: SocketAddr) -> io::Result<TcpStream> {
-    let socket = TcpSocket::new_v4()?;
+    dial(TcpSocket::new_v4()?, from, to).await
+}
+
+async fn dial(socket: TcpSocket, from: Ipv4Addr, to: SocketAddr) -> io::Result<TcpStream> {
     socket.bind(SocketAddr::new(from.into(), 0))?;
     let stream = socket.connect(to).await?;
     stream.set_nodelay(true)?;
@@ -97,7 +100,17 @@ impl Caller {
 
     /// A TLS connection on which nothing was said.
     pub(crate) async fn call(&self, from: Ipv4Addr) -> io::Result<(Reader, Writer)> {
-        let tcp = connect(from, self.to).await?;
+        self.shake_hands(connect(from, self.to).await?).await
+    }
+
+    /// The same, with room for little that is not read.
+    pub(crate) async fn call_deaf(&self, from: Ipv4Addr) -> io::Result<(Reader, Writer)> {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_recv_buffer_size(4096)?;
+        self.shake_hands(dial(socket, from, self.to).await?).await
+    }
+
+    async fn shake_hands(&self, tcp: TcpStream) -> io::Result<(Reader, Writer)> {
         let tls = TlsConnector::from(self.tls.clone()).connect(self.name.clone(), tcp).await?;
         Ok(tokio::io::split(tls))
     }

@@ -27,7 +27,7 @@ pub(super) struct Arrivals(Arc<Mutex<HashMap<SiteKey, usize>>>);
 impl Arrivals {
     /// Watches over how a request comes.
     pub(super) fn watch(&self, request: hyper::Request<Body>) -> hyper::Request<Body> {
-        let Some(key) = request.extensions().get::<Speaker>().map(Speaker::key) else {
+        let Some(key) = request.extensions().get::<Speaker>().map(Speaker::asks) else {
             return request;
         };
         request.map(|body| {

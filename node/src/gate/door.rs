@@ -2,9 +2,10 @@
 //!
 //! Whoever has not shown a peer's key has one of the places of strangers, which are short-lived and
 //! few for one address; a peer has places of its own. Neither kind takes any of the other's, and
-//! where they are short the oldest of whoever holds most gives way ([`Places`]), so that nobody is
+//! where they are short one of whoever holds most gives way ([`Places`]), so that nobody is
 //! kept out by those who came before.
 
+use std::hash::Hash;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -13,8 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use certs::Trust;
-use model::SiteKey;
+use model::{PeerName, SiteKey};
+use rustix::process::{Resource, getrlimit};
 use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -35,7 +36,7 @@ const PEER_PLACES: (usize, usize) = (1024, 8);
 const STRANGER_PLACES: (usize, usize) = (1024, 256);
 /// How long a TLS handshake may take.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
-/// How long after it the first request may take to come whole.
+/// How long after it the first request may take to begin: its headers are whole then.
 const FIRST_REQUEST_LIMIT: Duration = Duration::from_secs(5);
 /// Connections that wait outside, as far as the system lets them. Whoever comes when there are more
 /// tries again after a second.
@@ -66,7 +67,7 @@ pub(super) struct Door {
 struct Inside {
     door: Door,
     of_strangers: Places<IpAddr>,
-    of_peers: Places<SiteKey>,
+    of_peers: Places<PeerName>,
     paces: Paces,
 }
 
@@ -78,8 +79,8 @@ pub(super) async fn keep(
 ) {
     let inside = Arc::new(Inside {
         door,
-        of_strangers: Places::new(STRANGER_PLACES.0, STRANGER_PLACES.1),
-        of_peers: Places::new(PEER_PLACES.0, PEER_PLACES.1),
+        of_strangers: places(STRANGER_PLACES),
+        of_peers: places(PEER_PLACES),
         paces: Paces::default(),
     });
     for number in 1_usize.. {
@@ -112,6 +113,14 @@ pub(super) async fn keep(
     }
 }
 
+/// Places for so many in all and of one, as far as the system lets this process have sockets: three
+/// quarters of its files are for other things, the places of other callers among them.
+fn places<K: Clone + Eq + Hash>((most, share): (usize, usize)) -> Places<K> {
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let most = most.min(usize::try_from(files / 4).unwrap_or(most));
+    Places::new(most, share.min(most))
+}
+
 impl Inside {
     /// Learns who calls; none if it wants the proxy.
     async fn shake_hands(
@@ -134,22 +143,24 @@ impl Inside {
     }
 
     fn admit(&self, stream: TlsStream<TcpStream>, key: SiteKey, place: Place<IpAddr>) -> Caller {
-        let peer = self.door.peers.by_key(&key);
-        let requests = peer.and_then(|peer| peer.peering.limits.requests).unwrap_or_default();
-        let held = match self.door.peers.knows(&key) {
-            true => Held::Peer(self.of_peers.take(key)),
+        // One that shows a new key, which its old one has certified, is who it was.
+        let known_by = self.door.peers.renewed(&key).unwrap_or(key);
+        let peer = self.door.peers.by_key(&known_by);
+        let requests = peer.as_ref().and_then(|peer| peer.peering.limits.requests);
+        let held = match peer {
+            Some(peer) => Held::Peer(self.of_peers.take(peer.name)),
             // It may do nothing but join.
-            false => Held::Stranger(place),
+            None => Held::Stranger(place),
         };
         let who = Speaker { key, has_asked: Arc::default() };
-        let pace = self.paces.of(key, requests);
+        let pace = self.paces.of(known_by, requests.unwrap_or_default());
         Caller { stream, who, held, pace, late: Box::pin(sleep(FIRST_REQUEST_LIMIT)) }
     }
 }
 
 /// The place that a connection has.
 enum Held {
-    Peer(Place<SiteKey>),
+    Peer(Place<PeerName>),
     Stranger(Place<IpAddr>),
 }
 
@@ -167,16 +178,12 @@ pub(super) struct Caller {
 #[derive(Clone)]
 pub(super) struct Speaker {
     key: SiteKey,
-    /// Whether a request has come whole.
+    /// Whether a request has begun to come.
     has_asked: Arc<AtomicBool>,
 }
 
 impl Speaker {
-    pub(super) fn key(&self) -> SiteKey {
-        self.key
-    }
-
-    /// Who speaks, of whom a request has come.
+    /// Who speaks, of whom a request comes.
     pub(super) fn asks(&self) -> SiteKey {
         self.has_asked.store(true, Ordering::Relaxed);
         self.key
@@ -224,16 +231,23 @@ impl AsyncRead for Caller {
 }
 
 impl AsyncWrite for Caller {
+    // HTTP/2 reads nothing as long as it cannot write: one that takes no answers ends here.
     fn poll_write(
         mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
+        context: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        if let Poll::Ready(end) = self.poll_end(context) {
+            return Poll::Ready(Err(end));
+        }
+        Pin::new(&mut self.stream).poll_write(context, buf)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Poll::Ready(end) = self.poll_end(context) {
+            return Poll::Ready(Err(end));
+        }
+        Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
