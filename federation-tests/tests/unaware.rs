@@ -50,7 +50,7 @@ fn of_a_real_guest(federation: &Federation, vm: &str, site: &str) -> Vec<Canary>
     let folder = federation.folder().display().to_string();
     let told = |word: &&str| word.contains(&folder) || word.contains(&rack(site));
     let words: Vec<&str> = line.split('\0').filter(told).collect();
-    assert!(words.len() > 3, "QEMU is told paths: {line}");
+    assert!(!words.is_empty(), "QEMU is told where the disk is: {line}");
     let one = |what, text: &str| Canary { what, text: text.to_owned(), for_peers: false };
     let processes = [qemu.to_string(), federation[site].process_id().to_string()];
     let words = words.into_iter().map(|word| one("QEMU's argument", word));

@@ -48,7 +48,8 @@ impl<K: Ord, V> Deref for Kept<K, V> {
 impl<K: Ord + Copy, V: Keepsake> Kept<K, V> {
     /// Keeps it. Where there is no room left for its asker the oldest of the asker's own goes; where
     /// there is none at all, the oldest of whoever has the most. False, and nothing has changed, if
-    /// what would have to go may not; what is this site's own is kept all the same.
+    /// what would have to go may not. What is this site's own is kept all the same, and pushes out
+    /// what is its own alone.
     pub(crate) fn insert(&mut self, key: K, value: V) -> bool {
         let asker = value.asker();
         if !self.make_room(&asker) && asker != Party::Here {
@@ -64,6 +65,8 @@ impl<K: Ord + Copy, V: Keepsake> Kept<K, V> {
         let own = self.order.get(asker).map_or(0, BTreeSet::len);
         let share = if *asker == Party::Here { MAX_KEPT } else { MAX_KEPT_FOR_ONE };
         let whose = if own >= share {
+            Some(asker)
+        } else if self.all.len() >= MAX_KEPT && *asker == Party::Here {
             Some(asker)
         } else if self.all.len() >= MAX_KEPT {
             // Of whoever has one that may go.

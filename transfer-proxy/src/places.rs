@@ -151,8 +151,8 @@ mod tests {
         let places = Places::new(64, 16);
         let stays = (0..100).filter(|_| {
             let mut slow = places.take(0);
-            // So many as there are places have come meanwhile.
-            let _crowd: Vec<Place<u8>> = (1..=64).map(|n| places.take(n)).collect();
+            // So many have come meanwhile for whom there was no place as there are places.
+            let _crowd: Vec<Place<u8>> = (1..=127).map(|n| places.take(n)).collect();
             !is_lost(&mut slow)
         });
         let stays = stays.count();
