@@ -63,12 +63,12 @@ impl<K: Ord + Copy, V: Keepsake> Kept<K, V> {
 
     fn make_room(&mut self, asker: &Party) -> bool {
         let own = self.order.get(asker).map_or(0, BTreeSet::len);
-        let share = if *asker == Party::Here { MAX_KEPT } else { MAX_KEPT_FOR_ONE };
-        let whose = if own >= share {
+        let is_own = *asker == Party::Here;
+        let share = if is_own { MAX_KEPT } else { MAX_KEPT_FOR_ONE };
+        let is_full = self.all.len() >= MAX_KEPT;
+        let whose = if own >= share || (is_full && is_own) {
             Some(asker)
-        } else if self.all.len() >= MAX_KEPT && *asker == Party::Here {
-            Some(asker)
-        } else if self.all.len() >= MAX_KEPT {
+        } else if is_full {
             // Of whoever has one that may go.
             let may = |kept: &BTreeSet<(Time, K)>| {
                 kept.first().is_some_and(|(_, key)| self.all[key].may_go())
