@@ -13,8 +13,8 @@ use model::{Bytes, EdgeHandle, SecretKey, SiteKey, VmId};
 use proto::federation::federation_client::FederationClient;
 use protocol::{Action, Answer, Hop, Op, Origin, Request};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tonic::Status;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 /// How often h asks on the connection that it has, and how often it makes a new one.
 const PACE: Duration = Duration::from_millis(4);
@@ -38,6 +38,8 @@ const FACTOR: u32 = 10;
 /// How long a new connection may take where a crowd does all that a peer does up to the point where
 /// it would show who it is: h waits in line with it, and must come in.
 const IN_LINE: Duration = Duration::from_secs(5);
+/// How often a new connection is tried.
+const TRIES: usize = 5;
 /// How often as long a whole move may take there: it dials again where it gave way to the crowd.
 const DIALS: u32 = 4;
 /// What a node may take for a flood. Callers that are not known: 1,024 places, each with a TLS
@@ -218,11 +220,19 @@ impl Ground {
         Ok(())
     }
 
-    /// Makes a new connection again and again, asks once on each, and hangs up.
+    /// Makes a new connection again and again, asks once on each, and hangs up. In a crowd it may
+    /// be the one that gives way before it has shown who it is; it tries again at once, as a node
+    /// does, and that is counted.
     fn keep_calling(&self, over: &Over, took: impl Fn(Duration)) -> Result<(), Status> {
         while !over.is_so() {
             let begun = Instant::now();
-            self.h.call(self.v(), async |mut client| self.ask(&mut client).await)?;
+            let call = || self.h.call(self.v(), async |mut client| self.ask(&mut client).await);
+            let mut tries = (0..TRIES).map(|_| call());
+            let answered = |heard: &Result<_, Status>| {
+                heard.as_ref().map_or_else(|status| status.code() != Code::Unavailable, |_| true)
+            };
+            let heard = tries.find(answered);
+            heard.unwrap_or_else(|| Err(Status::unavailable("it gave way each time")))?;
             took(begun.elapsed());
             std::thread::sleep(NEW_PACE);
         }
