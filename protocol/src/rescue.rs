@@ -145,9 +145,17 @@ impl Step<'_> {
             return false;
         }
         let Some(stay) = entry.stay else {
-            if let Down::Edge(edge) = entry.down {
-                self.persist(Row::Superseded { vm, chain: chain.clone() });
-                self.tell_superseded(vm, edge);
+            match entry.down {
+                Down::Edge(edge) => {
+                    self.persist(Row::Superseded { vm, chain: chain.clone() });
+                    self.tell_superseded(vm, edge);
+                }
+                // It was released by what this site remembers, and has come back and gone on since:
+                // a handback of that release must find a chain that it does not continue.
+                Down::Here if self.site.state.held.contains(&vm) => {
+                    self.persist(Row::Superseded { vm, chain: chain.clone() });
+                }
+                Down::Here => {}
             }
             return true;
         };
