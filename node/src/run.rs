@@ -347,7 +347,6 @@ impl Running {
     }
 }
 
-/// The policies of a site: its own, and the defaults for the rest.
 /// Lets this process have as many files and sockets open as the system would: many systems begin
 /// with a thousand, and let programs have more.
 fn raise_open_files() {
@@ -360,6 +359,7 @@ fn raise_open_files() {
     }
 }
 
+/// The policies of a site: its own, and the defaults for the rest.
 fn policies_in(folder: &Folder) -> Result<policies::Engine, policies::Unsound> {
     match folder.policies().exists() {
         true => policies::Engine::load(&folder.policies()),
