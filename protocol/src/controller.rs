@@ -760,6 +760,7 @@ impl Step<'_> {
         match (phase, answer) {
             (Phase::Force, Answer::Prepared { source, chain, active, profile, monitoring }) => {
                 self.renew(journey.vm, &monitoring);
+                self.learn(journey.vm, &chain);
                 let memory = self.memory(operation);
                 memory.source = Some(source);
                 memory.chain = Some(chain);

@@ -407,6 +407,17 @@ impl Step<'_> {
         self.answer(caller, Answer::Done);
     }
 
+    /// The Source shows its chain, which may be ahead of what was reported. It counts here before the
+    /// VM goes on: the certificate that releases it continues this chain and none before it.
+    pub(crate) fn learn(&mut self, vm: VmId, chain: &Chain) {
+        let Some(entry) = self.site.state.vms.get(&vm) else { return };
+        let (known, parked) = (entry.chain.epoch(), entry.parked.clone());
+        if chain.epoch() > known && self.is_news(vm, chain) {
+            self.persist(Row::Learned { vm, chain: chain.clone(), parked });
+            self.report_up(vm);
+        }
+    }
+
     // What users ask of the site as a whole.
 
     pub(crate) fn import(&mut self, ask: u64, descriptor: Descriptor, k0: PublicKey) {

@@ -479,6 +479,7 @@ impl Step<'_> {
         self.persist(Row::Returned { migration, certificate: certificate.clone() });
         self.note(vm, "handed back by the Destination");
         self.command(Command::Close { migration, source: true });
+        self.report_up(vm);
         if active {
             self.start_again(vm);
         }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use model::statement::Fact;
 use model::{Epoch, MigrationId, PeerName, VmId};
 use protocol::Row;
 
@@ -101,6 +102,7 @@ impl Federation {
             .into_iter()
             .chain(self.newest_content_exists())
             .chain(self.epochs_never_fall())
+            .chain(self.turned_paths_are_known())
             .chain(self.sections_are_kept())
             .chain(self.indices_hold())
             .collect();
@@ -122,9 +124,11 @@ impl Federation {
                     // A site that has forgotten ends its strangers when it has come up.
                     continue;
                 }
+                // What a site knew that is lost for good was overruled by whoever adopted the VM.
                 let newest = self
                     .nodes
                     .values()
+                    .filter(|node| !node.gone)
                     .filter_map(|node| Some(node.durable.vms.get(vm)?.chain.epoch()));
                 let entry = node.durable.vms.get(vm);
                 let stay = entry.and_then(|entry| entry.stay.as_ref());
@@ -200,6 +204,29 @@ impl Federation {
                 let before = self.ledger.epochs.insert(key, epoch);
                 if before.is_some_and(|before| before > epoch) {
                     broken.push(format!("at {name} the epoch of {vm} fell to {epoch}"));
+                }
+            }
+        }
+        broken
+    }
+
+    /// Whoever has seen that a VM is owned elsewhere knows of that epoch: it may be asked.
+    fn turned_paths_are_known(&self) -> Vec<String> {
+        let mut broken = vec![];
+        if self.ledger.forgotten {
+            // The VM may come by again under a lower epoch, see above.
+            return broken;
+        }
+        for (name, node) in &self.nodes {
+            for (id, migration) in &node.durable.migrations {
+                let owned =
+                    migration.owned.as_ref().and_then(|owned| Some(owned.peek().ok()?.fact));
+                let known = node.durable.vms.get(&migration.vm);
+                let (Some(Fact::Owned { epoch }), Some(entry)) = (owned, known) else { continue };
+                if entry.chain.epoch() < epoch {
+                    let known = entry.chain.epoch();
+                    broken
+                        .push(format!("{name} has seen {id} end in epoch {epoch}, knows {known}"));
                 }
             }
         }
