@@ -13,8 +13,32 @@ const FOLDER: &str = "target/mutants";
 /// So many of a hundred mutants must be caught.
 const CAUGHT: usize = 95;
 
-/// A mutant on which the tests take longer is as good as caught: it spins.
-const TIMEOUT_SECONDS: &str = "240";
+/// What judges a mutant: tests that drive the real machines of `protocol`; none needs a node.
+struct Round {
+    /// Their packages.
+    packages: &'static [&'static str],
+    /// Which tests.
+    tests: &'static [&'static str],
+    /// Runs of the simulator.
+    seeds: &'static str,
+    /// A mutant on which the tests take longer is as good as caught: it spins.
+    timeout_seconds: &'static str,
+}
+
+/// Scenarios, crashes at every row, and few seeds: they take seconds, and most mutants fall to them.
+const QUICK: Round = Round {
+    packages: &["federation-tests"],
+    tests: &["--test=scenarios", "--test=faults", "--test=simulator"],
+    seeds: "1000",
+    timeout_seconds: "120",
+};
+/// What is left is judged by the exhaustive search, too, and as many seeds as each run of the tests has.
+const THOROUGH: Round = Round {
+    packages: &["federation-tests", "protocol"],
+    tests: &["--lib", "--test=handoff_model", "--test=simulator"],
+    seeds: "10000",
+    timeout_seconds: "600",
+};
 
 /// Which part, and how.
 #[derive(Debug, clap::Args)]
@@ -28,29 +52,52 @@ pub(crate) struct Args {
     /// Try those again that were caught before, too.
     #[arg(long)]
     afresh: bool,
+    /// Leave out the tests that take minutes for each mutant that the quick ones miss.
+    #[arg(long)]
+    quick: bool,
 }
 
 /// `cargo xtask mutants`: tries every mutant of `protocol` that was not caught yet.
 pub(crate) fn run(args: &Args) -> Result<()> {
     prepare::cargo_mutants()?;
-    let folder = root().join(FOLDER);
-    fs::create_dir_all(&folder)?;
+    fs::create_dir_all(root().join(FOLDER))?;
+    judge(args, &QUICK, !args.afresh)?;
+    if !args.quick {
+        judge(args, &THOROUGH, true)?;
+    }
+    tell()
+}
+
+/// Lets these tests judge all mutants, or those alone that were not caught before.
+fn judge(args: &Args, round: &Round, iterate: bool) -> Result<()> {
     let mut command = cargo();
-    command.args(["mutants", "--package", "protocol", "--no-shuffle", "--colors", "never"]);
+    command.args(["mutants", "--package", "protocol", "--colors", "never"]);
     // A first run without a mutant would look for the tests in `protocol`, where none are; that they
     // pass is what `cargo xtask test` says.
-    command.args(["--baseline", "skip", "--timeout", TIMEOUT_SECONDS]);
-    command.arg("--output").arg(&folder).args(["--jobs", &args.jobs.to_string()]);
-    if !args.afresh {
+    command.args(["--baseline", "skip", "--timeout", round.timeout_seconds]);
+    command.arg("--output").arg(root().join(FOLDER)).args(["--jobs", &args.jobs.to_string()]);
+    for package in round.packages {
+        command.args(["--test-package", package]);
+    }
+    for test in ["--no-default-features"].iter().chain(round.tests) {
+        command.arg(format!("--cargo-arg={test}"));
+    }
+    command.env("SOJOURN_SEEDS", round.seeds);
+    if iterate {
         command.arg("--iterate");
     }
     if let Some(shard) = &args.shard {
         command.args(["--shard", shard]);
     }
-    // Missed mutants are no failure of its own; what they amount to is told below.
+    // Missed mutants are no failure of its own; what they amount to is told at the end.
     let status = command.status().context("cannot run cargo mutants")?;
     ensure!(matches!(status.code(), Some(0 | 2 | 3)), "cargo mutants ended with {status}");
+    Ok(())
+}
 
+/// What all runs so far have found.
+fn tell() -> Result<()> {
+    let folder = root().join(FOLDER);
     let all = lines(&read(cargo().args(["mutants", "--list", "--package", "protocol"]))?);
     let found = |kinds: &[&str]| -> Result<BTreeSet<String>> {
         let mut found = BTreeSet::new();
