@@ -48,7 +48,8 @@ fn every_rule_holds_in_ten_thousand_federations_and_every_vm_is_found() {
     println!("{met:?}");
     let missing: Vec<&str> =
         Row::KINDS.into_iter().filter(|kind| !met.contains_key(&("row", *kind))).collect();
-    assert!(missing.is_empty(), "rows that no run wrote: {missing:?}");
+    // Fewer seeds than that cannot be expected to meet each.
+    assert!(missing.is_empty() || seeds < SEEDS, "rows that no run wrote: {missing:?}");
 }
 
 #[test]
