@@ -244,6 +244,14 @@ impl Step<'_> {
         if newest.is_some_and(|epoch| epoch > owner.epoch) {
             return self.answer(caller, gone("the VM has changed its owner since"));
         }
+        // A site that has forgotten how the VM left it learns so now; it would else hold on to its
+        // old copy when it has been given the new one.
+        let has_old = self.site.state.vms.get(&vm).is_some_and(|known| {
+            known.stay.is_some() && known.chain.epoch() < owner.epoch
+        });
+        if has_old && !self.superseded(vm, &chain) {
+            return self.answer(caller, gone("this site has the VM by another chain"));
+        }
         if !self.is_as_known(vm, &offer.descriptor) {
             return self.answer(caller, gone("the VM is described otherwise than when it came"));
         }
