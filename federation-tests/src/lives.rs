@@ -32,11 +32,13 @@ pub enum Life {
     /// Reclaimed past an Intermediary that is gone, adopted from a site that was lost, held when a
     /// journal is older than a peer remembers.
     Rescue,
+    /// Fetched by c, whose Source is gone for longer than that is kept; placed when it is back.
+    Forsaken,
 }
 
 /// Where each kind of row is written first by each site of a life.
-pub const ROWS: [(&str, &[(Life, &str)]); 39] = {
-    use Life::{Alone as L, Journey as J, Rescue as R, Troubles as T};
+pub const ROWS: [(&str, &[(Life, &str)]); 40] = {
+    use Life::{Alone as L, Forsaken as F, Journey as J, Rescue as R, Troubles as T};
     [
         ("host_added", &[(J, "b"), (J, "c")]),
         ("host_draining", &[(J, "c")]),
@@ -57,6 +59,7 @@ pub const ROWS: [(&str, &[(Life, &str)]); 39] = {
         ("admitted", &[(J, "a"), (J, "b"), (J, "c")]),
         ("receiving", &[(J, "a"), (J, "b"), (J, "c")]),
         ("ready", &[(J, "a"), (J, "b"), (J, "c")]),
+        ("lapsed", &[(F, "c")]),
         ("owned", &[(J, "a"), (J, "b"), (J, "c"), (L, "a")]),
         ("handed_back", &[(T, "c")]),
         ("dropped", &[(T, "b")]),
@@ -102,7 +105,7 @@ pub struct Kill {
 /// those of one life side by side.
 pub fn runs(points: &[&str], wanted: impl Fn(&str, &str) -> bool) -> Vec<Run> {
     let mut runs = Vec::new();
-    for life in [Life::Journey, Life::Troubles, Life::Alone, Life::Rescue] {
+    for life in [Life::Journey, Life::Troubles, Life::Alone, Life::Rescue, Life::Forsaken] {
         let mut left: Vec<(&'static str, Vec<String>)> = ["a", "b", "c"]
             .into_iter()
             .map(|site| {
@@ -186,12 +189,17 @@ pub fn live(run: &Run, federation: &Federation) -> Vec<(Kill, Duration)> {
         // The frozen copy must be there when the site that has the VM is lost.
         story.federation["a"].configure("time", "purge_s", 600);
     }
+    if run.life == Life::Forsaken {
+        story.federation["c"].configure("time", "migration_s", 10);
+        story.federation["c"].configure("time", "ready_s", 0);
+    }
     for kill in &run.kills {
         story.federation[kill.site].stop();
         story.start(kill.site);
     }
     match run.life {
         Life::Rescue => rescue(&mut story),
+        Life::Forsaken => forsaken(&mut story),
         Life::Journey => journey(&mut story),
         Life::Troubles => troubles(&mut story),
         Life::Alone => alone(&mut story),
@@ -483,6 +491,26 @@ fn rescue(story: &mut Story<'_>) {
     };
     story.insist("it is let run again", unfence, |all| wrote(all, "a", "unfenced"));
     story.insist_on("a", &["vm", "start", "web"], story.runs("a", "a1"));
+}
+
+fn forsaken(story: &mut Story<'_>) {
+    story.host("c", "c1");
+    story.import("a");
+    // The Source dies with all that was read, before it has decided.
+    let (a, dead) = (&story.federation["a"], story.federation.folder().join("dead-a"));
+    let dead_path = dead.to_str().expect("a short name");
+    a.stop();
+    a.start_with(&[("SOJOURN_KILL", "before:released"), ("SOJOURN_KILL_ONCE", dead_path)]);
+    let place = ["vm", "place", "web", "--detach"];
+    a.run(&place);
+    story.federation.wait_for("a dies before it releases the VM", SOON, || {
+        dead.exists().then_some(()).ok_or_else(|| "it has not come so far".to_owned())
+    });
+    a.kill();
+    story.insist("c keeps it no longer", |_| {}, |all| wrote(all, "c", "lapsed"));
+    story.start("a");
+    story.insist_on("a", &place, story.runs("c", "c1"));
+    story.settle("c", &["a", "b", "c"]);
 }
 
 fn shows(federation: &Federation, state: &str) -> bool {

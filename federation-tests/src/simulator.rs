@@ -16,7 +16,7 @@ use protocol::{Ask, Reply};
 pub use plan::Plan;
 use plan::{Deed, Dice, HOSTS, NAMES, Wish};
 
-use crate::world::{Fate, World, host, site};
+use crate::world::{Crypto, Fate, World, host, site};
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// How many shorter runs are tried to cut a failing one down.
@@ -41,7 +41,7 @@ pub struct Run {
 /// Panics within are taken for broken rules; whoever does not want them printed sets a panic hook.
 pub fn run(plan: &Plan, trace: bool) -> Run {
     let names = &NAMES[..plan.sites];
-    let mut world = World::of(names);
+    let mut world = World::with(names, Crypto::Fast, &plan.config());
     world.federation.logging = trace;
     world.federation.counting = true;
     let result = catch_unwind(AssertUnwindSafe(|| play(plan, &mut world)));

@@ -16,7 +16,9 @@ use model::{
     Bytes, Chain, Descriptor, Epoch, FileId, HostName, OperationId, PeerName, Peering, PowerState,
     Resources, Time, VmId,
 };
-use protocol::{Action, Answer, Ask, Config, Down, JourneyResult, Mode, Op, Output, Reply};
+use protocol::{
+    Action, Answer, Ask, Config, Down, JourneyResult, Mode, NextMove, Op, Output, Reply,
+};
 
 pub use federation::{Federation, Flight, Line, Load, Point, Step};
 pub use node::{Content, Guest, Node, Place, Saved};
@@ -548,6 +550,17 @@ impl World {
         panic!("no rest within {MAX_STEPS} steps\n{}", self.story());
     }
 
+    /// Lets time pass as long as this is so.
+    pub fn run_while(&mut self, limit: Duration, so: impl Fn(&Self) -> bool) {
+        let until = self.federation.now.after(limit);
+        for _ in 0..MAX_STEPS {
+            if !so(self) || !self.step(until) {
+                return;
+            }
+        }
+        panic!("no rest within {MAX_STEPS} steps\n{}", self.story());
+    }
+
     /// Lets three days pass, then checks that nothing is left over anywhere: no open migration or
     /// journey, no taken capacity, no guest, file, token or session that nobody needs.
     pub fn settle(&mut self) {
@@ -677,6 +690,11 @@ impl World {
     pub fn last_session(&self) -> Vec<&str> {
         let last = self.federation.sessions.last();
         last.into_iter().flatten().map(|site| site.as_str()).collect()
+    }
+
+    /// What a site shows of who has the next move on a VM.
+    pub fn next_move(&self, at: &str, vm: VmId) -> Option<NextMove> {
+        self.federation.nodes[&site(at)].machine.as_ref()?.vm(vm)?.next
     }
 
     /// The newest epoch that a site knows of.

@@ -9,9 +9,9 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use federation_tests::world::{Fate, When, World, host};
+use federation_tests::world::{Crypto, Fate, When, World, host};
 use model::{Monitoring, VmId};
-use protocol::{Action, Ask, Row};
+use protocol::{Action, Ask, Config, Row, TargetStep};
 
 const SITES: [&str; 3] = ["a", "b", "c"];
 const MINUTE: Duration = Duration::from_secs(60);
@@ -119,6 +119,35 @@ fn troubles(prepare: &dyn Fn(&mut World)) -> World {
     world
 }
 
+/// c has all of the VM, and loses its Source before it hears what became of it, until it keeps
+/// nothing of it any more.
+fn forsaken(prepare: &dyn Fn(&mut World)) -> World {
+    let config = Config { admit_life: 5 * MINUTE, ready_life: 5 * MINUTE, ..Config::default() };
+    let mut world = World::with(&SITES, Crypto::Fast, &config);
+    world.peer("a", "b");
+    world.peer("b", "c");
+    prepare(&mut world);
+    world.host("c", "c1", 1);
+    let vm = world.import("a");
+    world.place("a", vm);
+    let sent = |world: &World| {
+        let mut migrations = world.state("c").migrations.values();
+        let steps = migrations.find_map(|migration| Some(migration.target.as_ref()?.step));
+        steps == Some(TargetStep::Ready)
+    };
+    world.run_while(HOUR, |world| !sent(world));
+    // The READY has passed b.
+    world.run(Duration::from_millis(6));
+    world.cut("a", "c", true);
+    world.cut("b", "c", true);
+    world.run(11 * MINUTE);
+    world.cut("a", "c", false);
+    world.cut("b", "c", false);
+    world.insist("a", "the VM is placed", |w| w.place("a", vm), |w| w.runs(vm, "c"));
+    world.settle();
+    world
+}
+
 type Journey = fn(&dyn Fn(&mut World)) -> World;
 
 /// Runs a journey once for every row of every site, with a crash at it; tells which rows there
@@ -150,6 +179,7 @@ fn a_crash_at_any_row_of_any_site_is_survived() {
     let mut covered = crash_everywhere(place_evict_home);
     covered.extend(crash_everywhere(through_a_relay));
     covered.extend(crash_everywhere(troubles));
+    covered.extend(crash_everywhere(forsaken));
     // Written only when an operator rescues a VM or a node, which no journey here asks for.
     let rescues = ["adopted", "superseded", "reclaimed", "rerouted", "fenced", "unfenced"];
     let all = Row::KINDS.iter().filter(|kind| !rescues.contains(kind));
@@ -181,6 +211,7 @@ fn any_lost_message_is_survived() {
     trouble_every_message(place_evict_home, Fate::Lost);
     trouble_every_message(through_a_relay, Fate::Lost);
     trouble_every_message(troubles, Fate::Lost);
+    trouble_every_message(forsaken, Fate::Lost);
 }
 
 #[test]
@@ -188,6 +219,7 @@ fn any_repeated_message_is_survived() {
     trouble_every_message(place_evict_home, Fate::Twice);
     trouble_every_message(through_a_relay, Fate::Twice);
     trouble_every_message(troubles, Fate::Twice);
+    trouble_every_message(forsaken, Fate::Twice);
 }
 
 #[test]
@@ -196,5 +228,6 @@ fn any_late_message_is_survived() {
         trouble_every_message(place_evict_home, Fate::Late(late));
         trouble_every_message(through_a_relay, Fate::Late(late));
         trouble_every_message(troubles, Fate::Late(late));
+        trouble_every_message(forsaken, Fate::Late(late));
     }
 }

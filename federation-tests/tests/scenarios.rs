@@ -6,7 +6,9 @@ use federation_tests::world::{Crypto, Fate, Flight, Load, When, World, asks, hos
 use model::PowerState::{Active, Defined, Paused, Suspended};
 use model::key::Strict;
 use model::{Bytes, Epoch, Monitoring, Signature, Signed, VmId};
-use protocol::{Action, Answer, Ask, Config, JourneyResult, LIBRARY, Mode, Reply};
+use protocol::{
+    Action, Answer, Ask, Config, JourneyResult, LIBRARY, Mode, Reply, SourceStep, TargetStep,
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -483,6 +485,61 @@ fn a_destination_that_is_ready_with_what_it_never_fetched_does_not_keep_the_vm_f
     let again = world.move_to("a", vm, &["b"]);
     assert_eq!(world.result("a", again), JourneyResult::Done);
     world.until_runs(vm, "b");
+}
+
+/// c has all of a VM whose Source is out of its reach, before that has decided or, if `released`,
+/// after it has; until c keeps it no longer.
+fn forsaken(released: bool) -> (World, VmId) {
+    let mut world = World::chain(&["a", "b", "c"]);
+    world.host("c", "c1", 1);
+    let vm = world.import("a");
+    world.place("a", vm);
+    let step = |world: &World| {
+        let migration = world.state("c").migrations.values().next();
+        migration.and_then(|migration| Some(migration.target.as_ref()?.step))
+    };
+    let ready = |world: &World| step(world) == Some(TargetStep::Ready);
+    world.run_until("all is there", MINUTE, ready);
+    if released {
+        // The READY has passed b when b loses c.
+        world.run(Duration::from_millis(6));
+    }
+    world.cut("a", "c", true);
+    world.cut("b", "c", true);
+    world.run(7 * 24 * HOUR);
+    assert!(ready(&world), "c keeps it for as long as it has said\n{}", world.story());
+    let next = world.next_move("c", vm).expect("c shows what it waits for");
+    assert!(next.until.is_some(), "nothing waits for ever: {next:?}");
+    world.run_until("c keeps it no longer", 2 * 24 * HOUR, |world| {
+        step(world) == Some(TargetStep::Lapsed)
+    });
+    let decided = world.state("a").migrations.values().any(|migration| {
+        migration.source.as_ref().is_some_and(|source| source.step == SourceStep::Released)
+    });
+    assert_eq!(decided, released, "{}", world.story());
+    let free = world.state("c").taken().count();
+    assert_eq!(free, 0, "c's capacity is free again");
+    world.cut("a", "c", false);
+    world.cut("b", "c", false);
+    (world, vm)
+}
+
+#[test]
+fn what_nobody_comes_for_is_deleted_at_last_and_the_vm_stays_with_its_source() {
+    let (mut world, vm) = forsaken(false);
+    world.insist("a", "it is placed after all", |w| w.place("a", vm), |w| w.runs(vm, "c"));
+    world.settle();
+}
+
+#[test]
+fn what_is_released_to_a_destination_that_keeps_it_no_longer_goes_back_and_is_not_lost() {
+    let (mut world, vm) = forsaken(true);
+    world.run_until("it goes back", HOUR, |world| {
+        let mut owners = world.owners(vm).into_iter();
+        owners.next().is_some_and(|(owner, ..)| owner == "a")
+    });
+    world.insist("a", "it is placed after all", |w| w.place("a", vm), |w| w.runs(vm, "c"));
+    world.settle();
 }
 
 #[test]

@@ -244,6 +244,9 @@ pub struct TimeConfig {
     pub offer_s: u64,
     /// For a whole migration, before Source and Destination give up by themselves.
     pub migration_s: u64,
+    /// For which a Destination that has everything keeps it beyond that, if the Source cannot be
+    /// reached.
+    pub ready_s: u64,
     /// For which a Source keeps the frozen copy after the receipt.
     pub purge_s: u64,
     /// For a guest to power off before it is ended by force.
@@ -256,6 +259,7 @@ impl Default for TimeConfig {
             request_s: 10,
             offer_s: 120,
             migration_s: 24 * 3600,
+            ready_s: 7 * 24 * 3600,
             purge_s: 24 * 3600,
             stop_grace_s: 30,
         }
@@ -343,6 +347,7 @@ impl Config {
             request_limit: seconds(self.time.request_s),
             offer_life: seconds(self.time.offer_s),
             admit_life: seconds(self.time.migration_s),
+            ready_life: seconds(self.time.ready_s),
             source_patience: seconds(self.time.migration_s),
             purge_after: seconds(self.time.purge_s),
             ..protocol::Config::default()

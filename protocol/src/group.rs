@@ -10,7 +10,6 @@ use model::{Descriptor, HostName, PeerName, VmId};
 
 use crate::row::{Down, Party};
 use crate::site::Step;
-use crate::state::TargetStep;
 
 impl Step<'_> {
     /// What is of the VM's group on a host and on all of this site's, or on its way there.
@@ -89,7 +88,7 @@ impl Step<'_> {
             kin.then(|| (*other, stay.host.clone()))
         });
         let coming = state.migrations.values().filter_map(|migration| {
-            let target = migration.target.as_ref().filter(|t| t.step < TargetStep::Owned)?;
+            let target = migration.target.as_ref().filter(|t| t.step.arrives())?;
             let kin = self.is_of_group((migration.vm, &target.descriptor, &target.asker), one);
             kin.then(|| (migration.vm, target.host.clone()))
         });

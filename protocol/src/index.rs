@@ -8,7 +8,7 @@ use std::hash::{Hash, Hasher};
 use model::{Descriptor, HostName, MigrationId, OperationId, PeerName, Resources, VmId};
 
 use crate::row::{Party, Row};
-use crate::state::{Journey, Migration, State, TargetStep};
+use crate::state::{Journey, Migration, State};
 
 /// Found by more than their own names.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -96,6 +96,7 @@ impl State {
             | Row::Ready { migration, .. }
             | Row::Owned { migration, .. }
             | Row::HandedBack { migration, .. }
+            | Row::Lapsed { migration }
             | Row::Dropped { migration, .. }
             | Row::Flipped { migration, .. } => {
                 let vm = self.migrations.get(migration).map(|migration| migration.vm);
@@ -141,8 +142,7 @@ impl State {
             Party::Peer(peer) => Some(peer),
             Party::Here => None,
         };
-        let holds = target.step < TargetStep::Owned;
-        holds.then_some((&target.host, target.descriptor.resources, peer))
+        target.step.arrives().then_some((&target.host, target.descriptor.resources, peer))
     }
 
     /// Has the index follow a change of what these have.

@@ -62,7 +62,7 @@ impl Site {
         let mut migrations = self.state.migrations.values();
         let coming = migrations.any(|migration| {
             let target = migration.target.as_ref();
-            target.is_some_and(|t| is(&t.asker) && t.step < TargetStep::Owned)
+            target.is_some_and(|t| is(&t.asker) && t.step.arrives())
         });
         // A Controller tells the old path of it when all is done.
         let of_journey = self.state.journeys.values().any(|journey| {

@@ -14,7 +14,6 @@ use crate::effect::{CallError, Caller, Duty, Reply};
 use crate::message::{Action, Answer, Hop, Op, Origin, Request};
 use crate::row::{Down, Edge, LIBRARY, Party, Row};
 use crate::site::{OfferAt, Step, Waiting};
-use crate::state::TargetStep;
 use crate::timer::Timer;
 
 impl Step<'_> {
@@ -445,7 +444,7 @@ impl Step<'_> {
         });
         let admitted = self.site.state.migrations.values().filter(|migration| {
             let target = migration.target.as_ref();
-            target.is_some_and(|t| t.step < TargetStep::Owned && t.host == host)
+            target.is_some_and(|t| t.step.arrives() && t.host == host)
         });
         let count = guests.chain(frozen).filter(|stay| stay.host == host).count();
         let count = count + admitted.count();

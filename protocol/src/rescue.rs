@@ -270,7 +270,7 @@ impl Step<'_> {
         let state = &self.site.state;
         // What a migration that is open here leads to may have happened, and be over.
         let open = state.migrations.values().filter(|migration| {
-            let target = migration.target.as_ref().is_some_and(|t| t.step <= TargetStep::Ready);
+            let target = migration.target.as_ref().is_some_and(|t| t.step.is_open());
             target || migration.source.as_ref().is_some_and(|s| s.step == SourceStep::Released)
         });
         let stays = state.vms.iter().filter(|(_, entry)| entry.stay.is_some());
@@ -431,7 +431,7 @@ impl Step<'_> {
             || migrations.any(|(_, migration)| {
                 let passed_on = migration.pending.is_some() && migration.owned.is_none();
                 let arrived = migration.target.as_ref().map(|target| target.step);
-                passed_on || arrived == Some(TargetStep::Ready)
+                passed_on || matches!(arrived, Some(TargetStep::Ready | TargetStep::Lapsed))
             })
     }
 
@@ -492,7 +492,7 @@ impl Step<'_> {
     fn open_targets(&self, vm: VmId) -> impl Iterator<Item = (MigrationId, &TargetRole)> {
         let of_vm = self.site.state.migrations_of(vm);
         let targets = of_vm.filter_map(|(id, entry)| Some((*id, entry.target.as_ref()?)));
-        targets.filter(|(_, target)| target.step <= TargetStep::Ready)
+        targets.filter(|(_, target)| target.step.is_open())
     }
 
     /// Gives up what this site is still to get, if by this verified chain the VM has been here and

@@ -220,7 +220,14 @@ impl Step<'_> {
                     self.arm(Timer::AdmitExpiry(migration), until);
                     self.pull(migration);
                 }
-                TargetStep::Ready => self.pull(migration),
+                TargetStep::Ready => {
+                    self.arm_lapse(migration);
+                    self.pull(migration);
+                }
+                TargetStep::Lapsed => {
+                    self.pull(migration);
+                    self.purge_files(target.host.clone(), vm, target.epoch());
+                }
                 TargetStep::Owned => {}
                 TargetStep::HandedBack | TargetStep::Dropped => {
                     self.purge_files(target.host.clone(), vm, target.epoch());

@@ -306,6 +306,12 @@ pub enum Row {
         /// Bytes that crossed the network.
         wire: model::Bytes,
     },
+    /// Destination: nobody came for what is READY; it is deleted, and the record stays. A
+    /// certificate that comes all the same is answered by a handback.
+    Lapsed {
+        /// The migration.
+        migration: MigrationId,
+    },
     /// Destination: the VM is this site's.
     Owned {
         /// The migration.
@@ -516,6 +522,7 @@ impl Row {
             Self::Admitted { .. } => "admitted",
             Self::Receiving { .. } => "receiving",
             Self::Ready { .. } => "ready",
+            Self::Lapsed { .. } => "lapsed",
             Self::Owned { .. } => "owned",
             Self::HandedBack { .. } => "handed_back",
             Self::Dropped { .. } => "dropped",
@@ -540,7 +547,7 @@ impl Row {
     }
 
     /// Every name that [`Row::kind`] can give.
-    pub const KINDS: [&'static str; 39] = [
+    pub const KINDS: [&'static str; 40] = [
         "host_added",
         "host_draining",
         "host_removed",
@@ -560,6 +567,7 @@ impl Row {
         "admitted",
         "receiving",
         "ready",
+        "lapsed",
         "owned",
         "handed_back",
         "dropped",

@@ -63,6 +63,8 @@ pub struct Config {
     pub offer_life: Duration,
     /// How long an admitted migration may stay without READY.
     pub admit_life: Duration,
+    /// How much longer what is READY is kept while the Source says nothing.
+    pub ready_life: Duration,
     /// How long a Source waits, from the token to READY, before it aborts by itself.
     pub source_patience: Duration,
     /// How long a frozen copy is kept after the receipt.
@@ -80,6 +82,7 @@ impl Default for Config {
             request_limit: Duration::from_secs(10),
             offer_life: Duration::from_secs(120),
             admit_life: Duration::from_secs(24 * 3600),
+            ready_life: Duration::from_secs(7 * 24 * 3600),
             source_patience: Duration::from_secs(24 * 3600),
             purge_after: Duration::from_secs(24 * 3600),
             max_tries: 3,
@@ -369,6 +372,7 @@ impl Step<'_> {
                 Timer::SourceDeadline(migration) => self.source_deadline(migration),
                 Timer::AdmitExpiry(migration) => self.admit_expired(migration),
                 Timer::Pull(migration) => self.dial_again(migration),
+                Timer::Lapse(migration) => self.lapse(migration),
                 Timer::Relay(migration) => self.end_relay(migration),
                 Timer::Purge(migration) => self.purge(migration),
                 Timer::Guest(vm) => self.see_to_guest(vm),

@@ -147,12 +147,26 @@ pub enum TargetStep {
     Receiving,
     /// All is there.
     Ready,
+    /// Nobody came for it: what arrived is deleted, and the outcome is still not known.
+    Lapsed,
     /// The VM is this site's.
     Owned,
     /// It went back.
     HandedBack,
     /// Nothing came of it.
     Dropped,
+}
+
+impl TargetStep {
+    /// Whether the VM is on its way here: capacity is taken, and its files arrive or have arrived.
+    pub fn arrives(self) -> bool {
+        self <= Self::Ready
+    }
+
+    /// Whether this site does not know the outcome yet.
+    pub fn is_open(self) -> bool {
+        self <= Self::Lapsed
+    }
 }
 
 /// A migration at its Destination.
@@ -509,6 +523,7 @@ impl State {
             | Row::Receiving { .. }
             | Row::Ready { .. }
             | Row::Owned { .. }
+            | Row::Lapsed { .. }
             | Row::HandedBack { .. }
             | Row::Dropped { .. } => self.apply_as_target(row).map_err(illegal)?,
             Row::Pending { .. }
@@ -667,9 +682,10 @@ impl State {
             Row::Receiving { migration } => (migration, &[T::Admitted], T::Receiving),
             Row::Ready { migration, .. } => (migration, &[T::Admitted, T::Receiving], T::Ready),
             Row::Owned { migration, .. } => (migration, &[T::Ready], T::Owned),
-            Row::HandedBack { migration, .. } => (migration, &[T::Ready], T::HandedBack),
+            Row::Lapsed { migration } => (migration, &[T::Ready], T::Lapsed),
+            Row::HandedBack { migration, .. } => (migration, &[T::Ready, T::Lapsed], T::HandedBack),
             Row::Dropped { migration, .. } => {
-                (migration, &[T::Admitted, T::Receiving, T::Ready], T::Dropped)
+                (migration, &[T::Admitted, T::Receiving, T::Ready, T::Lapsed], T::Dropped)
             }
             _ => unreachable_row(),
         };
@@ -843,8 +859,7 @@ impl State {
         });
         let admitted = self.migrations.values().filter_map(|migration| {
             let target = migration.target.as_ref()?;
-            let holds = target.step < TargetStep::Owned;
-            holds.then_some((&target.host, target.descriptor.resources))
+            target.step.arrives().then_some((&target.host, target.descriptor.resources))
         });
         stays.chain(admitted)
     }

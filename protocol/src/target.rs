@@ -4,11 +4,13 @@
 //!  (offer) ──initiate──▶ ADMITTED ──▶ RECEIVING ──all checked──▶ READY ──certificate──▶ OWNED ──▶ (guest)
 //!                           │             │                        │
 //!                           └─────────────┴──────▶ DROPPED ◀───────┤ the Source says ABORTED
-//!                                                                  └──▶ HANDED_BACK (cannot start)
+//!                                                                  ├──▶ HANDED_BACK (cannot start)
+//!                                                                  └──▶ LAPSED (nobody came)
 //! ```
 //!
 //! Up to READY this site may drop what it has at any time. From READY on it keeps the record until
-//! it is told; from OWNED on only it may run the VM.
+//! it is told; from OWNED on only it may run the VM. LAPSED has the record alone: it hands back what
+//! is released to it after all, or is DROPPED when the Source says that it kept the VM.
 
 use model::decision::{Admit, Verdict};
 use model::statement::{Cause, Fact};
@@ -39,6 +41,10 @@ const GIVEN_UP: &str = "the Destination gave the transfer up; its operator sees 
 
 /// How long a READY Destination waits before it dials a Source again that hung up.
 const REDIAL: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// The same when it keeps the record alone: the Source may have forgotten the transfer, and if not,
+/// it waits for a handback, and has waited for days.
+const REDIAL_LATE: std::time::Duration = std::time::Duration::from_secs(3600);
 
 /// What a saved run state may take beside the guest's memory: device state, page headers.
 const STATE_OVERHEAD: u64 = 64 << 20;
@@ -246,9 +252,12 @@ impl Step<'_> {
         }
         // A site that has forgotten how the VM left it learns so now; it would else hold on to its
         // old copy when it has been given the new one.
-        let has_old = self.site.state.vms.get(&vm).is_some_and(|known| {
-            known.stay.is_some() && known.chain.epoch() < owner.epoch
-        });
+        let has_old = self
+            .site
+            .state
+            .vms
+            .get(&vm)
+            .is_some_and(|known| known.stay.is_some() && known.chain.epoch() < owner.epoch);
         if has_old && !self.superseded(vm, &chain) {
             return self.answer(caller, gone("this site has the VM by another chain"));
         }
@@ -348,9 +357,10 @@ impl Step<'_> {
     pub(crate) fn dial_again(&mut self, migration: MigrationId) {
         let Some((_, target)) = self.target_role(migration) else { return };
         match target.step {
-            TargetStep::Admitted | TargetStep::Receiving | TargetStep::Ready => {
-                self.pull(migration);
-            }
+            TargetStep::Admitted
+            | TargetStep::Receiving
+            | TargetStep::Ready
+            | TargetStep::Lapsed => self.pull(migration),
             TargetStep::Owned | TargetStep::HandedBack | TargetStep::Dropped => {
                 self.command(Command::Close { migration, source: false });
             }
@@ -366,7 +376,7 @@ impl Step<'_> {
         }
         match request.origin.op {
             Op::InitiateTransfer { .. } => match (target.step, &target.ready) {
-                (TargetStep::Dropped, _) => {
+                (TargetStep::Dropped | TargetStep::Lapsed, _) => {
                     let reason = GIVEN_UP.to_owned();
                     self.answer(caller, Answer::Gone { reason });
                 }
@@ -414,6 +424,7 @@ impl Step<'_> {
             Row::Ready { migration, statement: statement.clone(), digest, has_state, size, wire };
         self.persist(row);
         self.disarm(&Timer::AdmitExpiry(migration));
+        self.arm_lapse(migration);
         self.note(vm, format!("all {size} are here and checked, {wire} on the wire"));
         for caller in self.site.arriving.remove(&migration).unwrap_or_default() {
             self.answer(caller, Answer::Arrived { ready: statement.clone(), size, wire });
@@ -428,9 +439,10 @@ impl Step<'_> {
                 self.drop_target(migration, reason);
             }
             // The record stays; the certificate may come by the path, or after the next dial.
-            Some(TargetStep::Ready) => {
+            Some(step @ (TargetStep::Ready | TargetStep::Lapsed)) => {
+                let wait = if step == TargetStep::Ready { REDIAL } else { REDIAL_LATE };
                 self.command(Command::Close { migration, source: false });
-                self.arm_after(Timer::Pull(migration), REDIAL);
+                self.arm_after(Timer::Pull(migration), wait);
             }
             // The Source has heard all it must and hung up, or will hear it by the path.
             Some(_) => self.command(Command::Close { migration, source: false }),
@@ -454,7 +466,7 @@ impl Step<'_> {
         let Some((vm, target)) = self.target_role(migration) else { return };
         let Ok(said) = statement.open(&target.source.vm_key, &Verifier(self.world)) else { return };
         let aborted = said == Statement { vm, migration, fact: Fact::Aborted };
-        if aborted && target.step <= TargetStep::Ready {
+        if aborted && target.step.is_open() {
             self.drop_target(migration, "the Source kept the VM");
         }
     }
@@ -464,6 +476,7 @@ impl Step<'_> {
         let (host, epoch, step) = (target.host.clone(), target.epoch(), target.step);
         self.persist(Row::Dropped { migration, reason: reason.to_owned() });
         self.disarm(&Timer::AdmitExpiry(migration));
+        self.disarm(&Timer::Lapse(migration));
         self.note(vm, format!("transfer given up: {reason}"));
         self.command(Command::Close { migration, source: false });
         self.site.accepting.remove(&migration);
@@ -476,6 +489,39 @@ impl Step<'_> {
         for caller in self.site.arriving.remove(&migration).unwrap_or_default() {
             self.answer_failed(caller, reason, GIVEN_UP);
         }
+    }
+
+    /// Arms what ends the keeping of files that nobody comes for.
+    pub(crate) fn arm_lapse(&mut self, migration: MigrationId) {
+        let Some((_, target)) = self.target_role(migration) else { return };
+        let at = target.expires.after(self.site.config.ready_life);
+        self.arm(Timer::Lapse(migration), at);
+    }
+
+    /// The Source has not said for so long whether it released the VM that its files are kept no
+    /// more. The Source still has them: it keeps its frozen copy until it has a receipt.
+    pub(crate) fn lapse(&mut self, migration: MigrationId) {
+        let Some((vm, target)) = self.target_role(migration) else { return };
+        let is_decided = self.site.accepting.contains_key(&migration);
+        if target.step != TargetStep::Ready || is_decided {
+            return;
+        }
+        if self.site.state.held.contains(&vm) {
+            // What was forgotten may have used them; the peers will tell.
+            return self.arm_after(Timer::Lapse(migration), UNUSED_LIFE);
+        }
+        let (host, epoch) = (target.host.clone(), target.epoch());
+        self.persist(Row::Lapsed { migration });
+        self.note(
+            vm,
+            "ALARM: the Source has not said for too long whether the VM is this site's; what \
+             arrived is deleted, and the VM goes back if it was released after all",
+        );
+        if self.is_free(&host, vm, epoch) {
+            // As when it is dropped, below.
+            self.command(Command::Kill(host.clone(), vm, epoch));
+        }
+        self.purge_files(host, vm, epoch);
     }
 
     /// Deletes the files of a stay that ended, or never began, unless a later one has its place.
@@ -492,7 +538,7 @@ impl Step<'_> {
         let lives = self.site.state.vms.get(&vm).and_then(|vm| vm.stay.as_ref()).is_some_and(here);
         let used = self.site.state.migrations_of(vm).any(|(_, migration)| {
             let arrives = migration.target.as_ref().is_some_and(|target| {
-                target.step < TargetStep::Owned && target.host == *host && target.epoch() == epoch
+                target.step.arrives() && target.host == *host && target.epoch() == epoch
             });
             let frozen = migration.source.as_ref().is_some_and(|source| {
                 matches!(source.step, SourceStep::Released | SourceStep::Receipted)
@@ -517,13 +563,13 @@ impl Step<'_> {
             return;
         };
         match target.step {
-            TargetStep::Ready if self.site.state.held.contains(&vm) => {
+            TargetStep::Ready | TargetStep::Lapsed if self.site.state.held.contains(&vm) => {
                 // It may have been here and gone on in what was forgotten.
                 let reason = "this site's journal is older than a peer remembers".to_owned();
                 let answer = Answer::Conflict { reason, retry_after: crate::source::FENCED_RETRY };
                 return caller.into_iter().for_each(|caller| self.answer(caller, answer.clone()));
             }
-            TargetStep::Ready => {}
+            TargetStep::Ready | TargetStep::Lapsed => {}
             TargetStep::Owned | TargetStep::HandedBack => {
                 let answer = match (&target.owned, &target.back) {
                     (Some(statement), _) => Answer::Owned { statement: statement.clone() },
@@ -546,6 +592,7 @@ impl Step<'_> {
             let answer = Answer::Failed { reason };
             return caller.into_iter().for_each(|caller| self.answer(caller, answer.clone()));
         }
+        let has_lapsed = target.step == TargetStep::Lapsed;
         let runs = Self::runs_guests(&target.host);
         let has_state = target.ready.as_ref().is_some_and(|ready| ready.2);
         let launch = (runs && (target.boot || has_state)).then(|| Command::Launch {
@@ -562,6 +609,7 @@ impl Step<'_> {
             return; // its guest is being launched
         }
         match launch {
+            _ if has_lapsed => self.hand_back(migration, "its files were kept no longer"),
             Some(launch) => self.launch(launch),
             None => self.own(migration),
         }
@@ -593,6 +641,7 @@ impl Step<'_> {
         let runs = Self::runs_guests(&target.host) && (target.boot || has_state);
         let statement = self.seal(key, &Statement { vm, migration, fact: Fact::Owned { epoch } });
         self.persist(Row::Owned { migration, certificate, statement });
+        self.disarm(&Timer::Lapse(migration));
         self.note(vm, format!("this site owns it; epoch {epoch}"));
         if runs {
             self.let_run(vm);
@@ -616,6 +665,7 @@ impl Step<'_> {
         let (key, host, epoch) = (target.vm_key, target.host.clone(), target.epoch());
         let back = self.seal(key, &back);
         self.persist(Row::HandedBack { migration, certificate, back });
+        self.disarm(&Timer::Lapse(migration));
         self.note(vm, format!("handed back, it cannot be started here: {reason}"));
         self.tell_accepted(migration);
         self.arm_after(Timer::Pull(migration), self.site.config.purge_after);

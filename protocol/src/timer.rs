@@ -18,6 +18,8 @@ pub(crate) enum Timer {
     AdmitExpiry(MigrationId),
     /// A READY Destination dials its Source again; one that has accepted hangs up.
     Pull(MigrationId),
+    /// A READY Destination has heard nothing for so long that it keeps the files no more.
+    Lapse(MigrationId),
     /// A transfer is passed on no more.
     Relay(MigrationId),
     /// A Source deletes its frozen copy, or has said for long enough that it aborted.
@@ -38,7 +40,7 @@ impl Timer {
     /// Whether it is a point in time that was agreed on, or that a row has.
     fn is_deadline(&self) -> bool {
         match self {
-            Self::SourceDeadline(_) | Self::Relay(_) | Self::Purge(_) => true,
+            Self::SourceDeadline(_) | Self::Lapse(_) | Self::Relay(_) | Self::Purge(_) => true,
             Self::Journey(_)
             | Self::Collect(_)
             | Self::AdmitExpiry(_)

@@ -240,9 +240,13 @@ impl Site {
                         self.timer(&Timer::AdmitExpiry(*migration))
                             .map(|at| (at, "this site drops what it has, if no byte came")),
                     ),
-                    TargetStep::Ready => {
-                        ("READY", "the Source: to release the VM, or to keep it", None)
-                    }
+                    TargetStep::Ready => (
+                        "READY",
+                        "the Source: to release the VM, or to keep it",
+                        self.timer(&Timer::Lapse(*migration)).map(|at| {
+                            (at, "this site deletes what arrived, and gives back what comes later")
+                        }),
+                    ),
                     _ => continue,
                 };
                 return Some(NextMove {
@@ -287,7 +291,7 @@ impl Site {
 
 /// Whether the VM of this role is on its way here.
 fn arrives(target: &TargetRole) -> bool {
-    target.step <= TargetStep::Ready
+    target.step.arrives()
 }
 
 fn peer_of(party: &Party) -> Option<PeerName> {

@@ -351,7 +351,7 @@ fn configs() -> Vec<Vec<u8>> {
          [proxy]\nlisten = \"[::]:7420\"\nadvertise = \"192.0.2.1:7420\"\n\
          [hypervisor]\ndriver = \"qemu\"\nbinary = \"qemu\"\naccelerator = \"tcg\"\nuser = \"vm\"\n\
          [offer]\ncountry = \"SE\"\nprice_milli = 12\n\
-         [time]\nrequest_s = 1\noffer_s = 2\nmigration_s = 3\npurge_s = 4\nstop_grace_s = 5\n\
+         [time]\nrequest_s = 1\noffer_s = 2\nmigration_s = 3\nready_s = 6\npurge_s = 4\nstop_grace_s = 5\n\
          [[proxies]]\nname = \"rack-1\"\ncontrol = \"192.0.2.1:7421\"\ndata = \"192.0.2.1:7420\"\n\
          key = \"{key}\"\nhosts = [\"one\", \"library\"]\n"
     );

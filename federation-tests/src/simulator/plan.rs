@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use protocol::{Action, Mode, Row};
+use protocol::{Action, Config, Mode, Row};
 
 use crate::world::When;
 
@@ -130,8 +130,8 @@ pub struct Plan {
 /// The kinds of rare runs in which journals are put back.
 const RESTORING: std::ops::RangeInclusive<usize> = 1..=3;
 
-/// The seeds before this one have neither relays nor sites that nobody can dial: planted bugs are
-/// looked for in them, and some show in few.
+/// The seeds before this one have neither relays, nor sites that nobody can dial, nor impatient
+/// ones: planted bugs are looked for in them, and some show in few.
 const DIRECT_SEEDS: u64 = 1_000;
 /// And before this one no peering ends.
 const LOYAL_SEEDS: u64 = 2_000;
@@ -183,7 +183,26 @@ impl Plan {
         if ways.below(4) == 0 && !plan.loses_a_site() {
             plan.deeds.extend(given_back(&mut ways, plan.sites, plan.vms));
         }
+        if plan.is_impatient() && ways.below(2) == 0 && !plan.loses_a_site() {
+            // First of all: what goes wrong later keeps most VMs from moving.
+            plan.deeds.splice(..0, parted(&mut ways, plan.links.len(), plan.vms));
+        }
         plan
+    }
+
+    /// How long its sites wait for each other: in every third run so short that what is ready is
+    /// given up before whoever was to come for it is back.
+    pub(super) fn config(&self) -> Config {
+        const MINUTE: Duration = Duration::from_secs(60);
+        let patient = Config::default();
+        match self.is_impatient() {
+            true => Config { admit_life: MINUTE, ready_life: MINUTE / 2, ..patient },
+            false => patient,
+        }
+    }
+
+    fn is_impatient(&self) -> bool {
+        self.seed >= DIRECT_SEEDS && self.seed.is_multiple_of(3)
     }
 
     /// Whether a site is lost for good in it.
@@ -263,6 +282,33 @@ fn given_back(dice: &mut Dice, sites: usize, vms: usize) -> Vec<(Deed, Duration)
         deeds.push((Deed::StartAll, CALM));
     }
     deeds.extend(hosts(false));
+    deeds
+}
+
+/// VMs move over slow links, and all sites lose each other about when a Destination has everything
+/// and nobody has told it so, for longer than impatient ones wait.
+fn parted(dice: &mut Dice, links: usize, vms: usize) -> Vec<(Deed, Duration)> {
+    const CALM: Duration = Duration::from_secs(120);
+    // A transfer takes about ten seconds by it, and a word half of one.
+    const LATENCY_MS: u64 = 500;
+    let all = |deed: fn(usize) -> Deed| (0..links).map(move |link| (deed(link), Duration::ZERO));
+    let at_home = |drain| {
+        let hosts = 0..HOSTS.len();
+        hosts.map(move |host| (Deed::Ask(0, Wish::Drain(host, drain)), Duration::ZERO))
+    };
+    let mut deeds: Vec<_> = at_home(true).collect();
+    for vm in 0..vms {
+        let mode = Mode::Hibernate;
+        let go = Deed::Ask(0, Wish::Move { vm, local: false, boot: true, mode, dry_run: false });
+        deeds.extend(all(|link| Deed::Slow(link, LATENCY_MS)));
+        deeds.push((go, Duration::from_millis(11_000 + dice.throw() % 6_000)));
+        deeds.extend(all(|link| Deed::Cut { link, one_way: false }));
+        deeds.push((Deed::StartAll, CALM));
+        deeds.extend(all(Deed::Join));
+        deeds.extend(all(|link| Deed::Slow(link, 0)));
+        deeds.push((Deed::StartAll, CALM));
+    }
+    deeds.extend(at_home(false));
     deeds
 }
 

@@ -285,14 +285,14 @@ fn left_at(name: &PeerName, node: &Node) -> Vec<String> {
         add(format!("operation {} is open", journey.operation));
     }
     for (id, migration) in &state.migrations {
-        use protocol::{SourceStep as S, TargetStep as T};
+        use protocol::SourceStep as S;
         if let Some(source) = &migration.source
             && !matches!(source.step, S::Aborted | S::Returned | S::Tombstone)
         {
             add(format!("migration {id} is {:?} as Source", source.step));
         }
         if let Some(target) = &migration.target
-            && target.step < T::Owned
+            && target.step.arrives()
         {
             add(format!("migration {id} is {:?} as Destination", target.step));
         }
@@ -314,7 +314,10 @@ fn left_at(name: &PeerName, node: &Node) -> Vec<String> {
         add(format!("a token for {migration}"));
     }
     for (migration, pull) in &node.pulls {
-        if pull.active {
+        let target = state.migrations.get(migration).and_then(|m| m.target.as_ref());
+        // Where nobody came it dials on, in case that the Source ever does.
+        let lapsed = target.is_some_and(|target| target.step == protocol::TargetStep::Lapsed);
+        if pull.active && !lapsed {
             add(format!("a session for {migration}"));
         }
     }
