@@ -265,9 +265,7 @@ impl Step<'_> {
                 gathering.asker = Asker::Answered { peer, answer: Box::new(answer) };
                 gathering.offers.clear();
                 gathering.reasons.clear();
-                if self.site.timers.at(&Timer::Offers).is_none() {
-                    self.arm_after(Timer::Offers, self.site.config.offer_life);
-                }
+                self.arm_forgetting();
             }
             Asker::Answered { .. } => {}
         }

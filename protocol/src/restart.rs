@@ -168,7 +168,10 @@ impl Step<'_> {
                 | SourceStep::Initiated
                 | SourceStep::Quiesced
                 | SourceStep::Sent => {
-                    self.arm(Timer::SourceDeadline(migration), source.deadline);
+                    match source.step {
+                        SourceStep::Offered => self.arm_offered(migration, source.deadline),
+                        _ => self.arm(Timer::SourceDeadline(migration), source.deadline),
+                    }
                     self.serve(migration);
                     if self.site.state.held.contains(&vm) {
                         // Whether its guest is quiet is among what was forgotten.

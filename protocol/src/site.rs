@@ -141,6 +141,31 @@ pub(crate) enum Asker {
     Answered { peer: PeerName, answer: Box<Answer> },
 }
 
+/// A migration that its Controller gave up before this site, which has the VM, had heard of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct GivenUp {
+    /// Who said so.
+    pub from: Party,
+    /// The signed ABORTED, for whoever asks for the migration later.
+    pub aborted: Signed<model::Statement>,
+    /// When what was said before it cannot be on its way any more.
+    pub forget: Time,
+}
+
+impl Keepsake for GivenUp {
+    fn asker(&self) -> Party {
+        self.from.clone()
+    }
+
+    fn until(&self) -> Time {
+        self.forget
+    }
+
+    fn may_go(&self) -> bool {
+        true
+    }
+}
+
 impl Keepsake for OfferMade {
     fn asker(&self) -> Party {
         self.asker.clone()
@@ -262,6 +287,7 @@ pub struct Site {
     pub(crate) profiles: BTreeMap<HostName, RunProfile>,
     pub(crate) offers: Kept<EdgeHandle, OfferMade>,
     pub(crate) gatherings: Kept<RequestId, Gathering>,
+    pub(crate) given_up: Kept<MigrationId, GivenUp>,
     pub(crate) waiting: BTreeMap<CallId, Waiting>,
     pub(crate) journeys: BTreeMap<OperationId, JourneyMemory>,
     /// Callers that wait for a transfer to end, and for a delivery to be accepted.
@@ -292,6 +318,7 @@ impl Site {
             profiles: BTreeMap::new(),
             offers: Kept::default(),
             gatherings: Kept::default(),
+            given_up: Kept::default(),
             waiting: BTreeMap::new(),
             journeys: BTreeMap::new(),
             arriving: BTreeMap::new(),
@@ -379,7 +406,7 @@ impl Step<'_> {
                 Timer::Report(vm) => self.send_report(vm),
                 Timer::Confirm(vm) => self.confirm(vm),
                 Timer::Leave(peer) => drop(self.leave(&peer)),
-                Timer::Offers => self.forget_old_offers(),
+                Timer::Offers => self.forget_what_is_old(),
             }
         }
     }
@@ -599,14 +626,23 @@ impl Step<'_> {
         }
     }
 
-    fn forget_old_offers(&mut self) {
+    /// What was just taken to mind is forgotten in time.
+    pub(crate) fn arm_forgetting(&mut self) {
+        if self.site.timers.at(&Timer::Offers).is_none() {
+            self.arm_after(Timer::Offers, self.site.config.offer_life);
+        }
+    }
+
+    fn forget_what_is_old(&mut self) {
         let now = self.world.now();
         self.site.offers.retain(|offer| offer.forget > now);
+        self.site.given_up.retain(|given_up| given_up.forget > now);
         // One that is still waited for ends by its own timer, also if the clock has jumped.
         self.site
             .gatherings
             .retain(|gathering| gathering.forget > now || !gathering.awaiting.is_empty());
-        if !self.site.offers.is_empty() || !self.site.gatherings.is_empty() {
+        let site = &self.site;
+        if !(site.offers.is_empty() && site.gatherings.is_empty() && site.given_up.is_empty()) {
             self.arm_after(Timer::Offers, self.site.config.offer_life);
         }
     }

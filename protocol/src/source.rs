@@ -15,15 +15,16 @@ use model::key::Verify;
 use model::statement::{Cause, Fact};
 use model::{
     Certificate, Epoch, FileId, HostName, MigrationId, PowerState, PublicKey, Signed, Statement,
-    TransferEnd, VmId,
+    Time, TransferEnd, VmId,
 };
 
 use crate::effect::{Caller, Command, GuestEvent, TransferEvent};
 use crate::message::{Action, Answer, Op, Outcome, Request, Told};
 use crate::path::Verifier;
-use crate::row::{Down, Edge, Mode, Row};
-use crate::site::Step;
+use crate::row::{Down, Edge, Mode, Party, Row};
+use crate::site::{GivenUp, Step};
 use crate::state::{SourceRole, SourceStep, Stay, TargetStep};
+use crate::target::UNUSED_LIFE;
 use crate::timer::Timer;
 
 /// A guest that was to run and whose hypervisor refused is told again after this.
@@ -45,6 +46,13 @@ impl Step<'_> {
             Op::ForcedMigration { vm, migration, target_vm_key, target_transfer_key, mode } => {
                 let target = (target_vm_key, target_transfer_key, request.hop.target);
                 self.prepare(caller, vm, migration, controller, target, mode);
+            }
+            Op::TransferVerification { vm, migration, ready: None }
+                if !self.site.state.migrations.contains_key(&migration) =>
+            {
+                let from = came.map_or(Party::Here, |edge| Party::Peer(edge.peer));
+                let answer = self.give_up_unheard(from, vm, migration);
+                self.answer(caller, answer);
             }
             Op::TransferVerification { vm, migration, ready } => {
                 self.verify(caller, vm, migration, controller, ready);
@@ -109,6 +117,10 @@ impl Step<'_> {
                 return self.answer(caller, Answer::Verified(outcome));
             }
         }
+        if let Some(given_up) = self.site.given_up.get(&migration) {
+            let outcome = Outcome::Aborted(given_up.aborted.clone());
+            return self.answer(caller, Answer::Verified(outcome));
+        }
         if self.site.state.open_source(vm).is_some_and(|(open, _)| open != migration) {
             let reason = "another migration of this VM is under way".to_owned();
             return self.answer(caller, Answer::Conflict { reason, retry_after: CONFLICT_RETRY });
@@ -167,7 +179,7 @@ impl Step<'_> {
                     deadline,
                     dial,
                 });
-                self.arm(Timer::SourceDeadline(migration), deadline);
+                self.arm_offered(migration, deadline);
                 transfer_key
             }
         };
@@ -180,6 +192,27 @@ impl Step<'_> {
         let profile = self.profile_of(&stay).filter(|_| will_move && ran);
         let active = known.filter(|s| s.step > SourceStep::Offered).map_or(ran, |s| s.active);
         self.answer(caller, Answer::Prepared { source, chain, active, profile, monitoring });
+    }
+
+    /// Nobody may ever come: the Controller may have gone on, and this be its late word.
+    pub(crate) fn arm_offered(&mut self, migration: MigrationId, deadline: Time) {
+        let unused = self.world.now().after(UNUSED_LIFE);
+        self.arm(Timer::SourceDeadline(migration), unused.min(deadline));
+    }
+
+    /// A migration is given up that never came here. It may still be on its way, and would have
+    /// this site wait for a Destination that nobody sends.
+    fn give_up_unheard(&mut self, from: Party, vm: VmId, migration: MigrationId) -> Answer {
+        if self.site.state.held.contains(&vm) {
+            // It may have come in what was forgotten.
+            return Answer::Unknown;
+        }
+        let Some(stay) = self.stay_of(vm) else { return Answer::Unknown };
+        let aborted = self.seal(stay.key, &Statement { vm, migration, fact: Fact::Aborted });
+        let forget = self.world.now().after(UNUSED_LIFE);
+        self.site.given_up.insert(migration, GivenUp { from, aborted: aborted.clone(), forget });
+        self.arm_forgetting();
+        Answer::Verified(Outcome::Aborted(aborted))
     }
 
     pub(crate) fn serve(&mut self, migration: MigrationId) {
@@ -255,7 +288,9 @@ impl Step<'_> {
         }
         let Some(stay) = self.stay_of(vm) else { return };
         let active = stay.power == PowerState::Active || stay.starting || stay.wanted;
+        let deadline = source.deadline;
         self.persist(Row::Initiated { migration, active });
+        self.arm(Timer::SourceDeadline(migration), deadline);
         self.quiesce(migration);
     }
 
@@ -420,7 +455,12 @@ impl Step<'_> {
     }
 
     pub(crate) fn source_deadline(&mut self, migration: MigrationId) {
-        self.abort(migration, "no outcome in the time that the Source waits");
+        let step = self.source_role(migration).map(|(_, source)| source.step);
+        let why = match step {
+            Some(SourceStep::Offered) => "no Destination came for it in time",
+            _ => "no outcome in the time that the Source waits",
+        };
+        self.abort(migration, why);
     }
 
     /// The Destination owns it: the frozen copy has had its use, after a while.

@@ -203,9 +203,7 @@ impl Step<'_> {
 
     pub(crate) fn keep_offer(&mut self, edge: EdgeHandle, made: OfferMade) {
         self.site.offers.insert(edge, made);
-        if self.site.timers.at(&Timer::Offers).is_none() {
-            self.arm_after(Timer::Offers, self.site.config.offer_life);
-        }
+        self.arm_forgetting();
     }
 
     /// Drops the offers of a request, for whoever got them.

@@ -30,7 +30,7 @@ pub(crate) enum Timer {
     Report(VmId),
     /// The site above is to be asked again whether a VM is still here.
     Confirm(VmId),
-    /// Old offers are forgotten.
+    /// Old offers are forgotten, and whatever else is kept in mind for a while.
     Offers,
     /// What is shared with a peer whose peering ends is looked at again.
     Leave(PeerName),

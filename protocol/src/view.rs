@@ -223,8 +223,11 @@ impl Site {
                     }
                     _ => continue,
                 };
-                let until = (source.step < SourceStep::Released)
-                    .then_some((source.deadline, "this site aborts and keeps the VM"));
+                let until = match source.step {
+                    SourceStep::Offered => self.timer(&Timer::SourceDeadline(*migration)),
+                    step => (step < SourceStep::Released).then_some(source.deadline),
+                };
+                let until = until.map(|at| (at, "this site aborts and keeps the VM"));
                 return Some(NextMove {
                     migration: Some(*migration),
                     state: format!("Source, {state}"),
