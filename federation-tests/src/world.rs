@@ -17,7 +17,7 @@ use model::{
     Resources, Time, VmId,
 };
 use protocol::{
-    Action, Answer, Ask, Config, Down, JourneyResult, Mode, NextMove, Op, Output, Reply,
+    Action, Answer, Ask, Config, Down, JourneyResult, Mode, NextMove, Op, Output, Reply, VmView,
 };
 
 pub use federation::{Federation, Flight, Line, Load, Point, Step};
@@ -692,6 +692,19 @@ impl World {
         last.into_iter().flatten().map(|site| site.as_str()).collect()
     }
 
+    /// Tells in the log what each site shows of a VM.
+    pub fn show(&mut self, vm: VmId) {
+        let shown = self.federation.nodes.iter().map(|(name, node)| {
+            let view = node.machine.as_ref().and_then(|machine| machine.vm(vm));
+            view.map_or(format!("{name} shows nothing"), |view| {
+                format!("{name} shows {}", told(view))
+            })
+        });
+        for line in shown.collect::<Vec<_>>() {
+            self.federation.tell(|| line);
+        }
+    }
+
     /// What a site shows of who has the next move on a VM.
     pub fn next_move(&self, at: &str, vm: VmId) -> Option<NextMove> {
         self.federation.nodes[&site(at)].machine.as_ref()?.vm(vm)?.next
@@ -783,4 +796,38 @@ pub fn asks(flight: &Flight, operation: &str) -> bool {
 /// Whether a message is a request for an operation that `wanted` knows.
 pub fn asks_for(flight: &Flight, wanted: impl Fn(&Op) -> bool) -> bool {
     matches!(&flight.load, Load::Request { request, .. } if wanted(&request.origin.op))
+}
+
+/// What users are shown, in a line.
+fn told(view: VmView) -> String {
+    let mut line = format!("epoch {}", view.epoch);
+    let mut add = |text: String| {
+        line.push_str(", ");
+        line.push_str(&text);
+    };
+    if view.primary {
+        add("its own".to_owned());
+    }
+    if let Some(peer) = view.delegator {
+        add(format!("from {peer}"));
+    }
+    if let Some(peer) = view.delegate {
+        add(format!("at {peer}"));
+    }
+    if let Some((host, power)) = view.here {
+        add(format!("{power:?} on {host}"));
+    }
+    if let Some(why) = view.parked {
+        add(format!("parked: {why}"));
+    }
+    if view.destroyed {
+        add("destroyed".to_owned());
+    }
+    if let Some(next) = view.next {
+        add(format!("{}; {}", next.state, next.who));
+        if let Some((at, what)) = next.until {
+            add(format!("until {}: {what}", at.since(federation::BEGINNING).as_millis()));
+        }
+    }
+    line
 }

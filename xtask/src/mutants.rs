@@ -25,18 +25,17 @@ struct Round {
     timeout_seconds: &'static str,
 }
 
-/// Scenarios and few seeds: they take seconds, and most mutants fall to them.
+/// Scenarios, transcripts and few seeds: they take seconds, and most mutants fall to them.
 const QUICK: Round = Round {
     packages: &["federation-tests"],
-    tests: &["--test=scenarios", "--test=simulator"],
+    tests: &["--test=scenarios", "--test=simulator", "--test=transcripts"],
     seeds: "500",
     timeout_seconds: "120",
 };
-/// What is left is judged by crashes at every row, by the exhaustive search, and by as many seeds as
-/// each run of the tests has.
+/// What is left is judged by crashes at every row, and by as many seeds as each run of the tests has.
 const THOROUGH: Round = Round {
     packages: &["federation-tests", "protocol"],
-    tests: &["--lib", "--test=faults", "--test=handoff_model", "--test=simulator"],
+    tests: &["--lib", "--test=faults", "--test=simulator"],
     seeds: "10000",
     timeout_seconds: "600",
 };

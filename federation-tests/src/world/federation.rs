@@ -280,7 +280,7 @@ impl Federation {
     pub fn ask(&mut self, at: &PeerName, wish: Ask, crash: &mut Crash<'_>) -> u64 {
         self.asks += 1;
         let ask = self.asks;
-        self.tell(|| format!("{at}: user asks {wish:?}"));
+        self.tell(|| format!("{at}: user asks {}", asked(&wish)));
         self.feed(at, Event::Ask { ask, wish: Box::new(wish) }, crash);
         ask
     }
@@ -855,7 +855,9 @@ fn talk_of(node: &mut Node, id: MigrationId, end: End) -> Option<&mut Talk> {
 fn short(load: &Load) -> String {
     match load {
         Load::Request { from, to, request } => {
-            format!("{} -> {to}: {} (call {})", from.site, request.origin.op.name(), from.call.0)
+            let (op, call, hop) = (request.origin.op.name(), from.call.0, &request.hop);
+            let (hops, left) = (hop.hops_left, hop.time_left);
+            format!("{} -> {to}: {op} (call {call}; {hops} hops, {left:?} left)", from.site)
         }
         Load::Answer { to, from, answer } => {
             let what = match answer {
@@ -889,5 +891,12 @@ fn brief(command: &Command) -> String {
             format!("Tell {migration} source {source}: {told}")
         }
         other => format!("{other:?}"),
+    }
+}
+
+fn asked(wish: &Ask) -> String {
+    match wish {
+        Ask::Import { descriptor, .. } => format!("Import {}", descriptor.name),
+        wish => format!("{wish:?}"),
     }
 }

@@ -1,0 +1,352 @@
+//! The stories that are told.
+
+use std::time::Duration;
+
+use federation_tests::world::{Crypto, Fate, World, asks, host};
+use model::{Monitoring, OperationId, VmId};
+use protocol::{Action, Ask, Config, Mode};
+
+use crate::check;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const SITES: [&str; 3] = ["a", "b", "c"];
+
+/// a knows b, b knows c, and c has room; the VM is in a's library.
+fn chain() -> (World, VmId) {
+    let mut world = World::chain(&SITES);
+    world.host("c", "c1", 2);
+    let vm = world.import("a");
+    (world, vm)
+}
+
+/// The same with the VM at c, and nothing told of how it came there.
+fn placed() -> (World, VmId) {
+    let (mut world, vm) = chain();
+    world.place("a", vm);
+    world.until_runs(vm, "c");
+    world.run(MINUTE);
+    world.federation.log.clear();
+    (world, vm)
+}
+
+#[test]
+fn a_vm_is_placed_two_hops_away() {
+    let (mut world, vm) = chain();
+    world.place("a", vm);
+    for _ in 0..8 {
+        world.run(Duration::from_millis(40));
+        world.show(vm);
+    }
+    world.run(25 * HOUR);
+    check("placed", &world);
+}
+
+#[test]
+fn it_is_controlled_monitored_and_destroyed_from_there() {
+    let (mut world, vm) = placed();
+    for action in [Action::Pause, Action::Resume, Action::Hibernate, Action::Start, Action::Stop] {
+        world.ask("a", Ask::Control(vm, action));
+        world.show(vm);
+    }
+    world.ask("a", Ask::Monitor(vm, Monitoring::default()));
+    world.ask("c", Ask::Monitor(vm, Monitoring::default()));
+    world.run(MINUTE);
+    world.ask("a", Ask::Control(vm, Action::Start));
+    world.ask("a", Ask::Control(vm, Action::Destroy));
+    world.run(MINUTE);
+    world.show(vm);
+    world.ask("a", Ask::Control(vm, Action::Start));
+    check("controlled", &world);
+}
+
+#[test]
+fn a_host_is_emptied_and_removed() {
+    let (mut world, vm) = placed();
+    let other = world.import("c");
+    world.host("c", "c2", 2);
+    world.ask("c", Ask::DrainHost(host("c2"), true));
+    world.place("c", other);
+    world.run(MINUTE);
+    world.ask("c", Ask::DrainHost(host("c2"), false));
+    world.ask("c", Ask::RemoveHost(host("c1")));
+    world.ask("c", Ask::DrainHost(host("c1"), true));
+    world.ask("c", Ask::DrainHost(host("c1"), true));
+    world.run(MINUTE);
+    world.show(vm);
+    world.ask("c", Ask::RemoveHost(host("c1")));
+    world.ask("c", Ask::RemoveHost(host("c1")));
+    world.ask("c", Ask::DrainHost(host("c1"), true));
+    check("emptied", &world);
+}
+
+#[test]
+fn it_is_forced_out_to_the_site_between_and_brought_home() {
+    let (mut world, vm) = placed();
+    world.host("b", "b1", 1);
+    world.evict("c", vm, HOUR);
+    world.run(MINUTE);
+    world.show(vm);
+    world.host("a", "a1", 1);
+    world.bring_home("a", vm);
+    world.run(MINUTE);
+    world.show(vm);
+    check("forced-out", &world);
+}
+
+#[test]
+fn nobody_takes_what_is_forced_out_and_it_is_parked_until_there_is_room() {
+    let (mut world, vm) = placed();
+    world.import("c");
+    world.federation.log.clear();
+    world.cut("a", "b", true);
+    world.evict("c", vm, 3 * MINUTE);
+    world.run(MINUTE);
+    world.show(vm);
+    world.evict("c", vm, MINUTE);
+    world.run(2 * MINUTE);
+    world.cut("a", "b", false);
+    world.run(MINUTE);
+    world.show(vm);
+    world.control("a", vm, Action::Start);
+    world.host("b", "b1", 1);
+    world.evict("c", vm, MINUTE);
+    world.run(MINUTE);
+    world.show(vm);
+    check("parked", &world);
+}
+
+#[test]
+fn its_primary_finds_no_place_and_asks_again_until_its_time_is_up() {
+    let mut world = World::chain(&["a", "b"]);
+    world.host("a", "a1", 1);
+    let vm = world.import("a");
+    world.place("a", vm);
+    world.run(MINUTE);
+    world.federation.log.clear();
+    world.evict("a", vm, 5 * MINUTE);
+    world.run(MINUTE);
+    let elsewhere = world.place("b", vm);
+    world.ask("b", Ask::Cancel(elsewhere));
+    world.host("b", "b1", 1);
+    world.break_host("b", "b1", true);
+    world.run(5 * MINUTE);
+    world.show(vm);
+    check("no-place", &world);
+}
+
+#[test]
+fn a_destination_that_cannot_start_it_gives_it_back_and_the_next_offer_is_taken() {
+    let mut world = World::of(&SITES);
+    world.peer("a", "b");
+    world.peer("a", "c");
+    for (site, name) in [("b", "b1"), ("c", "c1")] {
+        world.host(site, name, 1);
+    }
+    let vm = world.import("a");
+    world.break_host("b", "b1", true);
+    world.break_host("c", "c1", true);
+    world.place("a", vm);
+    world.run(MINUTE);
+    world.show(vm);
+    world.break_host("c", "c1", false);
+    world.place("a", vm);
+    world.run(MINUTE);
+    world.show(vm);
+    check("given-back", &world);
+}
+
+#[test]
+fn a_move_is_cancelled_at_each_of_its_steps() {
+    let (mut world, vm) = placed();
+    world.host("b", "b1", 1);
+    let steps =
+        ["migration request", "forced migration", "initiate transfer", "transfer verification"];
+    for step in steps {
+        world.network(move |flight| match asks(flight, step) {
+            true => Fate::Late(20 * Duration::from_secs(1)),
+            false => Fate::Arrives,
+        });
+        let moving = world.move_to("a", vm, &["b"]);
+        world.run(Duration::from_secs(1));
+        world.show(vm);
+        world.ask("a", Ask::Cancel(moving));
+        world.ask("a", Ask::Cancel(moving));
+        world.run(2 * MINUTE);
+        world.show(vm);
+    }
+    world.ask("a", Ask::Cancel(OperationId([9; 16])));
+    check("cancelled", &world);
+}
+
+#[test]
+fn messages_are_lost_at_each_step_and_said_again() {
+    let (mut world, vm) = placed();
+    world.host("a", "a1", 1);
+    let mut lost = std::collections::BTreeSet::new();
+    world.network(move |flight| {
+        let steps = [
+            "forced migration",
+            "initiate transfer",
+            "transfer verification",
+            "deliver",
+            "retire",
+            "report",
+        ];
+        let step = steps.into_iter().find(|step| asks(flight, step));
+        if step.is_some_and(|step| lost.insert(step)) { Fate::Lost } else { Fate::Arrives }
+    });
+    world.host("c", "c2", 2);
+    world.ask("c", Ask::DrainHost(host("c1"), true));
+    world.run(Duration::from_secs(10));
+    world.bring_home("a", vm);
+    world.run(10 * MINUTE);
+    world.show(vm);
+    check("lost", &world);
+}
+
+#[test]
+fn its_source_does_not_answer_for_a_while() {
+    let (mut world, vm) = placed();
+    world.host("a", "a1", 1);
+    world.crash("c");
+    world.bring_home("a", vm);
+    world.run(5 * MINUTE);
+    world.show(vm);
+    world.start("c");
+    world.run(10 * MINUTE);
+    world.show(vm);
+    check("silent", &world);
+}
+
+#[test]
+fn it_moves_through_the_proxies_of_sites_that_relay() {
+    let mut world = World::chain(&SITES);
+    world.relay("b");
+    world.dial_out("a");
+    world.host("c", "c1", 1);
+    let vm = world.import("a");
+    world.place("a", vm);
+    world.run(2 * MINUTE);
+    world.crash("b");
+    world.start("b");
+    world.host("a", "a1", 1);
+    world.bring_home("a", vm);
+    world.run(2 * MINUTE);
+    world.show(vm);
+    check("relayed", &world);
+}
+
+#[test]
+fn it_is_moved_by_restart_and_only_stored() {
+    let (mut world, vm) = placed();
+    world.host("b", "b1", 1);
+    let wish = |operation, mode, dry_run| Ask::Move {
+        operation: OperationId([operation; 16]),
+        vm,
+        peers: Default::default(),
+        local_only: true,
+        boot: false,
+        mode,
+        dry_run,
+    };
+    world.ask("b", wish(1, Mode::Restart, true));
+    world.run(MINUTE);
+    world.ask("b", wish(2, Mode::Restart, false));
+    world.ask("b", wish(3, Mode::Restart, false));
+    world.run(MINUTE);
+    world.show(vm);
+    world.evict("b", vm, HOUR);
+    world.run(10 * MINUTE);
+    world.show(vm);
+    check("restarted", &world);
+}
+
+#[test]
+fn its_primary_finds_it_again_past_a_site_that_is_gone_and_takes_it_over_when_its_host_is() {
+    let (mut world, vm) = placed();
+    world.lose_for_good("b");
+    world.ask("a", Ask::Reclaim { vm, at: "c".parse().unwrap() });
+    world.peer("a", "c");
+    world.ask("a", Ask::Reclaim { vm, at: "c".parse().unwrap() });
+    world.run(MINUTE);
+    world.show(vm);
+    world.power_failure("c");
+    let statement = "c burnt down".to_owned();
+    world.ask("a", Ask::Adopt { vm, statement: statement.clone() });
+    world.ask("a", Ask::Adopt { vm, statement });
+    world.show(vm);
+    world.start("c");
+    world.run(10 * MINUTE);
+    world.show(vm);
+    check("rescued", &world);
+}
+
+#[test]
+fn a_site_that_has_forgotten_runs_nothing_until_it_is_told() {
+    let (mut world, vm) = placed();
+    world.host("b", "b1", 1);
+    world.bring_home("b", vm);
+    world.run(MINUTE);
+    world.bring_home("c", vm);
+    world.run(MINUTE);
+    world.federation.log.clear();
+    world.restore_journal("c", 60);
+    world.run(2 * MINUTE);
+    world.show(vm);
+    world.restore_journal("a", 60);
+    world.run(2 * MINUTE);
+    world.ask("a", Ask::Unfence);
+    world.run(MINUTE);
+    world.show(vm);
+    check("forgotten", &world);
+}
+
+#[test]
+fn a_peering_ends_and_strands_nobody() {
+    let (mut world, vm) = placed();
+    world.peer("a", "c");
+    world.host("a", "a1", 1);
+    world.leave("b", "c", Some(HOUR));
+    world.run(10 * MINUTE);
+    world.show(vm);
+    world.leave("a", "c", Some(HOUR));
+    world.leave("a", "c", None);
+    world.run(MINUTE);
+    check("parted", &world);
+}
+
+#[test]
+fn what_is_ready_is_kept_for_so_long_and_no_longer() {
+    let config = Config { admit_life: MINUTE, ready_life: MINUTE, ..Config::default() };
+    let mut world = World::with(&SITES, Crypto::Fast, &config);
+    world.peer("a", "b");
+    world.peer("b", "c");
+    world.host("c", "c1", 1);
+    let vm = world.import("a");
+    world.place("a", vm);
+    // The READY has passed b.
+    world.run(Duration::from_millis(141));
+    world.cut("a", "c", true);
+    world.cut("b", "c", true);
+    world.show(vm);
+    world.run(3 * MINUTE);
+    world.show(vm);
+    world.cut("a", "c", false);
+    world.cut("b", "c", false);
+    world.run(2 * HOUR);
+    world.show(vm);
+    check("lapsed", &world);
+}
+
+#[test]
+fn two_controllers_want_it_at_once() {
+    let (mut world, vm) = placed();
+    world.host("a", "a1", 1);
+    world.host("b", "b1", 1);
+    world.bring_home("a", vm);
+    world.bring_home("b", vm);
+    world.run(10 * MINUTE);
+    world.show(vm);
+    check("wanted-twice", &world);
+}
