@@ -237,11 +237,16 @@ impl Site {
             }
             if let Some(target) = &known.target {
                 let (state, who, until) = match target.step {
-                    TargetStep::Admitted | TargetStep::Receiving => (
-                        if target.step == TargetStep::Admitted { "ADMITTED" } else { "RECEIVING" },
+                    TargetStep::Admitted => (
+                        "ADMITTED",
                         "this site: to fetch the files",
                         self.timer(&Timer::AdmitExpiry(*migration))
-                            .map(|at| (at, "this site drops what it has, if no byte came")),
+                            .map(|at| (at, "this site gives the place up, if no byte has come")),
+                    ),
+                    TargetStep::Receiving => (
+                        "RECEIVING",
+                        "this site: to fetch the files",
+                        Some((target.expires, "this site drops what it has")),
                     ),
                     TargetStep::Ready => (
                         "READY",
