@@ -133,6 +133,11 @@ impl World {
         }
     }
 
+    /// A site lets a peer do this from now on, and no more.
+    pub fn terms(&mut self, at: &str, peer: &str, peering: Peering) {
+        self.federation.set_peering(&site(at), &site(peer), peering);
+    }
+
     /// Whether a site ends its peering with a peer.
     pub fn is_ending(&self, at: &str, peer: &str) -> bool {
         let machine = self.federation.nodes[&site(at)].machine.as_ref();

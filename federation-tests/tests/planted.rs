@@ -1,7 +1,8 @@
 //! Planted bugs: the simulator must find each of them, or what it does not find proves nothing.
 //!
 //! Every patch of `planted/` puts one bug into the rules. It is applied to a copy of the
-//! workspace, the simulator is built with it, and must break a rule within a thousand federations.
+//! workspace, the simulator is built with it, and must break a rule within a thousand federations:
+//! the first ones, or those "from seed N on", as the patch says.
 //! `SOJOURN_PLANTED=NAME` tries one bug alone.
 
 #![allow(clippy::print_stdout, reason = "what was found, and how soon, is the measurement")]
@@ -22,6 +23,8 @@ const SHOWN: usize = 20;
 struct Bug {
     name: String,
     patch: PathBuf,
+    /// The first seed.
+    from: u64,
 }
 
 /// A copy of the workspace. It is kept for the next run, as what was built from it is.
@@ -43,7 +46,7 @@ fn every_planted_bug_is_found_within_a_thousand_federations() {
 
     let copy = Copy::new();
     copy.build().unwrap_or_else(|why| panic!("the rules as they are: {why}"));
-    let sound = copy.simulate();
+    let sound = copy.simulate(0);
     let text = String::from_utf8_lossy(&sound.stdout);
     assert!(sound.status.success(), "without any bug a rule is broken:\n{text}");
 
@@ -79,7 +82,11 @@ fn planted() -> Vec<Bug> {
         for file in touched {
             assert!(file.starts_with("protocol/src/"), "{name} is not in the rules: {file}");
         }
-        bugs.push(Bug { name, patch });
+        let from = what.split_once("from seed ").map_or(0, |(_, seed)| {
+            let digits = seed.split(' ').next().unwrap_or_default();
+            digits.parse().unwrap_or_else(|_| panic!("{name}: from which seed?"))
+        });
+        bugs.push(Bug { name, patch, from });
     }
     bugs.sort_by(|one, other| one.name.cmp(&other.name));
     bugs
@@ -116,7 +123,7 @@ impl Copy {
     /// Puts a bug in, looks for it, and takes it out: the seed that found it, and the rule.
     fn find(&self, bug: &Bug) -> Result<(u64, String), String> {
         self.apply(bug, &[])?;
-        let found = self.build().and_then(|()| self.look());
+        let found = self.build().and_then(|()| self.look(bug.from));
         self.apply(bug, &["--reverse"]).expect("it was applied");
         found
     }
@@ -147,14 +154,15 @@ impl Copy {
         Err(format!("does not build:\n{}", lines.join("\n")))
     }
 
-    fn simulate(&self) -> Output {
+    fn simulate(&self, from: u64) -> Output {
         let mut simulate = Command::new(self.built.join("release/simulate"));
-        simulate.args(["--no-shrink", "--seeds", &format!("0..{SEEDS}")]);
+        let seeds = format!("{from}..{}", from + SEEDS);
+        simulate.args(["--no-shrink", "--seeds", &seeds]);
         simulate.output().expect("it was just built")
     }
 
-    fn look(&self) -> Result<(u64, String), String> {
-        let output = self.simulate();
+    fn look(&self, from: u64) -> Result<(u64, String), String> {
+        let output = self.simulate(from);
         let text = String::from_utf8_lossy(&output.stdout);
         match (output.status.code(), text.split_once("BROKEN by seed ")) {
             (Some(1), Some((_, found))) => {

@@ -300,6 +300,10 @@ fn parted(dice: &mut Dice, links: usize, vms: usize) -> Vec<(Deed, Duration)> {
     for vm in 0..vms {
         let mode = Mode::Hibernate;
         let go = Deed::Ask(0, Wish::Move { vm, local: false, boot: true, mode, dry_run: false });
+        if dice.once_in(2) {
+            // The Source may have released it, and told nobody.
+            deeds.push((Deed::CrashAt(0, "released", When::After), Duration::ZERO));
+        }
         deeds.extend(all(|link| Deed::Slow(link, LATENCY_MS)));
         deeds.push((go, Duration::from_millis(11_000 + dice.throw() % 6_000)));
         deeds.extend(all(|link| Deed::Cut { link, one_way: false }));

@@ -1,8 +1,10 @@
 //! The stories that are told.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use federation_tests::world::{Crypto, Fate, World, asks, host};
+use federation_tests::world::{Crypto, Fate, Flight, Load, World, asks, host};
+use model::peering::{Limits, Peering, Right};
 use model::{Monitoring, OperationId, VmId};
 use protocol::{Action, Ask, Config, Mode};
 
@@ -28,6 +30,19 @@ fn placed() -> (World, VmId) {
     world.run(MINUTE);
     world.federation.log.clear();
     (world, vm)
+}
+
+/// Each message comes twice, and what comes again not once more.
+fn twice() -> impl FnMut(&Flight) -> Fate {
+    let mut seen = BTreeSet::new();
+    move |flight| {
+        let (line, is_request) = match &flight.load {
+            Load::Request { from, .. } => (from, true),
+            Load::Answer { to, .. } => (to, false),
+        };
+        let is_new = seen.insert((line.site.clone(), line.call.0, is_request));
+        if is_new { Fate::Twice } else { Fate::Arrives }
+    }
 }
 
 #[test]
@@ -183,7 +198,7 @@ fn a_move_is_cancelled_at_each_of_its_steps() {
 fn messages_are_lost_at_each_step_and_said_again() {
     let (mut world, vm) = placed();
     world.host("a", "a1", 1);
-    let mut lost = std::collections::BTreeSet::new();
+    let mut lost = BTreeSet::new();
     world.network(move |flight| {
         let steps = [
             "forced migration",
@@ -349,4 +364,178 @@ fn two_controllers_want_it_at_once() {
     world.run(10 * MINUTE);
     world.show(vm);
     check("wanted-twice", &world);
+}
+
+#[test]
+fn a_destination_that_is_never_reached_again_makes_room_for_the_next_offer() {
+    let mut world = World::of(&SITES);
+    for (peer, name) in [("b", "b1"), ("c", "c1")] {
+        world.peer("a", peer);
+        world.host(peer, name, 1);
+    }
+    let vm = world.import("a");
+    let mut first = None;
+    world.network(move |flight| {
+        let to = match &flight.load {
+            Load::Request { to, .. } if asks(flight, "initiate transfer") => to,
+            _ => return Fate::Arrives,
+        };
+        if *first.get_or_insert(to.clone()) == *to { Fate::Lost } else { Fate::Arrives }
+    });
+    world.place("a", vm);
+    world.run(10 * MINUTE);
+    world.show(vm);
+    check("unreached", &world);
+}
+
+#[test]
+fn a_source_is_never_reached_again_and_the_move_is_given_up() {
+    let (mut world, vm) = placed();
+    world.host("a", "a1", 1);
+    world.cut("b", "c", true);
+    world.bring_home("a", vm);
+    world.run(5 * MINUTE);
+    world.show(vm);
+    check("given-up", &world);
+}
+
+#[test]
+fn nobody_is_asked_twice_or_too_far_away() {
+    let mut world = World::chain(&["a", "b", "c", "d", "e", "f"]);
+    world.peer("a", "c");
+    world.host("f", "f1", 1);
+    let vm = world.import("a");
+    world.network(twice());
+    world.place("a", vm);
+    world.run(MINUTE);
+    world.calm();
+    let out_of_reach = world.import("a");
+    world.host("e", "e1", 1);
+    world.place("a", out_of_reach);
+    world.run(MINUTE);
+    world.show(out_of_reach);
+    check("far", &world);
+}
+
+#[test]
+fn peerings_let_so_much_be_done_and_no_more() {
+    let mut world = World::chain(&SITES);
+    world.host("b", "b1", 4);
+    world.host("c", "c1", 4);
+    let only = |may: &[Right], vms| Peering {
+        may: may.iter().copied().collect(),
+        limits: Limits { vms, ..Limits::default() },
+        ..Peering::default()
+    };
+    let (one, other) = (world.import("a"), world.import("a"));
+    world.terms("a", "b", only(&[Right::Place], None));
+    world.move_to("a", one, &["b"]);
+    world.place("a", one);
+    world.terms("a", "b", only(&[Right::Host], None));
+    world.terms("b", "a", only(&[Right::Place], Some(1)));
+    world.move_to("a", one, &["d"]);
+    world.place("a", one);
+    world.run(MINUTE);
+    world.place("a", other);
+    world.run(MINUTE);
+    world.terms("b", "a", only(&[Right::Host], None));
+    world.place("a", other);
+    world.run(MINUTE);
+    world.terms("a", "b", Peering::default());
+    world.terms("b", "a", Peering::default());
+    world.terms("b", "c", only(&[Right::Place], None));
+    world.host("b", "b2", 4);
+    world.ask("b", Ask::DrainHost(host("b1"), true));
+    world.run(MINUTE);
+    world.terms("c", "b", only(&[Right::Place], Some(0)));
+    world.terms("b", "c", Peering::default());
+    world.ask("b", Ask::DrainHost(host("b2"), true));
+    world.run(10 * MINUTE);
+    world.show(one);
+    check("terms", &world);
+}
+
+#[test]
+fn every_message_comes_twice() {
+    let (mut world, vm) = chain();
+    world.host("a", "a1", 1);
+    world.network(twice());
+    world.move_to("a", vm, &["b"]);
+    world.run(MINUTE);
+    world.ask("a", Ask::Control(vm, Action::Pause));
+    world.bring_home("a", vm);
+    world.run(MINUTE);
+    world.show(vm);
+    check("twice", &world);
+}
+
+#[test]
+fn every_message_is_late() {
+    let (mut world, vm) = chain();
+    world.host("a", "a1", 1);
+    world.network(|_| Fate::Late(Duration::from_secs(3)));
+    world.move_to("a", vm, &["b"]);
+    world.run(2 * MINUTE);
+    world.network(|_| Fate::Late(Duration::from_secs(45)));
+    world.bring_home("a", vm);
+    world.run(10 * MINUTE);
+    world.show(vm);
+    check("late", &world);
+}
+
+#[test]
+fn every_site_starts_anew_at_each_step_of_a_move() {
+    let (mut world, vm) = placed();
+    world.host("a", "a1", 1);
+    world.bring_home("a", vm);
+    for _ in 0..12 {
+        world.run(Duration::from_millis(25));
+        for site in SITES {
+            world.crash(site);
+        }
+        for site in SITES {
+            world.start(site);
+        }
+    }
+    world.run(10 * MINUTE);
+    world.show(vm);
+    check("restarts", &world);
+}
+
+#[test]
+fn disks_are_full_and_files_damaged_on_the_way() {
+    let (mut world, vm) = chain();
+    world.fill_files("c", true);
+    world.place("a", vm);
+    world.run(MINUTE);
+    world.fill_files("c", false);
+    world.damage("c");
+    world.place("a", vm);
+    world.run(10 * MINUTE);
+    world.fill_journal("c", true);
+    world.ask("a", Ask::Control(vm, Action::Stop));
+    world.run(MINUTE);
+    world.fill_journal("c", false);
+    world.run(MINUTE);
+    world.show(vm);
+    check("full", &world);
+}
+
+#[test]
+fn a_guest_dies_by_itself_and_its_host_loses_power() {
+    let (mut world, vm) = placed();
+    world.power_failure("c");
+    world.run(MINUTE);
+    world.show(vm);
+    world.start("c");
+    world.run(MINUTE);
+    world.break_host("c", "c1", true);
+    world.power_failure("c");
+    world.start("c");
+    world.run(5 * MINUTE);
+    world.show(vm);
+    world.break_host("c", "c1", false);
+    world.run(5 * MINUTE);
+    world.show(vm);
+    check("power", &world);
 }
