@@ -79,14 +79,15 @@ impl Site {
         of_vm || coming || of_journey
     }
 
-    /// Whether a migration between two others, or one that was handed back, was never heard to have
-    /// ended: its last word may have to come this way.
+    /// Whether a migration between two others, one that was handed back, or one whose files are kept
+    /// no longer, was never heard to have ended: its last word may have to come this way.
     fn may_be_asked_by(&self, peer: &PeerName) -> bool {
         self.state.migrations.values().any(|migration| {
             let pending = migration.pending.as_ref().filter(|_| migration.owned.is_none());
             let between = pending.is_some_and(|(up, down)| up.peer == *peer || down.peer == *peer);
             let target = migration.target.as_ref();
-            let given_back = target.is_some_and(|t| t.step == TargetStep::HandedBack);
+            let gives_back = |step| matches!(step, TargetStep::HandedBack | TargetStep::Lapsed);
+            let given_back = target.is_some_and(|t| gives_back(t.step));
             let its = target.is_some_and(|t| t.asker == Party::Peer(peer.clone()));
             between || (given_back && its)
         })

@@ -3,7 +3,7 @@
 use crate::row::Row;
 
 /// The version of the row types that this release writes. It reads this one and all before it.
-pub const ROW_VERSION: u32 = 1;
+pub const ROW_VERSION: u32 = 2;
 
 /// One row of a journal in its stored form.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -289,6 +289,11 @@ impl Step<'_> {
             if let Some(stay) = stay.filter(|s| s.power == PowerState::Active || s.starting) {
                 self.command(Command::Pause(stay.host, vm, stay.epoch));
             }
+            // Where files arrive the VM may lie already, which came in what was forgotten.
+            let arriving = self.open_targets(vm).filter(|(_, t)| t.step < TargetStep::Ready);
+            for migration in arriving.map(|(migration, _)| migration).collect::<Vec<_>>() {
+                self.command(Command::Close { migration, source: false });
+            }
             self.confirm(vm);
         }
     }
@@ -431,7 +436,7 @@ impl Step<'_> {
             || migrations.any(|(_, migration)| {
                 let passed_on = migration.pending.is_some() && migration.owned.is_none();
                 let arrived = migration.target.as_ref().map(|target| target.step);
-                passed_on || matches!(arrived, Some(TargetStep::Ready | TargetStep::Lapsed))
+                passed_on || arrived == Some(TargetStep::Ready)
             })
     }
 
@@ -526,8 +531,8 @@ impl Step<'_> {
         }
         self.release(vm);
         self.note(vm, "confirmed: what this site knows of it holds");
-        let targets: Vec<_> = self.open_targets(vm).map(|(migration, _)| migration).collect();
-        for migration in targets {
+        let targets = self.open_targets(vm).filter(|(_, target)| target.step.arrives());
+        for migration in targets.map(|(migration, _)| migration).collect::<Vec<_>>() {
             self.pull(migration);
         }
         let of_vm = self.site.state.migrations_of(vm);

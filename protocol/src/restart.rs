@@ -221,18 +221,17 @@ impl Step<'_> {
                         _ => target.expires,
                     };
                     self.arm(Timer::AdmitExpiry(migration), until);
-                    self.pull(migration);
+                    // What lies at its place may be the VM, which came in what was forgotten.
+                    if !self.site.state.held.contains(&vm) {
+                        self.pull(migration);
+                    }
                 }
                 TargetStep::Ready => {
                     self.arm_lapse(migration);
                     self.pull(migration);
                 }
-                TargetStep::Lapsed => {
-                    self.pull(migration);
-                    self.purge_files(target.host.clone(), vm, target.epoch());
-                }
                 TargetStep::Owned => {}
-                TargetStep::HandedBack | TargetStep::Dropped => {
+                TargetStep::Lapsed | TargetStep::HandedBack | TargetStep::Dropped => {
                     self.purge_files(target.host.clone(), vm, target.epoch());
                 }
             }

@@ -146,8 +146,8 @@ pub(crate) enum Asker {
 pub(crate) struct GivenUp {
     /// Who said so.
     pub from: Party,
-    /// The signed ABORTED, for whoever asks for the migration later.
-    pub aborted: Signed<model::Statement>,
+    /// Of which VM.
+    pub vm: VmId,
     /// When what was said before it cannot be on its way any more.
     pub forget: Time,
 }
@@ -636,13 +636,11 @@ impl Step<'_> {
     fn forget_what_is_old(&mut self) {
         let now = self.world.now();
         self.site.offers.retain(|offer| offer.forget > now);
-        self.site.given_up.retain(|given_up| given_up.forget > now);
         // One that is still waited for ends by its own timer, also if the clock has jumped.
         self.site
             .gatherings
             .retain(|gathering| gathering.forget > now || !gathering.awaiting.is_empty());
-        let site = &self.site;
-        if !(site.offers.is_empty() && site.gatherings.is_empty() && site.given_up.is_empty()) {
+        if !self.site.offers.is_empty() || !self.site.gatherings.is_empty() {
             self.arm_after(Timer::Offers, self.site.config.offer_life);
         }
     }

@@ -51,8 +51,8 @@ impl Step<'_> {
                 if !self.site.state.migrations.contains_key(&migration) =>
             {
                 let from = came.map_or(Party::Here, |edge| Party::Peer(edge.peer));
-                let answer = self.give_up_unheard(from, vm, migration);
-                self.answer(caller, answer);
+                self.give_up_unheard(from, vm, migration);
+                self.answer(caller, Answer::Unknown);
             }
             Op::TransferVerification { vm, migration, ready } => {
                 self.verify(caller, vm, migration, controller, ready);
@@ -117,9 +117,11 @@ impl Step<'_> {
                 return self.answer(caller, Answer::Verified(outcome));
             }
         }
-        if let Some(given_up) = self.site.given_up.get(&migration) {
-            let outcome = Outcome::Aborted(given_up.aborted.clone());
-            return self.answer(caller, Answer::Verified(outcome));
+        let given_up = self.site.given_up.get(&migration);
+        if given_up.is_some_and(|given_up| given_up.vm == vm && given_up.forget > self.world.now())
+        {
+            let reason = "its Controller has given this migration up".to_owned();
+            return self.answer(caller, Answer::Failed { reason });
         }
         if self.site.state.open_source(vm).is_some_and(|(open, _)| open != migration) {
             let reason = "another migration of this VM is under way".to_owned();
@@ -201,18 +203,12 @@ impl Step<'_> {
     }
 
     /// A migration is given up that never came here. It may still be on its way, and would have
-    /// this site wait for a Destination that nobody sends.
-    fn give_up_unheard(&mut self, from: Party, vm: VmId, migration: MigrationId) -> Answer {
-        if self.site.state.held.contains(&vm) {
-            // It may have come in what was forgotten.
-            return Answer::Unknown;
-        }
-        let Some(stay) = self.stay_of(vm) else { return Answer::Unknown };
-        let aborted = self.seal(stay.key, &Statement { vm, migration, fact: Fact::Aborted });
-        let forget = self.world.now().after(UNUSED_LIFE);
-        self.site.given_up.insert(migration, GivenUp { from, aborted: aborted.clone(), forget });
-        self.arm_forgetting();
-        Answer::Verified(Outcome::Aborted(aborted))
+    /// this site wait for a Destination that nobody sends. Nothing is signed: this is not durable.
+    fn give_up_unheard(&mut self, from: Party, vm: VmId, migration: MigrationId) {
+        let now = self.world.now();
+        self.site.given_up.retain(|given_up| given_up.forget > now);
+        let forget = now.after(UNUSED_LIFE);
+        self.site.given_up.insert(migration, GivenUp { from, vm, forget });
     }
 
     pub(crate) fn serve(&mut self, migration: MigrationId) {
@@ -519,7 +515,6 @@ impl Step<'_> {
         self.persist(Row::Returned { migration, certificate: certificate.clone() });
         self.note(vm, "handed back by the Destination");
         self.command(Command::Close { migration, source: true });
-        self.report_up(vm);
         if active {
             self.start_again(vm);
         }

@@ -25,6 +25,7 @@ use crate::message::{Answer, Op, Request, Told};
 use crate::path::Verifier;
 use crate::row::{LIBRARY, Party, Row};
 use crate::site::{OfferAt, OfferMade, Step};
+use crate::source::FENCED_RETRY;
 use crate::state::{SourceStep, Stay, TargetRole, TargetStep, library};
 use crate::timer::Timer;
 
@@ -41,10 +42,6 @@ const GIVEN_UP: &str = "the Destination gave the transfer up; its operator sees 
 
 /// How long a READY Destination waits before it dials a Source again that hung up.
 const REDIAL: std::time::Duration = std::time::Duration::from_secs(10);
-
-/// The same when it keeps the record alone: the Source may have forgotten the transfer, and if not,
-/// it waits for a handback, and has waited for days.
-const REDIAL_LATE: std::time::Duration = std::time::Duration::from_secs(3600);
 
 /// What a saved run state may take beside the guest's memory: device state, page headers.
 const STATE_OVERHEAD: u64 = 64 << 20;
@@ -355,11 +352,13 @@ impl Step<'_> {
     pub(crate) fn dial_again(&mut self, migration: MigrationId) {
         let Some((_, target)) = self.target_role(migration) else { return };
         match target.step {
-            TargetStep::Admitted
-            | TargetStep::Receiving
-            | TargetStep::Ready
-            | TargetStep::Lapsed => self.pull(migration),
-            TargetStep::Owned | TargetStep::HandedBack | TargetStep::Dropped => {
+            TargetStep::Admitted | TargetStep::Receiving | TargetStep::Ready => {
+                self.pull(migration);
+            }
+            TargetStep::Lapsed
+            | TargetStep::Owned
+            | TargetStep::HandedBack
+            | TargetStep::Dropped => {
                 self.command(Command::Close { migration, source: false });
             }
         }
@@ -437,10 +436,9 @@ impl Step<'_> {
                 self.drop_target(migration, reason);
             }
             // The record stays; the certificate may come by the path, or after the next dial.
-            Some(step @ (TargetStep::Ready | TargetStep::Lapsed)) => {
-                let wait = if step == TargetStep::Ready { REDIAL } else { REDIAL_LATE };
+            Some(TargetStep::Ready) => {
                 self.command(Command::Close { migration, source: false });
-                self.arm_after(Timer::Pull(migration), wait);
+                self.arm_after(Timer::Pull(migration), REDIAL);
             }
             // The Source has heard all it must and hung up, or will hear it by the path.
             Some(_) => self.command(Command::Close { migration, source: false }),
@@ -449,6 +447,11 @@ impl Step<'_> {
     }
 
     pub(crate) fn admit_expired(&mut self, migration: MigrationId) {
+        let vm = self.target_role(migration).map(|(vm, _)| vm);
+        if vm.is_some_and(|vm| self.site.state.held.contains(&vm)) {
+            // It may have been here in what was forgotten, and its files be the VM's.
+            return self.arm_after(Timer::AdmitExpiry(migration), FENCED_RETRY);
+        }
         let role = self.target_role(migration).map(|(_, target)| (target.step, target.expires));
         match role {
             // Bytes arrive: it has all of its time.
@@ -510,6 +513,9 @@ impl Step<'_> {
         }
         let (host, epoch) = (target.host.clone(), target.epoch());
         self.persist(Row::Lapsed { migration });
+        // It dials no more: the places of a proxy are few. Who has the certificate brings it.
+        self.disarm(&Timer::Pull(migration));
+        self.command(Command::Close { migration, source: false });
         self.note(
             vm,
             "ALARM: the Source has not said for too long whether the VM is this site's; what \
@@ -564,7 +570,7 @@ impl Step<'_> {
             TargetStep::Ready | TargetStep::Lapsed if self.site.state.held.contains(&vm) => {
                 // It may have been here and gone on in what was forgotten.
                 let reason = "this site's journal is older than a peer remembers".to_owned();
-                let answer = Answer::Conflict { reason, retry_after: crate::source::FENCED_RETRY };
+                let answer = Answer::Conflict { reason, retry_after: FENCED_RETRY };
                 return caller.into_iter().for_each(|caller| self.answer(caller, answer.clone()));
             }
             TargetStep::Ready | TargetStep::Lapsed => {}
