@@ -6,11 +6,11 @@
 
 #![allow(clippy::print_stdout, reason = "the counts of states are the result")]
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use federation_tests::world::{Federation, Point, Step, World};
+use federation_tests::world::{Crypto, Federation, Point, Step, World};
 use model::{PeerName, VmId};
-use protocol::{Migration, SourceStep, TargetStep};
+use protocol::{Config, Migration, SourceStep, TargetStep};
 use stateright::{Checker, Model, Property};
 
 /// Crashes are tried before each of the first effects of an event; no event has more.
@@ -47,6 +47,9 @@ struct Handoff {
     vm: VmId,
     starts: Vec<Federation>,
     faults: Faults,
+    /// The Destination keeps what is ready for less time than anything else takes, and can start
+    /// the guest.
+    is_impatient: bool,
 }
 
 impl Model for Handoff {
@@ -182,8 +185,29 @@ impl Model for Handoff {
                 }),
             ]);
         }
+        if self.is_impatient {
+            properties.extend([
+                Property::sometimes("a Destination is LAPSED", |_, now: &Now| {
+                    let mut nodes = now.federation.nodes.values();
+                    nodes.any(|node| {
+                        has_target(node.durable.migrations.values(), TargetStep::Lapsed)
+                    })
+                }),
+                // Its host starts guests: there is no other reason.
+                Property::sometimes("a LAPSED one ends in HANDED_BACK", |_, now: &Now| {
+                    rests_with_target(now, TargetStep::HandedBack)
+                }),
+                Property::sometimes("a Source ends in RETURNED", |_, now: &Now| {
+                    rests_with_source(now, SourceStep::Returned)
+                }),
+            ]);
+        }
         properties
     }
+}
+
+fn has_target<'a>(mut all: impl Iterator<Item = &'a Migration>, step: TargetStep) -> bool {
+    all.any(|migration| migration.target.as_ref().is_some_and(|role| role.step == step))
 }
 
 /// Whether nothing more happens, and a Source of some migration stays in this step.
@@ -284,15 +308,34 @@ fn starts(
 
 /// The VM of a runs at a, which is its Controller and its Source; b may be its Destination.
 fn two_sites() -> (World, VmId) {
-    let mut world = World::chain(&["a", "b"]);
+    two_sites_with(&Config::default())
+}
+
+fn two_sites_with(config: &Config) -> (World, VmId) {
+    let mut world = World::with(&["a", "b"], Crypto::Fast, config);
+    world.peer("a", "b");
     world.host("a", "h1", 1);
     let vm = world.import("a");
     world.bring_home("a", vm);
     world.until_runs(vm, "a");
     world.settle();
     world.host("b", "h1", 1);
-    world.run(std::time::Duration::from_secs(3600));
+    world.run(Duration::from_secs(3600));
     (world, vm)
+}
+
+/// The same where what is ready is kept for a minute, and b starts its guests.
+fn two_impatient_sites() -> (Vec<Federation>, VmId) {
+    let config = Config {
+        admit_life: Duration::from_secs(60),
+        ready_life: Duration::ZERO,
+        ..Config::default()
+    };
+    let (mut world, vm) = two_sites_with(&config);
+    world.move_to("a", vm, &["b"]);
+    world.federation.logging = false;
+    world.federation.log.clear();
+    (vec![world.federation], vm)
 }
 
 /// a knows b, b knows c. The VM of a runs at c; a is Controller, b on the way.
@@ -304,7 +347,7 @@ fn three_sites() -> (World, VmId) {
     world.until_runs(vm, "c");
     world.settle();
     world.host("a", "h1", 1);
-    world.run(std::time::Duration::from_secs(3600));
+    world.run(Duration::from_secs(3600));
     (world, vm)
 }
 
@@ -315,7 +358,16 @@ const ANY_ONE: Faults =
 #[test]
 fn two_sites_hand_over_whatever_fails_once() {
     let (starts, vm) = starts(two_sites, "a", "b");
-    check("Controller and Source, Destination", Handoff { vm, starts, faults: ANY_ONE });
+    check(
+        "Controller and Source, Destination",
+        Handoff { vm, starts, faults: ANY_ONE, is_impatient: false },
+    );
+}
+
+#[test]
+fn what_a_destination_keeps_no_longer_goes_back() {
+    let (starts, vm) = two_impatient_sites();
+    check("an impatient Destination", Handoff { vm, starts, faults: ANY_ONE, is_impatient: true });
 }
 
 #[test]
@@ -323,7 +375,10 @@ fn two_sites_hand_over_whatever_fails_once() {
 fn two_sites_hand_over_with_two_crashes_or_a_crash_and_a_lost_or_repeated_message() {
     let (starts, vm) = starts(two_sites, "a", "b");
     let faults = Faults { crashes: 2, power_failures: 0, early_deadlines: 0, all: 2, ..ANY_ONE };
-    check("Controller and Source, Destination", Handoff { vm, starts, faults });
+    check(
+        "Controller and Source, Destination",
+        Handoff { vm, starts, faults, is_impatient: false },
+    );
 }
 
 #[test]
@@ -331,7 +386,7 @@ fn a_source_two_hops_away_hands_over_whatever_fails_once() {
     let (starts, vm) = starts(three_sites, "a", "a");
     check(
         "Controller and Destination, Intermediary, Source",
-        Handoff { vm, starts, faults: ANY_ONE },
+        Handoff { vm, starts, faults: ANY_ONE, is_impatient: false },
     );
 }
 
@@ -344,14 +399,17 @@ fn three_roles() -> (World, VmId) {
     world.until_runs(vm, "c");
     world.settle();
     world.host("d", "h1", 1);
-    world.run(std::time::Duration::from_secs(3600));
+    world.run(Duration::from_secs(3600));
     (world, vm)
 }
 
 #[test]
 fn three_roles_at_three_sites_hand_over_whatever_fails_once() {
     let (starts, vm) = starts(three_roles, "a", "d");
-    check("Controller, Source, Destination", Handoff { vm, starts, faults: ANY_ONE });
+    check(
+        "Controller, Source, Destination",
+        Handoff { vm, starts, faults: ANY_ONE, is_impatient: false },
+    );
 }
 
 /// As [`three_sites`], with a host at b too; and the same where a's host starts no guest.
@@ -361,7 +419,7 @@ fn two_controllers() -> (Vec<Federation>, VmId) {
     for broken in [false, true] {
         let (mut world, vm) = three_sites();
         world.host("b", "h1", 1);
-        world.run(std::time::Duration::from_secs(3600));
+        world.run(Duration::from_secs(3600));
         world.break_host("a", "h1", broken);
         world.bring_home("a", vm);
         world.bring_home("b", vm);
@@ -379,7 +437,10 @@ const NONE: Faults =
 #[test]
 fn of_two_controllers_at_once_each_ends_and_the_vm_runs_once() {
     let (starts, vm) = two_controllers();
-    check("Controllers a and b, Source c", Handoff { vm, starts, faults: NONE });
+    check(
+        "Controllers a and b, Source c",
+        Handoff { vm, starts, faults: NONE, is_impatient: false },
+    );
 }
 
 #[test]
@@ -389,5 +450,5 @@ fn of_two_controllers_at_once_each_ends_also_if_a_site_crashes() {
     // With the other one it takes five times as long.
     starts.truncate(1);
     let faults = Faults { crashes: 1, all: 1, ..NONE };
-    check("Controllers a and b, Source c", Handoff { vm, starts, faults });
+    check("Controllers a and b, Source c", Handoff { vm, starts, faults, is_impatient: false });
 }

@@ -62,11 +62,12 @@ impl Ledger {
 
     /// Takes down what a durable row decides, and tells which rule it breaks.
     pub(super) fn decided(&mut self, row: &Row) -> Option<String> {
-        const AGAINST: [(&str, &str); 5] = [
+        const AGAINST: [(&str, &str); 6] = [
             ("released", "aborted"),
             ("released", "dropped"),
             ("owned", "aborted"),
             ("owned", "handed_back"),
+            ("owned", "lapsed"),
             ("receipted", "returned"),
         ];
         let migration = match row {
@@ -75,6 +76,7 @@ impl Ledger {
             | Row::Dropped { migration, .. }
             | Row::Owned { migration, .. }
             | Row::HandedBack { migration, .. }
+            | Row::Lapsed { migration }
             | Row::Receipted { migration, .. }
             | Row::Returned { migration, .. } => *migration,
             _ => return None,
@@ -104,7 +106,6 @@ impl Federation {
             .chain(self.epochs_never_fall())
             .chain(self.turned_paths_are_known())
             .chain(self.sections_are_kept())
-            .chain(self.indices_hold())
             .collect();
         for violation in broken {
             self.violate(violation);
@@ -257,16 +258,6 @@ impl Federation {
         broken
     }
 
-    /// What a site looks up is what its rows say.
-    fn indices_hold(&self) -> Vec<String> {
-        let states = self.nodes.iter().flat_map(|(name, node)| {
-            let in_mind = node.machine.iter().map(|machine| &machine.state);
-            in_mind.chain([&node.durable]).map(move |state| (name, state))
-        });
-        let wrong = states.filter(|(_, state)| !state.is_indexed());
-        wrong.map(|(name, _)| format!("{name} would look up what is not there")).collect()
-    }
-
     /// What is left over at any site although nothing is under way any more.
     pub fn leftovers(&self) -> Vec<String> {
         let here = self.nodes.iter().filter(|(_, node)| !node.gone);
@@ -314,10 +305,7 @@ fn left_at(name: &PeerName, node: &Node) -> Vec<String> {
         add(format!("a token for {migration}"));
     }
     for (migration, pull) in &node.pulls {
-        let target = state.migrations.get(migration).and_then(|m| m.target.as_ref());
-        // Where nobody came it dials on, in case that the Source ever does.
-        let lapsed = target.is_some_and(|target| target.step == protocol::TargetStep::Lapsed);
-        if pull.active && !lapsed {
+        if pull.active {
             add(format!("a session for {migration}"));
         }
     }

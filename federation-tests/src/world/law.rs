@@ -25,6 +25,8 @@ struct Turn<'a, 'b> {
     name: &'a PeerName,
     crash: &'a mut Crash<'b>,
     point: Option<Point>,
+    /// Whether rows were written in it.
+    wrote: bool,
     done: usize,
 }
 
@@ -54,6 +56,7 @@ impl Driver<Outside> for Turn<'_, '_> {
             return Err(self.end(keep));
         }
         self.federation.count_rows(self.name, &output.rows);
+        self.wrote = true;
         Ok(())
     }
 
@@ -79,7 +82,7 @@ impl Driver<Outside> for Turn<'_, '_> {
             return Err(self.end(0));
         }
         if self.done == 0 {
-            self.federation.compare(self.name, site);
+            self.federation.compare(self.name, site, self.wrote);
         }
         self.done += 1;
         self.federation.carry_out(self.name, effect);
@@ -163,16 +166,16 @@ impl Federation {
         };
         // While its machine is at work the site counts as up.
         node.working = true;
-        let mut turn = Turn { federation: self, name, crash, point: None, done: 0 };
+        let mut turn = Turn { federation: self, name, crash, point: None, wrote: false, done: 0 };
         let result = catch_unwind(AssertUnwindSafe(|| work(&mut site, &mut outside, &mut turn)));
-        let (point, done) = (turn.point, turn.done);
+        let (point, wrote, done) = (turn.point, turn.wrote, turn.done);
         let node = self.node(name);
         node.working = false;
         node.made = outside.made;
         match result {
             Ok(Ok(())) => {
                 if done == 0 {
-                    self.compare(name, &site);
+                    self.compare(name, &site, wrote);
                 }
                 self.node(name).machine = Some(site);
                 if matches!(point, Some(Point::AfterEffects(_))) {
@@ -189,7 +192,10 @@ impl Federation {
     }
 
     /// The rows that a machine gave away make the state that it goes on with.
-    fn compare(&mut self, name: &PeerName, site: &Site) {
+    fn compare(&mut self, name: &PeerName, site: &Site, wrote: bool) {
+        if wrote && !(site.state.is_indexed() && self.nodes[name].durable.is_indexed()) {
+            self.violate(format!("{name} would look up what is not there"));
+        }
         // The comparison is as long as the history; a long one is compared now and then.
         let node = &self.nodes[name];
         if node.disk.transactions() > COMPARED && !node.disk.transactions().is_multiple_of(COMPARED)
