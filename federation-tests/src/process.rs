@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use model::vm::{Disk, Restrictions};
 use model::{Bytes, Descriptor, FileId, Monitoring, Resources};
 use program::Clock;
-use protocol::{Down, SourceStep, TargetStep};
+use protocol::{Down, SourceStep};
 use tempfile::TempDir;
 
 pub use guest::{Guest, Line};
@@ -331,8 +331,7 @@ fn open_role(state: &protocol::State) -> Option<String> {
         if let Some(step) = source.filter(|step| !ended.contains(step)) {
             return Some(format!("it is Source of {id}, {step:?}"));
         }
-        let ended = [TargetStep::Owned, TargetStep::HandedBack, TargetStep::Dropped];
-        let step = target.filter(|step| !ended.contains(step))?;
+        let step = target.filter(|step| step.arrives())?;
         Some(format!("it is Destination of {id}, {step:?}"))
     })
 }

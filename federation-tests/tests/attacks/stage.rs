@@ -371,7 +371,7 @@ impl Stage {
             let state = self.v().state();
             let targets = state.migrations.values().filter_map(|known| known.target.as_ref());
             let coming = self.coming.bid.migration;
-            let fetched = targets.filter(|target| target.step < TargetStep::Owned).count();
+            let fetched = targets.filter(|target| target.step.arrives()).count();
             let waits = usize::from(state.migrations.contains_key(&coming));
             let left = self.v().files_of(&away);
             let is_over = fetched == waits && left.is_empty();
