@@ -20,7 +20,9 @@ pub(crate) trait Keepsake {
     /// Until when; nor does this.
     fn until(&self) -> Time;
     /// Whether it may be dropped before, to make room.
-    fn may_go(&self) -> bool;
+    fn may_go(&self) -> bool {
+        true
+    }
 }
 
 /// Things by their names.

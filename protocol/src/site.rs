@@ -160,10 +160,6 @@ impl Keepsake for GivenUp {
     fn until(&self) -> Time {
         self.forget
     }
-
-    fn may_go(&self) -> bool {
-        true
-    }
 }
 
 impl Keepsake for OfferMade {
@@ -173,10 +169,6 @@ impl Keepsake for OfferMade {
 
     fn until(&self) -> Time {
         self.forget
-    }
-
-    fn may_go(&self) -> bool {
-        true
     }
 }
 

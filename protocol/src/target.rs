@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Up to READY this site may drop what it has at any time. From READY on it keeps the record until
-//! it is told; from OWNED on only it may run the VM. LAPSED has the record alone: it hands back what
-//! is released to it after all, or is DROPPED when the Source says that it kept the VM.
+//! it is told; from OWNED on only it may run the VM. LAPSED has the record alone, and becomes
+//! HANDED_BACK if the VM is released to it after all.
 
 use model::decision::{Admit, Verdict};
 use model::statement::{Cause, Fact};
@@ -247,12 +247,8 @@ impl Step<'_> {
         }
         // A site that has forgotten how the VM left it learns so now; it would else hold on to its
         // old copy when it has been given the new one.
-        let has_old = self
-            .site
-            .state
-            .vms
-            .get(&vm)
-            .is_some_and(|known| known.stay.is_some() && known.chain.epoch() < owner.epoch);
+        let known = self.site.state.vms.get(&vm);
+        let has_old = known.is_some_and(|vm| vm.stay.is_some() && vm.chain.epoch() < owner.epoch);
         if has_old && !self.superseded(vm, &chain) {
             return self.answer(caller, gone("this site has the VM by another chain"));
         }

@@ -8,7 +8,7 @@ use model::{
 
 use crate::row::{Down, Party};
 use crate::site::{OfferAt, Phase, Site};
-use crate::state::{Journey, SourceStep, TargetRole, TargetStep};
+use crate::state::{Journey, SourceStep, TargetStep};
 use crate::timer::Timer;
 
 /// A VM as this site knows it.
@@ -132,7 +132,8 @@ impl Site {
     /// Every VM that this site knows, in order of id.
     pub fn vms(&self) -> impl Iterator<Item = VmView> + '_ {
         let arriving = self.state.migrations.values();
-        let arriving = arriving.filter(|m| m.target.as_ref().is_some_and(arrives)).map(|m| m.vm);
+        let arriving =
+            arriving.filter(|m| m.target.as_ref().is_some_and(|t| t.step.arrives())).map(|m| m.vm);
         let all: BTreeSet<VmId> = self.state.vms.keys().copied().chain(arriving).collect();
         all.into_iter().filter_map(|vm| self.vm(vm))
     }
@@ -160,7 +161,8 @@ impl Site {
     /// A VM that this site has admitted and does not own yet.
     fn arriving(&self, id: VmId) -> Option<VmView> {
         let of_vm = self.state.migrations_of(id);
-        let target = of_vm.filter_map(|(_, m)| m.target.as_ref()).find(|target| arrives(target))?;
+        let target =
+            of_vm.filter_map(|(_, m)| m.target.as_ref()).find(|target| target.step.arrives())?;
         Some(VmView {
             vm: id,
             descriptor: target.descriptor.clone(),
@@ -295,11 +297,6 @@ impl Site {
     fn timer(&self, timer: &Timer) -> Option<Time> {
         self.timers.at(timer)
     }
-}
-
-/// Whether the VM of this role is on its way here.
-fn arrives(target: &TargetRole) -> bool {
-    target.step.arrives()
 }
 
 fn peer_of(party: &Party) -> Option<PeerName> {

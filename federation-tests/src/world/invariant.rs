@@ -220,14 +220,12 @@ impl Federation {
         }
         for (name, node) in &self.nodes {
             for (id, migration) in &node.durable.migrations {
-                let owned =
-                    migration.owned.as_ref().and_then(|owned| Some(owned.peek().ok()?.fact));
-                let known = node.durable.vms.get(&migration.vm);
-                let (Some(Fact::Owned { epoch }), Some(entry)) = (owned, known) else { continue };
-                if entry.chain.epoch() < epoch {
-                    let known = entry.chain.epoch();
-                    broken
-                        .push(format!("{name} has seen {id} end in epoch {epoch}, knows {known}"));
+                let owned = migration.owned.as_ref().and_then(|owned| owned.peek().ok());
+                let Some(Fact::Owned { epoch }) = owned.map(|owned| owned.fact) else { continue };
+                let known = node.durable.vms.get(&migration.vm).map(|vm| vm.chain.epoch());
+                if let Some(known) = known.filter(|known| *known < epoch) {
+                    let end = format!("{name} has seen {id} end in epoch {epoch}, knows {known}");
+                    broken.push(end);
                 }
             }
         }
