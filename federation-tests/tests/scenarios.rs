@@ -7,7 +7,8 @@ use model::PowerState::{Active, Defined, Paused, Suspended};
 use model::key::Strict;
 use model::{Bytes, Epoch, Monitoring, Signature, Signed, VmId};
 use protocol::{
-    Action, Answer, Ask, Config, JourneyResult, LIBRARY, Mode, Reply, SourceStep, TargetStep,
+    Action, Answer, Ask, Config, JourneyResult, LIBRARY, Mode, Outcome, Reply, SourceStep,
+    TargetStep,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -540,6 +541,42 @@ fn what_is_released_to_a_destination_that_keeps_it_no_longer_goes_back_and_is_no
     });
     world.insist("a", "it is placed after all", |w| w.place("a", vm), |w| w.runs(vm, "c"));
     world.settle();
+}
+
+#[test]
+fn the_path_is_turned_though_the_source_is_gone_for_good_before_its_controller_hears_of_the_release()
+ {
+    let chains: [&[&str]; 3] = [&["a", "b"], &["a", "b", "d"], &["a", "b", "d", "e"]];
+    for (names, crashes) in chains.iter().flat_map(|names| [(names, None), (names, Some("a"))]) {
+        let mut world = World::of(&["a", "b", "c", "d", "e"]);
+        names.windows(2).for_each(|pair| world.peer(pair[0], pair[1]));
+        world.peer("a", "c");
+        world.host("c", "c1", 1);
+        let vm = world.import("a");
+        world.place("a", vm);
+        world.until_runs(vm, "c");
+        let last = names[names.len() - 1];
+        world.host(last, "h1", 1);
+        world.network(|flight| match &flight.load {
+            Load::Answer { answer: Ok(answer), .. } => match **answer {
+                Answer::Verified(Outcome::Released(_)) => Fate::Lost,
+                _ => Fate::Arrives,
+            },
+            _ => Fate::Arrives,
+        });
+        let moved = world.move_to("a", vm, &["b"]);
+        world.until_runs(vm, last);
+        world.lose_for_good("c");
+        if let Some(site) = crashes {
+            world.crash(site);
+            world.start(site);
+        }
+        let turned = |world: &World| world.path("a", vm) == **names;
+        world.run_until("the path is turned", 10 * MINUTE, turned);
+        assert_eq!(world.result("a", moved), JourneyResult::Done);
+        assert_eq!(world.power("a", vm), Active);
+        world.settle();
+    }
 }
 
 #[test]

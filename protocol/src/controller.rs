@@ -14,14 +14,16 @@ use std::time::Duration;
 use model::decision::Rank;
 use model::statement::Cause;
 use model::{
-    Certificate, EdgeHandle, HostName, MigrationId, OperationId, RequestId, Right, Signed, VmId,
+    Certificate, Chain, EdgeHandle, HostName, MigrationId, OperationId, RequestId, Right, Signed,
+    VmId,
 };
 
 use crate::contract::proposal;
 use crate::effect::{CallError, Caller, Effect, Reply};
 use crate::message::{Answer, Hop, Op, Origin, Outcome, Request};
 use crate::path::{Verifier, back_off};
-use crate::row::{Down, Evict, Goal, Mode, Party, Result as Ended, Row};
+use crate::rescue::released_by;
+use crate::row::{Down, Edge, Evict, Goal, Mode, Party, Result as Ended, Row};
 use crate::site::{Asker, Gathering, JourneyMemory, Phase, Step, Waiting};
 use crate::state::{Chosen, Journey};
 use crate::timer::Timer;
@@ -248,10 +250,15 @@ impl Step<'_> {
     /// Does the next step of a journey, if none is on its way.
     pub(crate) fn drive(&mut self, operation: OperationId) {
         let Some(journey) = self.site.state.journeys.get(&operation).cloned() else { return };
-        let memory = self.memory(operation).clone();
+        let memory = self.memory(operation);
         if memory.busy || (journey.result.is_some() && memory.phase != Phase::Retire) {
             return;
         }
+        let waits = [Phase::Force, Phase::Initiate, Phase::Verify, Phase::Abort];
+        if memory.certificate.is_some() && waits.contains(&memory.phase) {
+            memory.phase = Phase::Deliver;
+        }
+        let memory = memory.clone();
         let early =
             matches!(memory.phase, Phase::Collect | Phase::Force | Phase::Initiate | Phase::PassUp);
         if journey.result.is_none() && early && self.out_of_time(&journey) {
@@ -494,6 +501,7 @@ impl Step<'_> {
             return self.no_place(&journey, reasons);
         }
         memory.tries += 1;
+        memory.certificate = None;
         let asked_for = memory.asked_for;
         let (at, offer) = memory.left.remove(0);
         if let Party::Peer(peer) = &at
@@ -861,6 +869,31 @@ impl Step<'_> {
         let reason = "the Destination could not start it".to_owned();
         self.memory(operation).last_failure = Some(reason);
         self.next_offer(operation, &[]);
+    }
+
+    /// The Destination shows that the Source has released the VM to it. The Controller may not hear
+    /// so from the Source any more: it delivers what is shown, and so gets to know whether that is
+    /// the owner. False if no journey of this site has chosen that place.
+    pub(crate) fn is_released_to(&mut self, vm: VmId, edge: &Edge, chain: &Chain) -> bool {
+        let Some(journey) = self.site.state.open_journey(vm) else { return false };
+        let operation = journey.operation;
+        let is_chosen = |chosen: &&Chosen| {
+            chosen.at == Party::Peer(edge.peer.clone()) && chosen.handle == edge.handle
+        };
+        let Some(chosen) = journey.chosen.clone().filter(|chosen| is_chosen(&chosen)) else {
+            return false;
+        };
+        let certificate = released_by(chain, chosen.migration);
+        let is_its = |signed: &Signed<Certificate>| {
+            signed.peek().is_ok_and(|certificate| certificate.owner == chosen.target.vm_key)
+        };
+        let Some(certificate) = certificate.filter(is_its).filter(|_| self.is_news(vm, chain))
+        else {
+            return false;
+        };
+        self.memory(operation).certificate = Some(certificate);
+        self.drive(operation);
+        true
     }
 
     /// Whether a certificate gives the VM to the Destination that was chosen, as far as this site

@@ -367,19 +367,22 @@ impl Step<'_> {
         self.arm_after(Timer::Report(vm), wait);
     }
 
-    pub(crate) fn report_from_below(
-        &mut self,
-        caller: Caller,
-        from: &Party,
-        vm: VmId,
-        chain: &Chain,
-        parked: Option<String>,
-        hop: &Hop,
-    ) {
-        let Party::Peer(peer) = from else { return self.answer(caller, Answer::Done) };
-        let below = Down::Edge(Edge { peer: peer.clone(), handle: hop.edge.unwrap_or(NO_EDGE) });
+    pub(crate) fn report_from_below(&mut self, caller: Caller, from: &Party, request: Request) {
+        let (Op::Report { vm, chain, parked }, Party::Peer(peer)) = (&request.origin.op, from)
+        else {
+            return self.answer(caller, Answer::Done);
+        };
+        let (vm, parked) = (*vm, parked.clone());
+        let edge = Edge { peer: peer.clone(), handle: request.hop.edge.unwrap_or(NO_EDGE) };
         let known = self.site.state.vms.get(&vm);
-        let Some(entry) = known.filter(|vm| vm.down == below) else {
+        let Some(entry) = known.filter(|vm| vm.down == Down::Edge(edge.clone())) else {
+            if self.is_released_to(vm, &edge, chain) {
+                let reason = "the path is being turned; ask again".to_owned();
+                return self.answer(caller, Answer::Failed { reason });
+            }
+            if let Some(up) = self.up_of_pending(vm, &edge) {
+                return self.pass_on(caller, None, up, request, false);
+            }
             // It may come back from the dead, and must hear that the VM was adopted meanwhile.
             self.adopt_above(vm, chain);
             let known = self.site.state.vms.get(&vm);
@@ -404,6 +407,14 @@ impl Step<'_> {
             self.report_up(vm);
         }
         self.answer(caller, Answer::Done);
+    }
+
+    /// Where a report goes that came along an edge which is no part of the path yet: to the
+    /// Controller, which may wait for a Source that is gone.
+    fn up_of_pending(&self, vm: VmId, edge: &Edge) -> Option<Edge> {
+        let open = self.site.state.migrations_of(vm).filter(|(_, one)| one.owned.is_none());
+        let mut pending = open.filter_map(|(_, migration)| migration.pending.as_ref());
+        pending.find(|(_, down)| down == edge).map(|(up, _)| up.clone())
     }
 
     /// The Source shows its chain, which may be ahead of what was reported. It counts here before the

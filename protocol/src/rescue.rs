@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use model::statement::Cause;
 use model::{
-    Certificate, Chain, Digest, EdgeHandle, Epoch, MigrationId, PeerName, PowerState, Signed, VmId,
+    Certificate, Chain, Digest, EdgeHandle, MigrationId, PeerName, PowerState, Signed, VmId,
 };
 
 use crate::effect::{CallError, Caller, Command, Reply};
@@ -165,7 +165,7 @@ impl Step<'_> {
         self.release(vm);
         let open = self.site.state.open_source(vm).map(|(migration, _)| migration);
         if let Some(migration) = open {
-            match released_by(chain, mine.next(), migration) {
+            match released_by(chain, migration) {
                 // This site has forgotten how it decided.
                 Some(certificate) => {
                     self.persist(Row::Released { migration, certificate });
@@ -557,11 +557,13 @@ impl Step<'_> {
     }
 }
 
-/// The certificate of this epoch, if it is this migration's release.
-fn released_by(chain: &Chain, epoch: Epoch, migration: MigrationId) -> Option<Signed<Certificate>> {
-    let signed = chain.certificates.get(usize::try_from(epoch.0).ok()?)?;
-    let cause = signed.peek().ok()?.cause;
-    matches!(cause, Cause::Release { migration: of, .. } if of == migration).then(|| signed.clone())
+/// The certificate by which a migration has released the VM, if the chain has it.
+pub(crate) fn released_by(chain: &Chain, migration: MigrationId) -> Option<Signed<Certificate>> {
+    let by = |signed: &&Signed<Certificate>| {
+        let cause = signed.peek().map(|certificate| certificate.cause);
+        matches!(cause, Ok(Cause::Release { migration: of, .. }) if of == migration)
+    };
+    chain.certificates.iter().find(by).cloned()
 }
 
 /// The answer to a site that must ask again.

@@ -422,10 +422,7 @@ impl Step<'_> {
                 let (vm, reason) = (*vm, reason.clone());
                 self.evict_from_below(caller, from, vm, reason, request.hop);
             }
-            Op::Report { vm, chain, parked } => {
-                let (vm, chain, parked) = (*vm, chain.clone(), parked.clone());
-                self.report_from_below(caller, &from, vm, &chain, parked, &request.hop);
-            }
+            Op::Report { .. } => self.report_from_below(caller, &from, request),
             Op::Confirm { vm } => {
                 let vm = *vm;
                 self.confirm_asked(caller, &from, vm, &request.hop);
