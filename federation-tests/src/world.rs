@@ -67,7 +67,7 @@ struct Plan {
     skip: usize,
 }
 
-type Network = Box<dyn FnMut(&Flight) -> Fate>;
+type Network = Box<dyn FnMut(&mut Flight) -> Fate>;
 
 /// A federation, and time. Sites and hosts are called by their plain names.
 ///
@@ -336,8 +336,8 @@ impl World {
 
     // Faults.
 
-    /// From now on `network` decides what becomes of each message.
-    pub fn network(&mut self, network: impl FnMut(&Flight) -> Fate + 'static) {
+    /// From now on `network` decides what becomes of each message, and may make another of it.
+    pub fn network(&mut self, network: impl FnMut(&mut Flight) -> Fate + 'static) {
         self.network = Some(Box::new(network));
     }
 
@@ -495,7 +495,7 @@ impl World {
         if let Step::Deliver(at) = step
             && let Some(network) = &mut self.network
         {
-            fate = network(&self.federation.flights[at]);
+            fate = network(&mut self.federation.flights[at]);
         }
         match (fate, step) {
             (Fate::Lost, Step::Deliver(at)) => self.federation.lose(at),

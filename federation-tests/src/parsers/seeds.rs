@@ -67,7 +67,7 @@ fn bytes<T: Serialize>(value: &T) -> Vec<u8> {
 fn overhear(world: &mut World) -> Rc<RefCell<Vec<Load>>> {
     let heard = Rc::new(RefCell::new(vec![]));
     let hears = heard.clone();
-    world.network(move |flight: &Flight| {
+    world.network(move |flight: &mut Flight| {
         hears.borrow_mut().push(flight.load.clone());
         Fate::Arrives
     });

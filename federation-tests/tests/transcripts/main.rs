@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says by it what must be so")]
 
+mod lies;
 mod stories;
 
 use std::collections::BTreeMap;
@@ -20,7 +21,11 @@ const BEFORE: usize = 12;
 
 /// Compares what has happened in a world with the transcript of this name.
 fn check(name: &str, world: &World) {
-    let said = transcript(&world.federation.log);
+    compare(name, &transcript(&world.federation.log));
+}
+
+/// Compares a text with what was kept under this name.
+fn compare(name: &str, said: &str) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
     let path = folder.join(format!("{name}.txt"));
     if std::env::var_os("SOJOURN_REGENERATE").is_some() {

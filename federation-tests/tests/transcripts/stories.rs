@@ -33,7 +33,7 @@ fn placed() -> (World, VmId) {
 }
 
 /// Each message comes twice, and what comes again not once more.
-fn twice() -> impl FnMut(&Flight) -> Fate {
+fn twice() -> impl FnMut(&mut Flight) -> Fate {
     let mut seen = BTreeSet::new();
     move |flight| {
         let (line, is_request) = match &flight.load {
