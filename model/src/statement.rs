@@ -87,8 +87,8 @@ pub enum ChainError {
     #[error("the chain's key is not the key of VM {0}")]
     OtherVm(VmId),
     /// A certificate's signature does not hold.
-    #[error("certificate {0}")]
-    Signature(usize, #[source] OpenError),
+    #[error("certificate {0} of the chain: {1}")]
+    Signature(usize, OpenError),
     /// A certificate's content does not continue the chain.
     #[error("certificate {0} does not continue the chain")]
     Broken(usize),

@@ -750,7 +750,9 @@ impl Step<'_> {
             }
             // Also where it ran before and its process has to be made anew: it would be told to go
             // on after it was paused.
-            (Action::Pause | Action::Hibernate, _) if starting => {
+            (Action::Pause | Action::Hibernate, _) | (Action::Resume, Defined | Suspended)
+                if starting =>
+            {
                 let reason = "it is being started".to_owned();
                 return self
                     .answer(caller, Answer::Conflict { reason, retry_after: CONFLICT_RETRY });

@@ -364,10 +364,10 @@ impl Step<'_> {
     pub(crate) fn at_target(&mut self, caller: Caller, request: Request) {
         let migration = request.origin.op.migration().expect("these operations have one");
         let (_, target) = self.target_role(migration).expect("the caller found it");
-        if target.controller != request.origin.key {
-            return self.answer(caller, Answer::Unknown);
-        }
         match request.origin.op {
+            // A certificate proves itself, whoever brings it.
+            Op::Deliver { certificate, .. } => self.accept(migration, certificate, Some(caller)),
+            _ if target.controller != request.origin.key => self.answer(caller, Answer::Unknown),
             Op::InitiateTransfer { .. } => match (target.step, &target.ready) {
                 (TargetStep::Dropped | TargetStep::Lapsed, _) => {
                     let reason = GIVEN_UP.to_owned();
@@ -382,7 +382,6 @@ impl Step<'_> {
                     self.pull(migration);
                 }
             },
-            Op::Deliver { certificate, .. } => self.accept(migration, certificate, Some(caller)),
             _ => self.answer(caller, Answer::Unknown),
         }
     }
