@@ -5,6 +5,8 @@
 //! Everything that happens is a [`world::Step`] of a [`world::Federation`], which is a plain value:
 //! scenarios take the steps in the order of time, the model checker in every order.
 //!
+//! [`transcript`] makes texts of what happened, to be read and compared.
+//!
 //! [`simulator`] makes millions of them from seeds, with everything that can go wrong.
 //! [`parsers`] has what must hold of everything that reads bytes from outside, for fuzzing and for
 //! the tests alike.
@@ -24,6 +26,7 @@ pub mod parsers;
 #[cfg(feature = "processes")]
 pub mod process;
 pub mod simulator;
+pub mod transcript;
 pub mod world;
 
 /// Does something with each of `items`, `at_once` of them at the same time.

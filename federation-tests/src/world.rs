@@ -173,8 +173,13 @@ impl World {
 
     /// Imports a VM at its primary.
     pub fn import(&mut self, at: &str) -> VmId {
+        self.import_as(at, descriptor())
+    }
+
+    /// Imports a VM that is described so at its primary.
+    pub fn import_as(&mut self, at: &str, descriptor: Descriptor) -> VmId {
         let (k0, vm) = self.federation.prepare_import(&site(at));
-        let wish = Ask::Import { descriptor: descriptor(), k0 };
+        let wish = Ask::Import { descriptor, k0 };
         self.ask_until(at, &wish, |world| world.state(at).vms.contains_key(&vm));
         vm
     }
@@ -706,6 +711,33 @@ impl World {
             })
         });
         for line in shown.collect::<Vec<_>>() {
+            self.federation.tell(|| line);
+        }
+    }
+
+    /// Tells in the log of each peering that ends what keeps it.
+    pub fn show_peerings(&mut self) {
+        let names: Vec<&PeerName> = self.federation.nodes.keys().collect();
+        let mut lines = Vec::new();
+        for (name, node) in &self.federation.nodes {
+            let Some(machine) = &node.machine else { continue };
+            let ends = |peer: &&&PeerName| {
+                machine.peering(peer).is_some_and(|peering| peering.ending.is_some())
+            };
+            for peer in names.iter().filter(ends) {
+                let why = match (
+                    machine.shares_with(peer),
+                    machine.peerings_over(self.federation.now).any(|over| over == *peer),
+                ) {
+                    (true, false) => "they share something",
+                    (false, false) => "something may have to be said yet",
+                    (false, true) => "it is over",
+                    (true, true) => "it is over though they share something",
+                };
+                lines.push(format!("{name} ends its peering with {peer}: {why}"));
+            }
+        }
+        for line in lines {
             self.federation.tell(|| line);
         }
     }

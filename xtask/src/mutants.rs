@@ -35,6 +35,14 @@ const QUICK: Round = Round {
     opt_level: "0",
     timeout_seconds: "120",
 };
+/// Of what is left most falls to tables of what is replied to whatever is said, and to few seeds.
+const MIDDLE: Round = Round {
+    packages: &["federation-tests"],
+    tests: &["--test=replies", "--test=simulator"],
+    seeds: "500",
+    opt_level: "1",
+    timeout_seconds: "240",
+};
 /// What is left is judged by crashes at every row, and by as many seeds as each run of the tests has.
 const THOROUGH: Round = Round {
     packages: &["federation-tests", "protocol"],
@@ -66,6 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     prepare::cargo_mutants()?;
     fs::create_dir_all(root().join(FOLDER))?;
     judge(args, &QUICK, !args.afresh)?;
+    judge(args, &MIDDLE, true)?;
     if !args.quick {
         judge(args, &THOROUGH, true)?;
     }
