@@ -145,6 +145,19 @@ pub enum Error {
         /// Why.
         source: QmpError,
     },
+    /// A network card cannot be plugged into the bridge that its network is here.
+    #[error(
+        "cannot plug a card of the network {network:?} into the bridge {bridge:?}: {why}; make the \
+         bridge (ip link add {bridge} type bridge), or name another under hypervisor.networks"
+    )]
+    Network {
+        /// The network, as the VM's description calls it.
+        network: String,
+        /// The bridge, as the configuration calls it.
+        bridge: String,
+        /// Why.
+        why: String,
+    },
     /// The configuration of this host cannot work.
     #[error("{0}")]
     Configuration(String),

@@ -31,9 +31,8 @@ pub struct Measured {
     pub disks: DiskCounters,
     /// All network cards together, as the guest sees them; none when nothing counts there.
     ///
-    /// QEMU's `user` network, which cards of [`crate::Qemu`] are plugged into, counts nothing, and
-    /// its filters could only copy each packet to a file or a process of ours, which is no
-    /// measurement but one more place for packets to wait at. Zero would be a lie, so it is none.
+    /// A card of [`crate::Qemu`] whose network is no bridge of the host leads nowhere, and nobody
+    /// counts what the guest sends there. Zero would be a lie, so it is none.
     pub network: Option<NetworkCounters>,
 }
 
@@ -73,6 +72,16 @@ pub struct PacketCounters {
     pub bytes: Bytes,
     /// How many frames.
     pub packets: u64,
+}
+
+impl PacketCounters {
+    /// Both together; what is beyond the largest number stays there.
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self {
+            bytes: Bytes(self.bytes.0.saturating_add(other.bytes.0)),
+            packets: self.packets.saturating_add(other.packets),
+        }
+    }
 }
 
 impl IoCounters {

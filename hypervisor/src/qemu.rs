@@ -30,10 +30,11 @@
 mod host;
 mod launch;
 mod measure;
+mod network;
 mod process;
 pub mod qmp;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -60,8 +61,9 @@ use qmp::{ANSWER_LIMIT, Qmp, QmpError};
 const MACHINE: &str = "pc-q35-7.2";
 /// The layout of the devices around the machine, as far as a saved state needs it; one more with
 /// each change, so that an older state is refused in words before QEMU fails to load it.
-/// 1 (written as nothing): disks and cards; 2: the KPI port and the balloon as well.
-const LAYOUT: u32 = 2;
+/// 1 (written as nothing): disks and cards; 2: the KPI port and the balloon as well; 3: a card that
+/// leads nowhere has no network of its own, whose state was saved too.
+const LAYOUT: u32 = 3;
 /// The CPU model of every guest: the oldest that has x86-64-v2, complete under TCG and under KVM.
 const CPU: &str = "Nehalem-v1";
 
@@ -113,12 +115,22 @@ pub struct QemuConfig {
     /// When we are not root, they run as we do.
     #[serde(default)]
     pub user: Option<String>,
+    /// The bridge of this machine that each network is, by the name that VMs' descriptions call it.
+    /// A card of any other leads nowhere.
+    #[serde(default)]
+    pub networks: BTreeMap<String, String>,
 }
 
 impl QemuConfig {
     /// The defaults, for a runtime folder.
     pub fn new(runtime: PathBuf) -> Self {
-        Self { runtime, binary: Self::default_binary(), accelerator: Accelerator::Auto, user: None }
+        Self {
+            runtime,
+            binary: Self::default_binary(),
+            accelerator: Accelerator::Auto,
+            user: None,
+            networks: BTreeMap::new(),
+        }
     }
 
     fn default_binary() -> PathBuf {
@@ -463,9 +475,10 @@ impl Hypervisor for Qemu {
             return Err(Error::Profile(why));
         }
         let folder = self.folder(instance);
-        let arguments = launch::prepare(launch, facts, self.user.as_ref(), &folder)?;
-        let started =
-            launch::start(&self.config.binary, self.user.as_ref(), &folder, arguments).await?;
+        let (user, config) = (self.user.as_ref(), &self.config);
+        let ways = network::ways(&launch.descriptor.nics, &config.networks)?;
+        let arguments = launch::prepare(launch, facts, user, &folder, &ways)?;
+        let started = launch::start(&config.binary, user, &folder, arguments, ways).await?;
         if started.ended_or_ready().await?.is_none() {
             return Err(self.died(instance));
         }

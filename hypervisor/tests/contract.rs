@@ -781,7 +781,7 @@ async fn a_guest_of_the_first_release_is_measured_has_no_port_and_leaves_a_state
     vm.profile.machine = "pc-q35-7.2".to_owned();
     let error = host.launch(&vm).await.unwrap_err();
     assert!(matches!(error, Error::Profile(_)), "{error:?}");
-    let words = "machine type is pc-q35-7.2+2, the saved state needs pc-q35-7.2";
+    let words = "machine type is pc-q35-7.2+3, the saved state needs pc-q35-7.2";
     assert!(error.to_string().ends_with(words), "{error}");
     assert_eq!(host.list().await.unwrap(), []);
 }

@@ -169,7 +169,7 @@ pub struct RunProfile {
     pub hypervisor: String,
     /// The hypervisor's version, as far as saved states depend on it, such as `7.2`.
     pub version: String,
-    /// Versioned machine type, and the layout of the devices around it, such as `pc-q35-7.2+2`.
+    /// Versioned machine type, and the layout of the devices around it, such as `pc-q35-7.2+3`.
     pub machine: String,
     /// Named CPU model, never `host`.
     pub cpu: String,

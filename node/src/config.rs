@@ -1,6 +1,6 @@
 //! `sojourn.toml`: what an operator sets, and whence each value came.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -185,6 +185,7 @@ mod rate {
 #[serde(deny_unknown_fields)]
 pub struct Hypervisor {
     /// `qemu`, or `simulated` for trying out and for tests: no real guest ever runs there.
+    #[serde(default)]
     pub driver: Driver,
     /// QEMU's program.
     #[serde(default = "default_binary")]
@@ -195,6 +196,10 @@ pub struct Hypervisor {
     /// The user that guests run as when the node runs as root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// The bridge of this machine that each network is, by the name that VMs' descriptions call it.
+    /// A card of any other network leads nowhere.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub networks: BTreeMap<String, String>,
 }
 
 fn default_binary() -> PathBuf {
@@ -204,19 +209,21 @@ fn default_binary() -> PathBuf {
 impl Default for Hypervisor {
     fn default() -> Self {
         Self {
-            driver: Driver::Qemu,
+            driver: Driver::default(),
             binary: default_binary(),
             accelerator: hypervisor::Accelerator::Auto,
             user: None,
+            networks: BTreeMap::new(),
         }
     }
 }
 
 /// The kinds of hypervisor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Driver {
     /// Real guests.
+    #[default]
     Qemu,
     /// Files that stand for guests.
     Simulated,
@@ -312,6 +319,12 @@ impl Config {
                  or only UDP is open, or dial-out where nothing comes in; got {text:?}"
             ));
         }
+        if let Some(bridge) = config.hypervisor.networks.values().find(|name| !is_device(name)) {
+            return Err(format!(
+                "hypervisor.networks names bridges of this machine, as `ip link show type bridge` \
+                 does (1 to 15 characters); got {bridge:?}"
+            ));
+        }
         let country = &config.offer.country;
         if !(country.is_empty()
             || country.len() == 2 && country.bytes().all(|b| b.is_ascii_uppercase()))
@@ -366,6 +379,12 @@ impl MetricsConfig {
         }
         Ok(())
     }
+}
+
+/// Whether a network device can be called so (Linux: 15 bytes, no slash, no space).
+fn is_device(name: &str) -> bool {
+    let fits = (1..=15).contains(&name.len()) && !name.starts_with('-');
+    fits && name.chars().all(|c| c.is_ascii_graphic() && c != '/' && c != ':')
 }
 
 /// The known key that is most like the unknown one in serde's message.
@@ -442,6 +461,21 @@ mod tests {
             let text = format!("name = \"a\"\n[transfer]\n{line}\n");
             let error = Config::parse(&text).unwrap_err();
             assert!(error.contains(word) && error.contains("line 3"), "{error}");
+        }
+    }
+
+    #[test]
+    fn networks_are_bridges_that_can_be_called_so() {
+        let text =
+            |bridge: &str| format!("name = \"a\"\n[hypervisor]\nnetworks = {{ lan = {bridge:?} }}");
+        let config = Config::parse(&text("br-lan.7")).unwrap();
+        assert_eq!(config.hypervisor.networks["lan"], "br-lan.7");
+        assert_eq!(Config::parse(&config.to_toml()).unwrap(), config);
+        for wrong in
+            ["", "a bridge", "../br0", "-force", "a:b", "brückeübersee", "sixteen-letters-"]
+        {
+            let error = Config::parse(&text(wrong)).unwrap_err();
+            assert!(error.contains("hypervisor.networks names bridges"), "{wrong}: {error}");
         }
     }
 

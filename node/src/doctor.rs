@@ -106,6 +106,10 @@ pub async fn examine(folder: &Folder) -> Vec<Finding> {
         add("hypervisor", Health::Note, text);
     } else {
         let settings = config.map(|config| config.hypervisor).unwrap_or_default();
+        for (network, bridge) in &settings.networks {
+            let (health, text) = network_of(network, bridge);
+            add("network", health, text);
+        }
         let (what, health, text) = qemu(settings).await;
         add(what, health, text);
     }
@@ -206,6 +210,20 @@ fn free_space(folder: &Folder, add: &mut impl FnMut(&'static str, Health, String
     }
 }
 
+/// Whether cards of a network can be plugged into what it is here.
+fn network_of(network: &str, bridge: &str) -> (Health, String) {
+    let path = Path::new("/sys/class/net").join(bridge);
+    if path.join("bridge").exists() {
+        return (Health::Good, format!("{network} is the bridge {bridge}"));
+    }
+    let what = if path.exists() { "is no bridge" } else { "is not there" };
+    let text = format!(
+        "{network} is to be {bridge}, which {what}: ip link add {bridge} type bridge, or name \
+         another under hypervisor.networks; until then no VM with a card of it can start here"
+    );
+    (Health::Bad, text)
+}
+
 async fn qemu(settings: crate::config::Hypervisor) -> (&'static str, Health, String) {
     use hypervisor::{Hypervisor, Qemu, QemuConfig};
     let what = "hypervisor";
@@ -217,6 +235,7 @@ async fn qemu(settings: crate::config::Hypervisor) -> (&'static str, Health, Str
         binary: settings.binary,
         accelerator: settings.accelerator,
         user: settings.user,
+        networks: settings.networks,
     });
     let profile = match &opened {
         Ok(qemu) => qemu.profile().await,
@@ -235,5 +254,19 @@ async fn qemu(settings: crate::config::Hypervisor) -> (&'static str, Health, Str
             }
         }
         Err(error) => (what, Health::Bad, report(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_that_is_no_bridge_is_told_with_what_to_do() {
+        for (device, word) in [("lo", "is no bridge"), ("sojourn-none", "is not there")] {
+            let (health, text) = network_of("lan", device);
+            assert_eq!(health, Health::Bad);
+            assert!(text.contains(word) && text.contains("ip link add"), "{text}");
+        }
     }
 }

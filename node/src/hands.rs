@@ -86,6 +86,7 @@ impl Hands {
                 binary: config.binary.clone(),
                 accelerator: config.accelerator,
                 user: config.user.clone(),
+                networks: config.networks.clone(),
             })?),
         };
         let profile = opened.profile().await?;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::{Mode, OFlags};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
@@ -15,6 +16,7 @@ use tokio::process::{ChildStdout, Command};
 use tokio::time::sleep;
 
 use super::host::{Facts, SANDBOX};
+use super::network::Way;
 use super::qmp::{Qmp, QmpError};
 use super::{CONNECT_LOOK, CONSOLE, CONTROL, CPU, LOG, MACHINE, PID, STATUS};
 use crate::socket::KPI;
@@ -29,6 +31,8 @@ const DISK_SLOT: usize = 0x08;
 const NIC_SLOT: usize = 0x10;
 const PORTS_SLOT: usize = 0x18;
 const BALLOON_SLOT: usize = 0x19;
+/// The number, in the guest's process, of the descriptor for its first card.
+const FIRST_WAY: usize = 10;
 
 /// Checks the VM's files, gives the guest's user its rights on them, makes a fresh runtime folder,
 /// and returns QEMU's arguments.
@@ -37,6 +41,7 @@ pub(crate) fn prepare(
     facts: &Facts,
     user: Option<&User>,
     folder: &Path,
+    ways: &[Way],
 ) -> Result<Vec<OsString>, Error> {
     let vm_folder = fs::canonicalize(&launch.folder)
         .map_err(Error::io("find the VM's folder", &launch.folder))?;
@@ -63,7 +68,7 @@ pub(crate) fn prepare(
     if let Some(user) = user {
         user.own(folder)?;
     }
-    arguments(launch, facts, &disks)
+    arguments(launch, facts, &disks, ways)
 }
 
 /// Lets others pass through the VM's own folder; what lies in it keeps its rights.
@@ -76,7 +81,12 @@ fn open_for_passage(folder: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn arguments(launch: &Launch, facts: &Facts, disks: &[PathBuf]) -> Result<Vec<OsString>, Error> {
+fn arguments(
+    launch: &Launch,
+    facts: &Facts,
+    disks: &[PathBuf],
+    ways: &[Way],
+) -> Result<Vec<OsString>, Error> {
     let descriptor = &launch.descriptor;
     let mut list: Vec<OsString> = Vec::new();
     let mut add = |words: &[&str]| list.extend(words.iter().map(OsString::from));
@@ -105,10 +115,14 @@ fn arguments(launch: &Launch, facts: &Facts, disks: &[PathBuf]) -> Result<Vec<Os
         let disk = format!("id=disk{at},serial=disk{at},drive=disk{at}-raw,bootindex={at}");
         add(&["-device", &format!("virtio-blk-pci,{disk},{address}")]);
     }
-    for (at, nic) in descriptor.nics.iter().enumerate() {
-        // Until overlays exist a card is plugged into a network of its own that leads nowhere:
-        // `restrict=on` lets nothing out, not even to this host.
-        add(&["-netdev", &format!("user,id=net{at},restrict=on")]);
+    for (at, (nic, way)) in descriptor.nics.iter().zip(ways).enumerate() {
+        add(&[
+            "-netdev",
+            &match way {
+                Way::Bridge(_) => format!("tap,id=net{at},fd={}", FIRST_WAY + at),
+                Way::Nowhere => format!("hubport,id=net{at},hubid={at}"),
+            },
+        ]);
         let [a, b, c, d, e, f] = nic.mac;
         let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
         let address = address(NIC_SLOT, at);
@@ -177,6 +191,7 @@ pub(crate) async fn start(
     user: Option<&User>,
     folder: &Path,
     arguments: Vec<OsString>,
+    ways: Vec<Way>,
 ) -> Result<Started, Error> {
     let log_path = folder.join(LOG);
     let log = File::options().append(true).open(&log_path).map_err(Error::io("open", &log_path))?;
@@ -186,6 +201,14 @@ pub(crate) async fn start(
     if let Some(user) = user {
         command.uid(user.uid).gid(user.gid);
     }
+    let given = ways.into_iter().enumerate().filter_map(|(at, way)| match way {
+        Way::Bridge(parent_fd) => {
+            let child_fd = i32::try_from(FIRST_WAY + at).expect("a VM has few cards");
+            Some(FdMapping { parent_fd, child_fd })
+        }
+        Way::Nowhere => None,
+    });
+    command.fd_mappings(given.collect()).expect("each number is given once");
     let not_started = |source| Error::NotInstalled { binary: "setsid".into(), source };
     let mut child = command.spawn().map_err(not_started)?;
     let alive = child.stdout.take().expect("its output is a pipe");
@@ -248,7 +271,7 @@ mod tests {
             profile: Facts::sample().profile(),
         };
         let disks = vec![disk.path().to_owned(); 9];
-        let words = arguments(&launch, &Facts::sample(), &disks).unwrap();
+        let words = arguments(&launch, &Facts::sample(), &disks, &[Way::Nowhere]).unwrap();
         let devices: Vec<_> = words
             .windows(2)
             .filter(|pair| pair[0] == "-device")
@@ -261,7 +284,7 @@ mod tests {
                  bus=pcie.0,addr=0x{addr},multifunction=on"
             )
         });
-        let layout_2 = [
+        let layout_3 = [
             &first,
             &ninth,
             "virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:01:02:03,romfile=,\
@@ -270,7 +293,7 @@ mod tests {
             "virtserialport,bus=ports.0,nr=1,chardev=kpi,name=sojourn.kpi",
             "virtio-balloon-pci,id=balloon,bus=pcie.0,addr=0x19.0x0,multifunction=on",
         ];
-        assert_eq!((LAYOUT, devices.as_slice()), (2, layout_2.as_slice()));
-        assert_eq!(Facts::sample().profile().machine, "pc-q35-7.2+2");
+        assert_eq!((LAYOUT, devices.as_slice()), (3, layout_3.as_slice()));
+        assert_eq!(Facts::sample().profile().machine, "pc-q35-7.2+3");
     }
 }

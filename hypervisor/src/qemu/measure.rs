@@ -15,6 +15,7 @@ use std::time::Duration;
 use model::Bytes;
 use serde::Deserialize;
 
+use super::network;
 use super::qmp::{Qmp, QmpError};
 use crate::measured::{DiskCounters, IoCounters, Measured};
 use crate::{Error, files};
@@ -89,7 +90,7 @@ impl Told {
             memory_resident,
             memory_balloon: self.balloon,
             disks: self.disks,
-            network: None,
+            network: network::counted(process)?,
         })
     }
 }

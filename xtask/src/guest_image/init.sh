@@ -50,7 +50,11 @@ while [ ! -e /stop ]; do
   fi
   echo $counter >/run/counter
   # What else there is comes after the first count, so that it does not make the boot longer.
-  if [ $uptime = 1 ]; then kpi & fi
+  if [ $uptime = 1 ]; then
+    # A card has an address of its link alone, which comes from its MAC address.
+    if [ -e /sys/class/net/eth0 ]; then ip link set eth0 up; fi
+    kpi &
+  fi
   sleep 1
 done
 echo "sojourn-guest powering off"
