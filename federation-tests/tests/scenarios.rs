@@ -241,6 +241,24 @@ fn a_destination_that_cannot_launch_hands_back_and_the_guest_goes_on_at_the_sour
 }
 
 #[test]
+fn an_eviction_comes_to_the_one_place_of_five_that_works() {
+    let mut world = World::of(&["a", "b", "c", "d", "e", "f"]);
+    for site in ["b", "c", "d", "e", "f"] {
+        world.peer("a", site);
+        world.host(site, "host", 1);
+        world.break_host(site, "host", site != "f");
+    }
+    world.host("a", "a1", 1);
+    let vm = world.import("a");
+    let home = world.bring_home("a", vm);
+    assert_eq!(world.result("a", home), JourneyResult::Done);
+    let evicted = world.evict("a", vm, HOUR);
+    world.until_runs(vm, "f");
+    assert_eq!(world.result("a", evicted), JourneyResult::Done);
+    world.settle();
+}
+
+#[test]
 fn an_eviction_that_finds_no_place_parks_the_vm_at_its_deadline_and_keeps_its_files() {
     let (mut world, vm) = placed_at_c();
     world.cut("b", "c", true);

@@ -475,6 +475,10 @@ impl Step<'_> {
             self.tell(operation, format!("{} offers", left.len()));
         }
         let memory = self.memory(operation);
+        if left.iter().all(|(at, _)| memory.tried.contains(at)) {
+            memory.tried.clear();
+        }
+        left.sort_by_key(|(at, _)| memory.tried.contains(at));
         memory.left = left;
         memory.asked_for = Some(gathering.descriptor.digest());
         memory.tries = 0;
@@ -520,6 +524,7 @@ impl Step<'_> {
             Party::Here => "this site".to_owned(),
             Party::Peer(peer) => format!("peer {peer}"),
         };
+        self.memory(operation).tried.insert(at.clone());
         let migration = MigrationId(self.random16());
         let key = self.world.create_key();
         self.persist(Row::Chosen {

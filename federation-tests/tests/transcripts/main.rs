@@ -340,6 +340,74 @@ fn a_peering_ends_and_strands_nobody() {
 }
 
 #[test]
+fn nothing_new_goes_to_a_peer_whose_peering_ends() {
+    let (mut world, vm) = chain();
+    world.leave("a", "b", Some(HOUR));
+    world.move_to("a", vm, &["b"]);
+    world.place("a", vm);
+    world.run(MINUTE);
+    world.leave("a", "b", None);
+    world.leave("b", "a", Some(HOUR));
+    world.place("a", vm);
+    world.run(MINUTE);
+    check("ending", &world);
+}
+
+#[test]
+fn only_so_many_offers_are_tried_and_an_eviction_tries_the_others_then_and_less_and_less_often() {
+    let mut world = World::of(&["a", "b", "c", "d", "e", "f"]);
+    for site in ["b", "c", "d", "e", "f"] {
+        world.peer("a", site);
+        world.host(site, "host", 1);
+        world.break_host(site, "host", site != "f");
+    }
+    let vm = world.import("a");
+    world.move_to("a", vm, &["b", "c", "d", "e", "f"]);
+    world.run(MINUTE);
+    world.show(vm);
+    world.move_to("a", vm, &["f"]);
+    world.run(MINUTE);
+    // Nor is there space in the library.
+    world.fill_files("a", true);
+    world.evict("f", vm, 2 * HOUR);
+    world.run(HOUR);
+    world.show(vm);
+    let evicted = world.state("a").open_journey(vm).unwrap().operation;
+    world.ask("a", Ask::Cancel(evicted));
+    world.run(HOUR / 2);
+    world.fill_files("a", false);
+    world.run(HOUR);
+    world.show(vm);
+    let words = [": chose", "asking again", " ended: ", " shows "];
+    world.federation.log.retain(|line| words.iter().any(|word| line.contains(word)));
+    check("tried", &world);
+}
+
+#[test]
+fn a_controller_stands_between_two_proxies_that_nobody_can_dial() {
+    let mut world = World::of(&["a", "b", "c", "d"]);
+    ["a", "c", "d"].iter().for_each(|peer| world.peer("b", peer));
+    world.host("c", "c1", 1);
+    let vm = world.import("a");
+    world.place("a", vm);
+    world.until_runs(vm, "c");
+    world.dial_out("c");
+    world.dial_out("d");
+    world.host("d", "d1", 1);
+    world.move_to("b", vm, &["d"]);
+    world.run(2 * MINUTE);
+    world.show(vm);
+    world.relay("b");
+    world.host("b", "b1", 1);
+    world.bring_home("b", vm);
+    world.run(2 * MINUTE);
+    world.move_to("b", vm, &["c"]);
+    world.run(2 * MINUTE);
+    world.show(vm);
+    check("between", &world);
+}
+
+#[test]
 fn vms_of_a_group_stay_apart() {
     let mut world = World::of(&["a", "b", "c", "d"]);
     for (one, other) in [("a", "b"), ("a", "c"), ("b", "c"), ("d", "b")] {
