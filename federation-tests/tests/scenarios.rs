@@ -259,6 +259,21 @@ fn an_eviction_comes_to_the_one_place_of_five_that_works() {
 }
 
 #[test]
+fn draining_a_host_comes_to_the_one_host_of_six_that_works() {
+    let (mut world, vm) = placed_at_c();
+    // Its delegator is not asked before they are all tried.
+    for name in ["h1", "h2", "h3", "h4", "h5"] {
+        world.host("c", name, 4);
+        world.break_host("c", name, name != "h5");
+    }
+    world.ask("c", Ask::DrainHost(host("c1"), true));
+    let is_there = |world: &World| world.host_of("c", vm).as_deref() == Some("h5");
+    world.run_until("it is at the last host", HOUR, is_there);
+    world.settle();
+    assert!(world.runs(vm, "c"));
+}
+
+#[test]
 fn an_eviction_that_finds_no_place_parks_the_vm_at_its_deadline_and_keeps_its_files() {
     let (mut world, vm) = placed_at_c();
     world.cut("b", "c", true);
@@ -561,40 +576,92 @@ fn what_is_released_to_a_destination_that_keeps_it_no_longer_goes_back_and_is_no
     world.settle();
 }
 
+/// The answers that tell of a release are lost.
+fn release_is_not_told(flight: &mut Flight) -> Fate {
+    match &flight.load {
+        Load::Answer { answer: Ok(answer), .. } => match **answer {
+            Answer::Verified(Outcome::Released(_)) => Fate::Lost,
+            _ => Fate::Arrives,
+        },
+        _ => Fate::Arrives,
+    }
+}
+
 #[test]
 fn the_path_is_turned_though_the_source_is_gone_for_good_before_its_controller_hears_of_the_release()
  {
     let chains: [&[&str]; 3] = [&["a", "b"], &["a", "b", "d"], &["a", "b", "d", "e"]];
-    for (names, crashes) in chains.iter().flat_map(|names| [(names, None), (names, Some("a"))]) {
+    let crashes = [None, Some(("a", "flipped")), Some(("b", "flipped")), Some(("a", "concluded"))];
+    for (names, crash) in chains.iter().flat_map(|names| crashes.map(|crash| (names, crash))) {
         let mut world = World::of(&["a", "b", "c", "d", "e"]);
         names.windows(2).for_each(|pair| world.peer(pair[0], pair[1]));
         world.peer("a", "c");
         world.host("c", "c1", 1);
         let vm = world.import("a");
-        world.place("a", vm);
+        let placed = world.place("a", vm);
+        assert_eq!(world.result("a", placed), JourneyResult::Done);
         world.until_runs(vm, "c");
         let last = names[names.len() - 1];
         world.host(last, "h1", 1);
-        world.network(|flight| match &flight.load {
-            Load::Answer { answer: Ok(answer), .. } => match **answer {
-                Answer::Verified(Outcome::Released(_)) => Fate::Lost,
-                _ => Fate::Arrives,
-            },
-            _ => Fate::Arrives,
-        });
+        world.network(release_is_not_told);
+        if let Some((site, row)) = crash {
+            world.crash_at(site, row, When::Before, 0);
+        }
         let moved = world.move_to("a", vm, &["b"]);
         world.until_runs(vm, last);
         world.lose_for_good("c");
-        if let Some(site) = crashes {
-            world.crash(site);
-            world.start(site);
-        }
         let turned = |world: &World| world.path("a", vm) == **names;
         world.run_until("the path is turned", 10 * MINUTE, turned);
         assert_eq!(world.result("a", moved), JourneyResult::Done);
         assert_eq!(world.power("a", vm), Active);
         world.settle();
     }
+}
+
+#[test]
+fn a_source_that_is_controller_too_and_forgets_its_release_turns_its_path_and_keeps_no_stay() {
+    let mut restored = 0;
+    for names in [&["a", "b"][..], &["a", "b", "d"]] {
+        for share in 50..100 {
+            let mut world = World::chain(names);
+            world.host("a", "a1", 1);
+            let vm = world.import("a");
+            world.bring_home("a", vm);
+            world.until_runs(vm, "a");
+            let last = names[names.len() - 1];
+            world.host(last, "h1", 1);
+            let is_owned = |flight: &Flight| {
+                let Load::Answer { answer: Ok(answer), .. } = &flight.load else { return false };
+                matches!(**answer, Answer::Owned { .. })
+            };
+            world.network(move |flight| match asks(flight, "report") || is_owned(flight) {
+                true => Fate::Lost,
+                false => Fate::Arrives,
+            });
+            let moved = world.move_to("a", vm, &["b"]);
+            world.until_runs(vm, last);
+            world.run(MINUTE);
+            let was_chosen = |world: &World| {
+                let journey = world.state("a").journeys.get(&moved);
+                journey.is_some_and(|journey| journey.chosen.is_some())
+            };
+            if !world.restore_journal("a", share) || !was_chosen(&world) {
+                continue;
+            }
+            restored += 1;
+            world.calm();
+            world.run(10 * MINUTE);
+            world.ask("a", Ask::Unfence);
+            world.run(HOUR);
+            // What it had is kept at a site that was told that the VM is another's.
+            world.run(24 * HOUR);
+            assert!(world.runs(vm, last), "{names:?}, {share}\n{}", world.story());
+            assert_eq!(world.path("a", vm), *names, "{share}\n{}", world.story());
+            assert!(world.state("a").vms[&vm].stay.is_none());
+            assert!(world.state("a").journeys[&moved].result.is_some());
+        }
+    }
+    assert!(restored > 5, "only {restored} old journals were put back");
 }
 
 #[test]

@@ -146,16 +146,13 @@ pub enum Error {
         source: QmpError,
     },
     /// A network card cannot be plugged into the bridge that its network is here.
-    #[error(
-        "cannot plug a card of the network {network:?} into the bridge {bridge:?}: {why}; make the \
-         bridge (ip link add {bridge} type bridge), or name another under hypervisor.networks"
-    )]
+    #[error("cannot plug a card of the network {network:?} into the bridge {bridge:?}: {why}")]
     Network {
         /// The network, as the VM's description calls it.
         network: String,
         /// The bridge, as the configuration calls it.
         bridge: String,
-        /// Why.
+        /// Why, and what to do.
         why: String,
     },
     /// The configuration of this host cannot work.

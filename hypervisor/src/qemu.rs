@@ -476,7 +476,7 @@ impl Hypervisor for Qemu {
         }
         let folder = self.folder(instance);
         let (user, config) = (self.user.as_ref(), &self.config);
-        let ways = network::ways(&launch.descriptor.nics, &config.networks)?;
+        let ways = network::ways(&launch.descriptor.nics, &config.networks).await?;
         let arguments = launch::prepare(launch, facts, user, &folder, &ways)?;
         let started = launch::start(&config.binary, user, &folder, arguments, ways).await?;
         if started.ended_or_ready().await?.is_none() {

@@ -213,13 +213,21 @@ fn free_space(folder: &Folder, add: &mut impl FnMut(&'static str, Health, String
 /// Whether cards of a network can be plugged into what it is here.
 fn network_of(network: &str, bridge: &str) -> (Health, String) {
     let path = Path::new("/sys/class/net").join(bridge);
-    if path.join("bridge").exists() {
+    let has_ip = || Command::new("ip").arg("-V").output().is_ok_and(|done| done.status.success());
+    let wrong = if !path.exists() {
+        format!("is not there: ip link add {bridge} type bridge")
+    } else if !path.join("bridge").exists() {
+        "is no bridge: name another under hypervisor.networks".to_owned()
+    } else if !rustix::process::geteuid().is_root() {
+        "takes a node that runs as root".to_owned()
+    } else if !has_ip() {
+        "takes the program ip: apt-get install iproute2".to_owned()
+    } else {
         return (Health::Good, format!("{network} is the bridge {bridge}"));
-    }
-    let what = if path.exists() { "is no bridge" } else { "is not there" };
+    };
     let text = format!(
-        "{network} is to be {bridge}, which {what}: ip link add {bridge} type bridge, or name \
-         another under hypervisor.networks; until then no VM with a card of it can start here"
+        "{network} is to be {bridge}, which {wrong}; until then no VM with a card of it can start \
+         here"
     );
     (Health::Bad, text)
 }
@@ -263,10 +271,12 @@ mod tests {
 
     #[test]
     fn a_network_that_is_no_bridge_is_told_with_what_to_do() {
-        for (device, word) in [("lo", "is no bridge"), ("sojourn-none", "is not there")] {
+        for (device, word) in
+            [("lo", "is no bridge: name another"), ("sojourn-none", "is not there: ip link add")]
+        {
             let (health, text) = network_of("lan", device);
             assert_eq!(health, Health::Bad);
-            assert!(text.contains(word) && text.contains("ip link add"), "{text}");
+            assert!(text.contains(word), "{text}");
         }
     }
 }

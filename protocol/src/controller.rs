@@ -6,16 +6,17 @@
 //!     └──── next offer ◀──┴─ abort ◀┴──────────┘ ◀────────────────────┘
 //! ```
 //!
-//! Every step can be repeated: after a crash the journey goes on from CHOSEN by asking again.
+//! Every step can be repeated: after a crash the journey goes on from CHOSEN by asking again. A
+//! Destination that shows that the VM was released to it brings it to `deliver` from any step between.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use model::decision::Rank;
 use model::statement::Cause;
 use model::{
-    Certificate, Chain, EdgeHandle, HostName, MigrationId, OperationId, RequestId, Right, Signed,
-    VmId,
+    Certificate, Chain, EdgeHandle, HostName, MigrationId, Offer, OperationId, RequestId, Right,
+    Signed, VmId,
 };
 
 use crate::contract::proposal;
@@ -37,6 +38,24 @@ const MAX_DOUBLINGS: u32 = 7;
 const MAX_OPEN: u32 = 10;
 /// How often a step that may be given up is tried against a site that does not answer.
 const MAX_FAILURES: u32 = 6;
+
+impl JourneyMemory {
+    /// Offers in their order, with those first that were not tried yet. Which of several a party
+    /// made again is not known but by their order.
+    fn untried_first(&mut self, offers: Vec<(Party, Offer)>) -> Vec<(Party, Offer)> {
+        let mut counts: BTreeMap<Party, usize> = BTreeMap::new();
+        let (tried, mut untried): (Vec<_>, Vec<_>) = offers.into_iter().partition(|(at, _)| {
+            let count = counts.entry(at.clone()).or_default();
+            *count += 1;
+            self.tried.get(at).is_some_and(|tried| *count <= *tried)
+        });
+        if untried.is_empty() {
+            self.tried.clear();
+        }
+        untried.extend(tried);
+        untried
+    }
+}
 
 impl Step<'_> {
     // Beginning and ending journeys.
@@ -475,11 +494,7 @@ impl Step<'_> {
             self.tell(operation, format!("{} offers", left.len()));
         }
         let memory = self.memory(operation);
-        if left.iter().all(|(at, _)| memory.tried.contains(at)) {
-            memory.tried.clear();
-        }
-        left.sort_by_key(|(at, _)| memory.tried.contains(at));
-        memory.left = left;
+        memory.left = memory.untried_first(left);
         memory.asked_for = Some(gathering.descriptor.digest());
         memory.tries = 0;
         if !reasons.is_empty() {
@@ -524,7 +539,7 @@ impl Step<'_> {
             Party::Here => "this site".to_owned(),
             Party::Peer(peer) => format!("peer {peer}"),
         };
-        self.memory(operation).tried.insert(at.clone());
+        *self.memory(operation).tried.entry(at.clone()).or_default() += 1;
         let migration = MigrationId(self.random16());
         let key = self.world.create_key();
         self.persist(Row::Chosen {
@@ -551,8 +566,8 @@ impl Step<'_> {
             };
             return self.conclude(operation, result);
         };
-        let up = self.site.state.vms.get(&journey.vm).and_then(|vm| vm.up.as_ref());
-        if up.is_some() {
+        let up = self.site.state.vms.get(&journey.vm).and_then(|vm| vm.up.as_ref()).is_some();
+        if up && self.memory(operation).left.is_empty() {
             self.go(operation, Phase::PassUp);
         } else {
             let memory = self.memory(operation);
@@ -876,26 +891,25 @@ impl Step<'_> {
         self.next_offer(operation, &[]);
     }
 
-    /// The Destination shows that the Source has released the VM to it. The Controller may not hear
-    /// so from the Source any more: it delivers what is shown, and so gets to know whether that is
-    /// the owner. False if no journey of this site has chosen that place.
-    pub(crate) fn is_released_to(&mut self, vm: VmId, edge: &Edge, chain: &Chain) -> bool {
+    /// The Destination shows that the Source has released the VM to it: what is shown is delivered,
+    /// since the Source may not be there any more to say so, and the answer tells whether that is
+    /// the owner. False if no open journey has chosen that place, or the chain does not say so.
+    pub(crate) fn take_release(&mut self, vm: VmId, edge: &Edge, chain: &Chain) -> bool {
         let Some(journey) = self.site.state.open_journey(vm) else { return false };
         let operation = journey.operation;
-        let is_chosen = |chosen: &&Chosen| {
-            chosen.at == Party::Peer(edge.peer.clone()) && chosen.handle == edge.handle
-        };
-        let Some(chosen) = journey.chosen.clone().filter(|chosen| is_chosen(&chosen)) else {
-            return false;
-        };
-        let certificate = released_by(chain, chosen.migration);
+        let Some(chosen) = journey.chosen.clone() else { return false };
+        let is_chosen = chosen.at == Party::Peer(edge.peer.clone()) && chosen.handle == edge.handle;
         let is_its = |signed: &Signed<Certificate>| {
             signed.peek().is_ok_and(|certificate| certificate.owner == chosen.target.vm_key)
         };
-        let Some(certificate) = certificate.filter(is_its).filter(|_| self.is_news(vm, chain))
-        else {
+        let certificate = released_by(chain, chosen.migration).filter(is_its);
+        let Some(certificate) = certificate.filter(|_| is_chosen && self.is_news(vm, chain)) else {
             return false;
         };
+        if self.site.state.vms.get(&vm).is_some_and(|entry| entry.stay.is_some()) {
+            // This site is the Source as well, and has forgotten how it decided.
+            self.superseded(vm, chain);
+        }
         self.memory(operation).certificate = Some(certificate);
         self.drive(operation);
         true

@@ -161,7 +161,7 @@ pub enum Op {
         /// The whole section, signed with K0.
         section: Monitoring,
     },
-    /// Up the path: what sites above know of the VM's epoch.
+    /// Up the path, or the path that is to come: what sites above know of the VM's epoch.
     Report {
         /// The VM.
         vm: VmId,
@@ -171,7 +171,7 @@ pub enum Op {
         parked: Option<String>,
     },
     /// From a site that has lost a part of its memory, to its peers: is the VM still mine? The
-    /// path above passes it on to the primary. Answered by [`Answer::Known`], by
+    /// path above passes it on to the primary, a path that is to come to its end. Answered by [`Answer::Known`], by
     /// [`Answer::Unknown`] from who has nothing to do with it, and by [`Answer::Conflict`] while
     /// it cannot be said.
     Confirm {

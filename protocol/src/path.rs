@@ -2,7 +2,7 @@
 //!
 //! A site stands on a VM's path at most once. Requests to the Source go down the path's edges;
 //! requests to a Destination go down the edges of the offers that led there, which become the
-//! path when the Destination owns the VM.
+//! path when the Destination owns the VM; its reports go up along them before.
 
 use model::statement::{Cause, Fact};
 use model::{
@@ -12,6 +12,7 @@ use model::{
 
 use crate::effect::{CallError, Caller, Duty, Reply};
 use crate::message::{Action, Answer, Hop, Op, Origin, Request};
+use crate::rescue::released_by;
 use crate::row::{Down, Edge, LIBRARY, Party, Row};
 use crate::site::{OfferAt, Step, Waiting};
 use crate::timer::Timer;
@@ -376,11 +377,13 @@ impl Step<'_> {
         let edge = Edge { peer: peer.clone(), handle: request.hop.edge.unwrap_or(NO_EDGE) };
         let known = self.site.state.vms.get(&vm);
         let Some(entry) = known.filter(|vm| vm.down == Down::Edge(edge.clone())) else {
-            if self.is_released_to(vm, &edge, chain) {
+            if self.take_release(vm, &edge, chain) {
                 let reason = "the path is being turned; ask again".to_owned();
                 return self.answer(caller, Answer::Failed { reason });
             }
-            if let Some(up) = self.up_of_pending(vm, &edge) {
+            // The Controller's Source may be gone, and nobody else tell it of the release.
+            let along = self.released_along(vm, chain);
+            if let Some((up, _)) = along.filter(|(_, down)| *down == edge) {
                 return self.pass_on(caller, None, up, request, false);
             }
             // It may come back from the dead, and must hear that the VM was adopted meanwhile.
@@ -396,7 +399,10 @@ impl Step<'_> {
             return self.answer(caller, Answer::Failed { reason });
         }
         let news = chain.epoch() > entry.chain.epoch() || parked != entry.parked;
-        if news && chain.epoch() >= entry.chain.epoch() {
+        if *chain == entry.chain && !news {
+            // It had to ask again: whoever is above may still wait for a Source that is gone.
+            self.report_up(vm);
+        } else if news && chain.epoch() >= entry.chain.epoch() {
             let chain = chain.clone();
             if let Some(reason) = &parked {
                 self.note(vm, format!("parked at the site that has it: {reason}"));
@@ -409,12 +415,13 @@ impl Step<'_> {
         self.answer(caller, Answer::Done);
     }
 
-    /// Where a report goes that came along an edge which is no part of the path yet: to the
-    /// Controller, which may wait for a Source that is gone.
-    fn up_of_pending(&self, vm: VmId, edge: &Edge) -> Option<Edge> {
+    /// The edges, up and down, of a path that may come and to whose end this chain shows that the VM
+    /// was released.
+    pub(crate) fn released_along(&self, vm: VmId, chain: &Chain) -> Option<(Edge, Edge)> {
         let open = self.site.state.migrations_of(vm).filter(|(_, one)| one.owned.is_none());
-        let mut pending = open.filter_map(|(_, migration)| migration.pending.as_ref());
-        pending.find(|(_, down)| down == edge).map(|(up, _)| up.clone())
+        let mut pending = open.filter_map(|(id, one)| Some((id, one.pending.as_ref()?)));
+        let (_, edges) = pending.find(|(id, _)| released_by(chain, **id).is_some())?;
+        chain.verify(vm, &Verifier(self.world)).is_ok().then(|| edges.clone())
     }
 
     /// The Source shows its chain, which may be ahead of what was reported. It counts here before the

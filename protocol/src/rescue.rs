@@ -391,7 +391,14 @@ impl Step<'_> {
             return self.answer(caller, Answer::Unknown);
         }
         if self.is_unsettled(vm) {
-            return self.answer(caller, not_confirmed());
+            // Whoever asks from above may be all that could settle it, and has forgotten how.
+            return match self.down_of_pending(vm).filter(|_| !below) {
+                Some(down) => {
+                    let waiting = Waiting::ConfirmFor(caller, vm);
+                    self.ask_confirm(down.peer, Some(down.handle), vm, hop.time_left, waiting);
+                }
+                None => self.answer(caller, not_confirmed()),
+            };
         }
         match self.site.state.vms.get(&vm) {
             None => self.answer(caller, Answer::Unknown),
@@ -408,7 +415,15 @@ impl Step<'_> {
         }
     }
 
-    /// The path above has said what it knows of a VM that a site below asks about.
+    /// Where a path leads on to that may come: to who has the VM if it was released.
+    fn down_of_pending(&self, vm: VmId) -> Option<Edge> {
+        let open = self.site.state.migrations_of(vm).filter(|(_, one)| one.owned.is_none());
+        let mut pending = open.filter_map(|(_, migration)| migration.pending.as_ref());
+        pending.next().map(|(_, down)| down.clone())
+    }
+
+    /// The path above has said what it knows of a VM that a site below asks about; or who is at the
+    /// end of a path that may come, that it has the VM.
     pub(crate) fn confirmed_for(
         &mut self,
         caller: Caller,
@@ -417,6 +432,9 @@ impl Step<'_> {
     ) {
         let entry = self.site.state.vms.get(&vm);
         let answer = match (answer, entry) {
+            (Ok(Answer::Known { chain }), _) if self.released_along(vm, &chain).is_some() => {
+                Answer::Known { chain }
+            }
             (Ok(Answer::Known { chain }), Some(entry)) if !self.is_unsettled(vm) => {
                 let newer = entry.chain.epoch() > chain.epoch();
                 Answer::Known { chain: if newer { entry.chain.clone() } else { chain } }

@@ -223,8 +223,9 @@ pub(crate) struct JourneyMemory {
     /// Offers not tried yet, best first.
     pub left: Vec<(Party, model::Offer)>,
     pub tries: usize,
-    /// Where it was tried, until there is nowhere else: an eviction goes on with the others.
-    pub tried: BTreeSet<Party>,
+    /// How many offers of each party were tried, until all were: an eviction that asks again goes
+    /// on with the others.
+    pub tried: BTreeMap<Party, usize>,
     /// Rounds of offers that all came to nothing, one after the other.
     pub rounds: u32,
     pub failures: u32,

@@ -749,7 +749,7 @@ impl Step<'_> {
                 Some(Command::Kill(host, vm, epoch))
             }
             // Also where it ran before and its process has to be made anew: it would be told to go
-            // on after it was paused.
+            // on after it was paused. And what goes on anyway is no wrong state to be resumed in.
             (Action::Pause | Action::Hibernate, _) | (Action::Resume, Defined | Suspended)
                 if starting =>
             {

@@ -177,12 +177,6 @@ pub(crate) const ATTACKS: &[Attack] = &[
         let deliver = stage.deliver(&stage.coming.bid, stage.coming.digest);
         stage.n.ask(stage.v(), &deliver, &stage.coming.bid.controller).into()
     }),
-    attack("a certificate delivered by another key", Refused::Unknown, |stage| {
-        let key = a_key();
-        let mut deliver = stage.deliver(&stage.coming.bid, stage.coming.digest);
-        deliver.origin.key = key.public();
-        stage.ask(&deliver, &key)
-    }),
     attack("a certificate delivered along another edge", Refused::Unknown, |stage| {
         let mut deliver = stage.deliver(&stage.coming.bid, stage.coming.digest);
         deliver.hop.edge = stage.edge();

@@ -90,13 +90,11 @@ fn a_peering_ends_while_a_migration_is_open_that_needs_it() {
             });
             world.place("a", vm);
             world.run(Duration::from_secs(1));
-            let half = world.elapsed();
             for (at, peer) in [("a", "b"), ("b", "a"), ("b", "c"), ("c", "b")] {
                 world.leave(at, peer, Some(HOUR));
             }
             world.show(vm);
             world.show_peerings();
-            assert_eq!(world.elapsed(), half);
             for _ in 0..3 {
                 world.federation.log.push(format!("{step} is lost, broken host {broken}"));
                 // They try every five seconds.

@@ -116,13 +116,15 @@ fn arguments(
         add(&["-device", &format!("virtio-blk-pci,{disk},{address}")]);
     }
     for (at, (nic, way)) in descriptor.nics.iter().zip(ways).enumerate() {
-        add(&[
-            "-netdev",
-            &match way {
-                Way::Bridge(_) => format!("tap,id=net{at},fd={}", FIRST_WAY + at),
-                Way::Nowhere => format!("hubport,id=net{at},hubid={at}"),
-            },
-        ]);
+        match way {
+            Way::Bridge(_) => add(&["-netdev", &format!("tap,id=net{at},fd={}", FIRST_WAY + at)]),
+            Way::Nowhere => {
+                // Behind the other port there is nobody, who takes all; alone, a port takes nothing,
+                // and what the guest sends would wait in its queue.
+                add(&["-netdev", &format!("hubport,id=net{at},hubid={at}")]);
+                add(&["-netdev", &format!("hubport,id=nobody{at},hubid={at}")]);
+            }
+        }
         let [a, b, c, d, e, f] = nic.mac;
         let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
         let address = address(NIC_SLOT, at);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   card net0 ── TAP device ── bridge ── whatever the operator has joined to it
-//!   card net1 ── hub with no other port
+//!   card net1 ── hub ── nobody
 //! ```
 //!
 //! A TAP device is made by us, joined to its bridge, and handed over to the guest's process open.
@@ -16,10 +16,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::process::Command;
+use std::process::Stdio;
+use std::time::Duration;
 
 use model::Bytes;
 use model::vm::Nic;
+use tokio::process::Command;
+use tokio::time::timeout;
 use tun_rs::{DeviceBuilder, Layer};
 
 use super::last_words;
@@ -28,6 +31,8 @@ use crate::{Error, files};
 
 /// The names of our TAP devices; the kernel puts a number there.
 const NAMES: &str = "sojourn%d";
+/// For a device to be joined to its bridge.
+const JOIN_LIMIT: Duration = Duration::from_secs(30);
 
 /// Where a card leads.
 #[derive(Debug)]
@@ -39,35 +44,48 @@ pub(crate) enum Way {
 }
 
 /// Makes the ways of a guest's cards: to the bridge that its network is called by here.
-pub(crate) fn ways(nics: &[Nic], bridges: &BTreeMap<String, String>) -> Result<Vec<Way>, Error> {
-    let way = |nic: &Nic| match bridges.get(&nic.network) {
-        Some(bridge) => plug(&nic.network, bridge).map(Way::Bridge),
-        None => Ok(Way::Nowhere),
-    };
-    nics.iter().map(way).collect()
+pub(crate) async fn ways(
+    nics: &[Nic],
+    bridges: &BTreeMap<String, String>,
+) -> Result<Vec<Way>, Error> {
+    let mut ways = Vec::new();
+    for nic in nics {
+        ways.push(match bridges.get(&nic.network) {
+            None => Way::Nowhere,
+            Some(bridge) => Way::Bridge(plug(bridge).await.map_err(|why| Error::Network {
+                network: nic.network.clone(),
+                bridge: bridge.clone(),
+                why,
+            })?),
+        });
+    }
+    Ok(ways)
 }
 
-/// A new TAP device on a bridge.
-fn plug(network: &str, bridge: &str) -> Result<OwnedFd, Error> {
-    let refused = |why: String| Error::Network {
-        network: network.to_owned(),
-        bridge: bridge.to_owned(),
-        why,
-    };
+/// A new TAP device on a bridge; the error says what to do.
+async fn plug(bridge: &str) -> Result<OwnedFd, String> {
     let device = DeviceBuilder::new().name(NAMES).layer(Layer::L2).inherit_enable_state();
     let device = device.offload(false).packet_information(false).build_sync();
     let device = device.map_err(|why| {
-        refused(format!("no TAP device can be made: {why}; it takes root, and /dev/net/tun"))
+        format!(
+            "no TAP device can be made: {why}; it takes a node that runs as root, and /dev/net/tun"
+        )
     })?;
-    let name = device.name().map_err(|why| refused(why.to_string()))?;
+    let name = device.name().map_err(|why| why.to_string())?;
     // In one step: outside its bridge, this machine would speak on it.
-    let joined = Command::new("ip").args(["link", "set", &name, "master", bridge, "up"]).output();
-    let joined =
-        joined.map_err(|why| refused(format!("ip cannot be run ({why}): install iproute2")))?;
+    let mut join = Command::new("ip");
+    join.args(["link", "set", &name, "master", bridge, "up"]).stdin(Stdio::null());
+    let joined = timeout(JOIN_LIMIT, join.kill_on_drop(true).output()).await;
+    let joined = joined.map_err(|_| format!("ip took longer than {JOIN_LIMIT:?}"))?;
+    let joined = joined.map_err(|why| format!("ip cannot be run ({why}): install iproute2"))?;
     if !joined.status.success() {
-        return Err(refused(last_words(&joined.stderr)));
+        let said = last_words(&joined.stderr);
+        return Err(format!(
+            "ip says: {said}; make the bridge (ip link add {bridge} type bridge), or name another \
+             under hypervisor.networks"
+        ));
     }
-    device.as_fd().try_clone_to_owned().map_err(|why| refused(why.to_string()))
+    device.as_fd().try_clone_to_owned().map_err(|why| why.to_string())
 }
 
 /// What went through the TAP devices that a process has open, as the guest sees it; none when it
