@@ -10,6 +10,7 @@ mod envelope;
 mod image;
 mod journal;
 mod kpi;
+mod monitoring;
 mod package;
 mod peer;
 mod policy;
@@ -24,6 +25,7 @@ pub use envelope::{answer, hop, operation, sealed};
 pub use image::image;
 pub use journal::journal;
 pub use kpi::{sheet, words};
+pub use monitoring::{history, usage, values};
 pub use package::{manifest, ova, ovf};
 pub use peer::peer;
 pub use policy::{decision, policy};
@@ -36,13 +38,14 @@ pub use tls::certificates;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every parser that reads what others may have written.
-pub const TARGETS: [Target; 23] = [
+pub const TARGETS: [Target; 26] = [
     ("answer", answer),
     ("certificates", certificates),
     ("chain", chain),
     ("channel", channel),
     ("config", config),
     ("decision", decision),
+    ("history", history),
     ("hop", hop),
     ("image", image),
     ("journal", journal),
@@ -59,6 +62,8 @@ pub const TARGETS: [Target; 23] = [
     ("text", text),
     ("ticket", ticket),
     ("told", told),
+    ("usage", usage),
+    ("values", values),
     ("words", words),
 ];
 

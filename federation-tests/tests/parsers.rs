@@ -116,6 +116,11 @@ fn kpi_files_and_the_words_of_their_host_that_fuzzing_kept_keep_their_promises()
 }
 
 #[test]
+fn monitoring_from_other_sites_that_fuzzing_kept_keeps_its_promises() {
+    replay(&["values", "history", "usage"]);
+}
+
+#[test]
 fn images_that_fuzzing_kept_keep_their_promises() {
     replay(&["image"]);
 }

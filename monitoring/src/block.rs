@@ -64,6 +64,11 @@ impl Reading {
         }
     }
 
+    /// Whether it is what can be measured: a number that is one.
+    pub fn is_sound(&self) -> bool {
+        !matches!(self, Self::Number(number) if !number.is_finite())
+    }
+
     /// Bytes that it takes, about.
     pub fn size(&self) -> usize {
         match self {
@@ -124,7 +129,9 @@ impl Payload for Block {
 
 /// Bytes that are no block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the block is too large, has too many values or none, or is not well formed")]
+#[error(
+    "the block is too large, has too many values or none, one that is no number, or is not well formed"
+)]
 pub struct Malformed;
 
 impl Block {
@@ -143,7 +150,8 @@ impl Block {
         let is_sound = (1..=MAX_VALUES as u64).contains(&count)
             && bytes <= MAX_BLOCK_BYTES
             && self.first >= 1
-            && self.first < 1 << 62;
+            && self.first < 1 << 62
+            && self.open.iter().all(|value| value.reading.is_sound());
         if is_sound { Ok(self) } else { Err(Malformed) }
     }
 }
@@ -216,6 +224,16 @@ mod tests {
         let key = SecretKey::from_seed(&[1; 32]);
         let signed = SignedBlock::seal(&block(numbers.collect()), |kind, b| key.sign(kind, b));
         assert!(postcard::to_stdvec(&signed).unwrap().len() < 320);
+    }
+
+    #[test]
+    fn a_number_that_is_none_makes_a_block_none() {
+        let key = SecretKey::from_seed(&[1; 32]);
+        for (number, is_taken) in [(0.5, true), (f64::NAN, false), (f64::INFINITY, false)] {
+            let made = block(vec![value(Reading::Number(number))]);
+            let signed = SignedBlock::seal(&made, |kind, body| key.sign(kind, body));
+            assert_eq!(signed.peek().is_ok(), is_taken, "{number}");
+        }
     }
 
     #[test]

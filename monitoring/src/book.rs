@@ -355,10 +355,12 @@ impl Book {
             let (first, last, taken) =
                 (unsigned(run.get(0)?), unsigned(run.get(1)?), unsigned(run.get(2)?));
             standing.values += taken;
-            standing.missing += (last - first + 1).saturating_sub(taken);
+            let missing = (last - first + 1).saturating_sub(taken);
+            standing.missing = standing.missing.saturating_add(missing);
             // A VM that was taken over from an older copy counts again from there.
             let expected = before.map_or(first, |before: u64| before + 1);
-            standing.missing += first.saturating_sub(expected);
+            let missing = first.saturating_sub(expected);
+            standing.missing = standing.missing.saturating_add(missing);
             before = Some(last);
         }
         let one = |query: &str| -> Result<u64, BookError> {

@@ -333,6 +333,7 @@ impl State {
     /// Whether one can go on from it. What comes with a VM from another site may be anything.
     pub fn is_sound(&self) -> bool {
         (1..1 << 62).contains(&self.next)
+            && self.too_large < 1 << 62
             && self.series.len() <= limit::MAX_SPECIFIERS
             && self.series.iter().all(Series::is_sound)
     }
@@ -369,14 +370,20 @@ impl Series {
     }
 
     fn is_sound(&self) -> bool {
-        let fits = |reading: &Reading| reading.size() <= MAX_VALUE_BYTES;
+        let fits = |reading: &Reading| reading.size() <= MAX_VALUE_BYTES && reading.is_sound();
         let window = &self.window;
+        let sums = [window.least, window.most, window.sum];
         let numbers = match self.specifier.format {
             Format::Median => window.numbers.len() == window.count as usize,
             _ => window.numbers.is_empty(),
         };
         let each = window.each.iter().map(|(_, reading)| reading);
-        numbers && each.chain(&self.held).all(fits) && window.each.len() <= MAX_WINDOW
+        numbers
+            && window.numbers.iter().chain(&sums).all(|number| number.is_finite())
+            && each.chain(&self.held).all(fits)
+            && window.each.len() <= MAX_WINDOW
+            && window.bytes <= MAX_WINDOW_BYTES + MAX_VALUE_BYTES
+            && window.count < u32::MAX
     }
 
     /// Between two measurements.
@@ -522,7 +529,10 @@ impl Series {
         } else if window.count > 0 {
             let of = window.count;
             let reading = Reading::of_number(window.summary(format));
-            due.push(Due { specifier, at, of, reading });
+            // A sum beyond all numbers has no mean that could be told.
+            if reading.is_sound() {
+                due.push(Due { specifier, at, of, reading });
+            }
         }
     }
 }
@@ -543,7 +553,7 @@ impl Window {
         self.least = if is_first { number } else { self.least.min(number) };
         self.most = if is_first { number } else { self.most.max(number) };
         self.sum += number;
-        self.count += 1;
+        self.count = self.count.saturating_add(1);
     }
 
     fn is_empty(&self) -> bool {

@@ -49,7 +49,8 @@ impl OpeningKey {
     ) -> Result<Vec<Value>, NotOpened> {
         let text = self.open(VALUES, &place(vm, epoch, first), &sealed.bytes)?;
         let values: Vec<Value> = postcard::from_bytes(&text).map_err(|_| NotOpened)?;
-        if values.len() == sealed.count as usize { Ok(values) } else { Err(NotOpened) }
+        let is_sound = values.iter().all(|value| value.reading.is_sound());
+        if is_sound && values.len() == sealed.count as usize { Ok(values) } else { Err(NotOpened) }
     }
 
     /// Opens a file that an application has sealed with `kpi-fs seal`; none if it has not.

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use super::peer::{Said, set_up};
 use super::policy::Question;
-use super::{envelope, kpi, package, statement, tls};
+use super::{envelope, kpi, monitoring, package, statement, tls};
 use crate::world::{Crypto, Fate, Flight, Load, World};
 
 /// Why there is no seed of some kind.
@@ -54,6 +54,10 @@ pub fn seeds() -> Result<Vec<(&'static str, Vec<u8>)>, Failure> {
     add("ova", archives()?);
     add("manifest", manifests());
     add("image", images()?);
+    let [values, histories, statements] = monitoring::made();
+    add("values", values);
+    add("history", histories);
+    add("usage", statements);
     add("sheet", kpi::FILES.iter().map(|file| file.as_bytes().to_vec()).collect());
     add("words", kpi::SAID.iter().map(|said| said.as_bytes().to_vec()).collect());
     Ok(seeds)
