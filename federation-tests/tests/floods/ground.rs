@@ -228,8 +228,10 @@ impl Ground {
             let begun = Instant::now();
             let call = || self.h.call(self.v(), async |mut client| self.ask(&mut client).await);
             let mut tries = (0..TRIES).map(|_| call());
+            // A connection that is reset at once has either code, by how far it had come.
+            let gave_way = [Code::Unavailable, Code::Unknown];
             let answered = |heard: &Result<_, Status>| {
-                heard.as_ref().map_or_else(|status| status.code() != Code::Unavailable, |_| true)
+                heard.as_ref().map_or_else(|status| !gave_way.contains(&status.code()), |_| true)
             };
             let heard = tries.find(answered);
             heard.unwrap_or_else(|| Err(Status::unavailable("it gave way each time")))?;
@@ -253,9 +255,9 @@ impl Ground {
     fn bears_in_line(&self, flood: &str, in_line: Duration, make: impl Fn(&Over) -> String + Sync) {
         let honest = Mutex::new(Honest::default());
         let over = Over::default();
-        let note = |ended: Result<(), Status>| {
+        let note = |doing: &str, ended: Result<(), Status>| {
             if let Err(status) = ended {
-                lock(&honest).trouble = Some(status.to_string());
+                lock(&honest).trouble = Some(format!("{doing}: {status}"));
             }
         };
         std::thread::scope(|scope| {
@@ -263,11 +265,15 @@ impl Ground {
             scope.spawn(|| {
                 let took = |took| lock(&honest).asked.push(took);
                 note(
+                    "on the connection that is there",
                     self.h
                         .call(self.v(), async |client| self.keep_asking(client, &over, took).await),
                 );
             });
-            scope.spawn(|| note(self.keep_calling(&over, |took| lock(&honest).called.push(took))));
+            scope.spawn(|| {
+                let took = |took| lock(&honest).called.push(took);
+                note("on new connections", self.keep_calling(&over, took));
+            });
             let mut quiet = *self.quiet.get_or_init(|| {
                 self.listen(&honest, QUIET);
                 Took { moved: self.transfer(), ..self.listen(&honest, QUIET).took }
