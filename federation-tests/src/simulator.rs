@@ -386,7 +386,8 @@ fn rescue(world: &mut World, vm: VmId) {
             let owner = owner.clone();
             world.peer(home, &owner);
             let reply = world.ask(home, Ask::Reclaim { vm, at: site(&owner) });
-            world.met("rescue", if reply == Reply::Done { "reclaimed" } else { "not reclaimed" });
+            assert_eq!(reply, Reply::Done, "{vm} is not reclaimed\n{}", world.story());
+            world.met("rescue", "reclaimed");
             world.run(HOUR);
         }
         Some(_) => {}

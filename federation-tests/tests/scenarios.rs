@@ -576,6 +576,37 @@ fn what_is_released_to_a_destination_that_keeps_it_no_longer_goes_back_and_is_no
     world.settle();
 }
 
+#[test]
+fn a_vm_is_reclaimed_though_an_operation_waits_for_the_site_that_is_gone_and_goes_on_by_the_new_path()
+ {
+    let mut world = World::chain(&["a", "b", "c"]);
+    world.host("b", "b1", 1);
+    let vm = world.import("a");
+    world.place("a", vm);
+    world.until_runs(vm, "b");
+    world.host("c", "c1", 1);
+    world.host("a", "a1", 1);
+    // What a asks comes too late: b has moved the VM on by then, and burns down.
+    world.network(|flight| match flight.load.clone() {
+        Load::Request { from, .. } if from.site == site("a") => Fate::Late(HOUR),
+        _ => Fate::Arrives,
+    });
+    let home = world.bring_home("a", vm);
+    world.move_to("b", vm, &["c"]);
+    world.until_runs(vm, "c");
+    world.lose_for_good("b");
+    world.calm();
+    world.run(HOUR);
+    world.peer("a", "c");
+    assert_eq!(world.ask("a", Ask::Reclaim { vm, at: site("c") }), Reply::Done);
+    assert!(world.state("a").journeys[&home].result.is_none(), "it has not been given up");
+    assert!(matches!(world.result("a", home), JourneyResult::GaveUp(_)));
+    let home = world.bring_home("a", vm);
+    assert_eq!(world.result("a", home), JourneyResult::Done);
+    world.until_runs(vm, "a");
+    assert_eq!(world.path("a", vm), ["a"]);
+}
+
 /// The answers that tell of a release are lost.
 fn release_is_not_told(flight: &mut Flight) -> Fate {
     match &flight.load {

@@ -260,6 +260,12 @@ impl Step<'_> {
         self.site.journeys.entry(operation).or_default()
     }
 
+    /// Whether a journey knows that the VM was released, and gives it to its new place.
+    pub(crate) fn hands_over(&self, operation: OperationId) -> bool {
+        let phase = self.site.journeys.get(&operation).map(|memory| memory.phase);
+        matches!(phase, Some(Phase::Deliver | Phase::Handback | Phase::Retire))
+    }
+
     fn tell(&mut self, operation: OperationId, text: impl Into<String>) {
         self.effect(Effect::Progress { operation, text: text.into() });
     }
