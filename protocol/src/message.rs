@@ -171,9 +171,9 @@ pub enum Op {
         parked: Option<String>,
     },
     /// From a site that has lost a part of its memory, to its peers: is the VM still mine? The
-    /// path above passes it on to the primary, a path that is to come to its end. Answered by [`Answer::Known`], by
-    /// [`Answer::Unknown`] from who has nothing to do with it, and by [`Answer::Conflict`] while
-    /// it cannot be said.
+    /// path above passes it on to the primary, a path that is to come to its end. Answered by
+    /// [`Answer::Known`], by [`Answer::Unknown`] from who has nothing to do with it, and by
+    /// [`Answer::Conflict`] while it cannot be said.
     Confirm {
         /// The VM.
         vm: VmId,
