@@ -607,6 +607,33 @@ fn a_vm_is_reclaimed_though_an_operation_waits_for_the_site_that_is_gone_and_goe
     assert_eq!(world.path("a", vm), ["a"]);
 }
 
+#[test]
+fn a_vm_is_reclaimed_at_its_new_place_though_the_site_on_the_way_there_is_gone_before_it_is_handed_over()
+ {
+    let mut world = World::chain(&["a", "b", "c"]);
+    world.host("c", "c1", 1);
+    let vm = world.import("a");
+    world.network(|flight| match asks(flight, "deliver") {
+        true => Fate::Lost,
+        false => Fate::Arrives,
+    });
+    let placed = world.place("a", vm);
+    world.until_runs(vm, "c");
+    world.lose_for_good("b");
+    world.calm();
+    world.run(HOUR);
+    assert!(world.state("a").journeys[&placed].result.is_none());
+    world.peer("a", "c");
+    assert_eq!(world.ask("a", Ask::Reclaim { vm, at: site("c") }), Reply::Done);
+    assert_eq!(world.result("a", placed), JourneyResult::Done);
+    assert_eq!(world.path("a", vm), ["a", "c"]);
+    assert_eq!(world.power("a", vm), Active);
+    world.host("a", "a1", 1);
+    let home = world.bring_home("a", vm);
+    assert_eq!(world.result("a", home), JourneyResult::Done);
+    world.until_runs(vm, "a");
+}
+
 /// The answers that tell of a release are lost.
 fn release_is_not_told(flight: &mut Flight) -> Fate {
     match &flight.load {

@@ -260,10 +260,19 @@ impl Step<'_> {
         self.site.journeys.entry(operation).or_default()
     }
 
-    /// Whether a journey knows that the VM was released, and gives it to its new place.
-    pub(crate) fn hands_over(&self, operation: OperationId) -> bool {
-        let phase = self.site.journeys.get(&operation).map(|memory| memory.phase);
-        matches!(phase, Some(Phase::Deliver | Phase::Handback | Phase::Retire))
+    /// Whether the VM is where it was to go, by another way: the one that was chosen has a site that
+    /// is gone, and the primary has reclaimed the VM past it.
+    fn is_there_otherwise(&self, journey: &Journey) -> bool {
+        let Some(chosen) = &journey.chosen else { return false };
+        self.site.state.vms.get(&journey.vm).is_some_and(|vm| {
+            let elsewhere = matches!(&vm.down, Down::Edge(edge) if edge.handle != chosen.handle);
+            let back = Cause::Handback { migration: chosen.migration };
+            let is_back =
+                |signed: &Signed<Certificate>| signed.peek().is_ok_and(|c| c.cause == back);
+            elsewhere
+                && released_by(&vm.chain, chosen.migration).is_some()
+                && !vm.chain.certificates.iter().any(is_back)
+        })
     }
 
     fn tell(&mut self, operation: OperationId, text: impl Into<String>) {
@@ -279,6 +288,10 @@ impl Step<'_> {
         if memory.busy || (journey.result.is_some() && memory.phase != Phase::Retire) {
             return;
         }
+        if journey.result.is_none() && self.is_there_otherwise(&journey) {
+            return self.conclude(operation, Ended::Done);
+        }
+        let memory = self.memory(operation);
         let waits = [Phase::Force, Phase::Initiate, Phase::Verify, Phase::Abort];
         if memory.certificate.is_some() && waits.contains(&memory.phase) {
             memory.phase = Phase::Deliver;

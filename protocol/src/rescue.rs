@@ -199,12 +199,6 @@ impl Step<'_> {
         if !self.site.peers.contains_key(&at) {
             return self.reply(ask, Reply::NotFound(format!("there is no peer {at}")));
         }
-        // One that still asks the old path may wait for a site that is gone, and goes on by the new.
-        let open = self.site.state.open_journey(vm).map(|journey| journey.operation);
-        if let Some(operation) = open.filter(|operation| self.hands_over(*operation)) {
-            let text = format!("operation {operation} is handing the VM over; wait for it");
-            return self.reply(ask, Reply::Conflict(text));
-        }
         let (Some(by), Some(host)) =
             (self.world.identity(&Party::Here), self.world.identity(&Party::Peer(at.clone())))
         else {
