@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
-use std::net::{Ipv6Addr, SocketAddrV6, TcpStream};
+use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,6 +15,8 @@ use hypervisor::{Error, Hypervisor, Instance, Launch, Qemu, QemuConfig};
 use model::vm::{Disk, Nic, Restrictions};
 use model::{Bytes, Descriptor, Epoch, FileId, Resources, VmId};
 use testbed::Space;
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
 
 /// For a guest to boot, also where it is emulated on a machine that has much to do.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -53,21 +55,22 @@ fn number_of(device: &str) -> Option<u32> {
 }
 
 /// Whether the guest says something to somebody who knocks at the bridge.
-fn is_reached() -> bool {
+async fn is_reached() -> bool {
     let Some(number) = number_of("br0") else { return false };
-    let door = SocketAddrV6::new(ADDRESS, 80, 0, number).into();
-    match TcpStream::connect_timeout(&door, Duration::from_secs(1)) {
-        Ok(_) => true,
+    let door = SocketAddrV6::new(ADDRESS, 80, 0, number);
+    match timeout(Duration::from_secs(1), TcpStream::connect(door)).await {
+        Ok(Ok(_)) => true,
         // It has no server, and says so.
-        Err(error) => error.kind() == ErrorKind::ConnectionRefused,
+        Ok(Err(error)) => error.kind() == ErrorKind::ConnectionRefused,
+        Err(_) => false,
     }
 }
 
-fn until_reached() {
+async fn until_reached() {
     let until = Instant::now() + PATIENCE;
-    while !is_reached() {
+    while !is_reached().await {
         assert!(Instant::now() < until, "the guest cannot be reached");
-        std::thread::sleep(Duration::from_millis(100));
+        sleep(Duration::from_millis(100)).await;
     }
 }
 
@@ -80,7 +83,7 @@ async fn until_it_goes_on(host: &Qemu, instance: Instance) {
     let (before, until) = (lines(), Instant::now() + PATIENCE);
     while lines() == before {
         assert!(Instant::now() < until, "the guest does not go on");
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(100)).await;
     }
 }
 
@@ -129,9 +132,9 @@ async fn stays(folder: &Path) {
     bridged.launch(&launch).await.unwrap();
     assert_eq!(devices(), 1, "the other card leads nowhere");
     bridged.resume(instance).await.unwrap();
-    until_reached();
+    until_reached().await;
     let first = bridged.measure(instance).await.unwrap().unwrap().network.expect("it is counted");
-    assert!(is_reached());
+    assert!(is_reached().await);
     let used = bridged.hibernate(instance, &saved).await.unwrap().unwrap().network.unwrap();
     for (before, after) in [(first.received, used.received), (first.sent, used.sent)] {
         assert!(before.packets > 0 && after.packets > before.packets, "{first:?}, {used:?}");
@@ -145,13 +148,13 @@ async fn stays(folder: &Path) {
     nowhere.resume(instance).await.unwrap();
     until_it_goes_on(&nowhere, instance).await;
     assert_eq!(nowhere.measure(instance).await.unwrap().unwrap().network, None);
-    assert!(!is_reached());
+    assert!(!is_reached().await);
     nowhere.hibernate(instance, &saved).await.unwrap();
 
     // And is reached again where it is, also by who comes after a restart of the node.
     bridged.launch(&from_state).await.unwrap();
     bridged.resume(instance).await.unwrap();
-    until_reached();
+    until_reached().await;
     let after = Qemu::new(config(folder, "bridged", Some("br0"))).unwrap();
     let anew = after.measure(instance).await.unwrap().unwrap().network.unwrap();
     assert!(anew.sent.packets > 0, "{anew:?}");
