@@ -13,7 +13,7 @@
 //!
 //! [`process`] runs real nodes, over real disks and sockets, driven through the command line.
 //! [`lives`] kills them at their journal rows; [`chaos`] kills, holds and cuts off nodes, proxies
-//! and real guests. [`bench`] has what the measuring programs share.
+//! and real guests. [`mod@bench`] has what the measuring programs share.
 
 #[cfg(feature = "processes")]
 pub mod bench;
