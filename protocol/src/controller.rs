@@ -9,30 +9,29 @@
 //! Every step can be repeated: after a crash the journey goes on from CHOSEN by asking again. A
 //! Destination that shows that the VM was released to it brings it to `deliver` from any step between.
 
+mod evict;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use model::decision::Rank;
 use model::statement::Cause;
 use model::{
-    Certificate, Chain, EdgeHandle, HostName, MigrationId, Offer, OperationId, RequestId, Right,
-    Signed, VmId,
+    Certificate, Chain, EdgeHandle, MigrationId, Offer, OperationId, RequestId, Right, Signed, VmId,
 };
 
 use crate::contract::proposal;
-use crate::effect::{CallError, Caller, Effect, Reply};
+use crate::effect::{CallError, Effect, Reply};
 use crate::message::{Answer, Hop, Op, Origin, Outcome, Request};
 use crate::path::{Verifier, back_off};
 use crate::rescue::released_by;
-use crate::row::{Down, Edge, Evict, Goal, Mode, Party, Result as Ended, Row};
+use crate::row::{Down, Edge, Evict, Goal, Party, Result as Ended, Row};
 use crate::site::{Asker, Gathering, JourneyMemory, Phase, Step, Waiting};
 use crate::state::{Chosen, Journey};
 use crate::timer::Timer;
 
 /// How long an eviction waits before it asks everybody again.
 pub(crate) const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// How often it doubles that while offers are made and come to nothing.
-const MAX_DOUBLINGS: u32 = 7;
 /// How often a Source may say that nothing is decided while the Destination is ready: for two
 /// minutes. A Destination may say so that has fetched nothing, and would keep the VM from moving.
 const MAX_OPEN: u32 = 10;
@@ -97,114 +96,6 @@ impl Step<'_> {
         self.site.journeys.insert(operation, JourneyMemory::default());
     }
 
-    pub(crate) fn ask_evict(
-        &mut self,
-        ask: u64,
-        operation: OperationId,
-        vm: VmId,
-        reason: String,
-        within: Duration,
-    ) {
-        let Some(entry) = self.site.state.vms.get(&vm).filter(|vm| !vm.destroyed) else {
-            return self.reply(ask, Reply::NotFound(format!("there is no VM {vm}")));
-        };
-        if entry.stay.is_none() {
-            let text = "this site does not have the VM; evict it where it runs, or migrate it";
-            return self.reply(ask, Reply::Conflict(text.to_owned()));
-        }
-        if let Some(open) = self.site.state.open_journey(vm) {
-            let text = format!("operation {} is moving this VM already", open.operation);
-            return self.reply(ask, Reply::Conflict(text));
-        }
-        let goal = self.eviction(Party::Here, reason, None, within);
-        self.begin(operation, vm, goal);
-        self.reply(ask, Reply::Began);
-        self.drive(operation);
-    }
-
-    pub(crate) fn eviction(
-        &self,
-        from: Party,
-        reason: String,
-        leave: Option<HostName>,
-        within: Duration,
-    ) -> Goal {
-        Goal {
-            boot: false,
-            mode: Mode::Hibernate,
-            peers: BTreeSet::new(),
-            local_only: false,
-            leave,
-            evict: Some(Evict { from, reason }),
-            deadline: self.world.now().after(within),
-            dry_run: false,
-        }
-    }
-
-    /// Forced migration from below: never refused, never ignored (papers/003, II-B, 6).
-    pub(crate) fn evict_from_below(
-        &mut self,
-        caller: Caller,
-        from: Party,
-        vm: VmId,
-        reason: String,
-        hop: Hop,
-    ) {
-        let Party::Peer(peer) = &from else { return self.answer(caller, Answer::Unknown) };
-        let entry = self.site.state.vms.get(&vm);
-        let below = entry.is_some_and(|vm| match &vm.down {
-            Down::Edge(edge) => edge.peer == *peer && Some(edge.handle) == hop.edge,
-            Down::Here => false,
-        });
-        if !below {
-            return self.answer(caller, Answer::Unknown);
-        }
-        if self.site.state.open_journey(vm).is_none() {
-            let operation = OperationId(self.random16());
-            self.note(vm, format!("the delegate must be rid of it: {reason}"));
-            let goal = self.eviction(from, reason, None, hop.time_left);
-            self.begin(operation, vm, goal);
-            self.drive(operation);
-        }
-        self.answer(caller, Answer::Accepted);
-    }
-
-    pub(crate) fn drain_host(&mut self, ask: u64, host: HostName, draining: bool) {
-        let Some(known) = self.site.state.hosts.get(&host) else {
-            return self.reply(ask, Reply::NotFound(format!("there is no host {host}")));
-        };
-        if known.draining != draining {
-            self.persist(Row::HostDraining { host: host.clone(), draining });
-        }
-        let mut operations = Vec::new();
-        if draining {
-            let vms: Vec<VmId> = self
-                .site
-                .state
-                .vms
-                .iter()
-                .filter(|(_, vm)| vm.stay.as_ref().is_some_and(|stay| stay.host == host))
-                .map(|(vm, _)| *vm)
-                .collect();
-            for vm in vms {
-                if let Some(open) = self.site.state.open_journey(vm) {
-                    operations.push(open.operation);
-                    continue;
-                }
-                let operation = OperationId(self.random16());
-                let reason = "the host it runs on is being emptied".to_owned();
-                let within = self.site.config.source_patience;
-                let goal = self.eviction(Party::Here, reason, Some(host.clone()), within);
-                self.begin(operation, vm, goal);
-                operations.push(operation);
-            }
-        }
-        self.reply(ask, Reply::BeganMany(operations.clone()));
-        for operation in operations {
-            self.drive(operation);
-        }
-    }
-
     pub(crate) fn cancel(&mut self, ask: u64, operation: OperationId) {
         let Some(journey) = self.site.state.journeys.get(&operation).cloned() else {
             return self.reply(ask, Reply::NotFound(format!("there is no operation {operation}")));
@@ -263,14 +154,14 @@ impl Step<'_> {
     /// Whether the VM is where it was to go, by another way: the one that was chosen has a site that
     /// is gone, and the primary has reclaimed the VM past it.
     fn is_there_otherwise(&self, journey: &Journey) -> bool {
-        let Some(chosen) = &journey.chosen else { return false };
+        let Some(chosen) = journey.chosen.as_ref().filter(|chosen| chosen.rerouted) else {
+            return false;
+        };
         self.site.state.vms.get(&journey.vm).is_some_and(|vm| {
-            let elsewhere = matches!(&vm.down, Down::Edge(edge) if edge.handle != chosen.handle);
             let back = Cause::Handback { migration: chosen.migration };
             let is_back =
                 |signed: &Signed<Certificate>| signed.peek().is_ok_and(|c| c.cause == back);
-            elsewhere
-                && released_by(&vm.chain, chosen.migration).is_some()
+            released_by(&vm.chain, chosen.migration).is_some()
                 && !vm.chain.certificates.iter().any(is_back)
         })
     }
@@ -349,26 +240,9 @@ impl Step<'_> {
         if chosen.is_some_and(|migration| migration.owned.is_some()) {
             return false; // it is done but for telling the Source, and closing the old path
         }
-        if let Some(evict) = &journey.goal.evict {
-            let entry = self.site.state.vms.get(&journey.vm);
-            let still_there = match (&evict.from, entry) {
-                (_, None) => false,
-                (Party::Here, Some(vm)) => {
-                    let stay = vm.stay.as_ref();
-                    let left =
-                        |stay: &crate::state::Stay| journey.goal.leave.as_ref() == Some(&stay.host);
-                    stay.is_some_and(|stay| journey.goal.leave.is_none() || left(stay))
-                }
-                (Party::Peer(peer), Some(vm)) => {
-                    matches!(&vm.down, Down::Edge(edge) if edge.peer == *peer)
-                }
-            };
-            let released = self.site.state.open_source(journey.vm).is_none()
-                && entry.is_some_and(|vm| vm.stay.is_none() && vm.down == Down::Here);
-            if !still_there && !released {
-                self.conclude(operation, Ended::PassedUp);
-                return true;
-            }
+        if self.is_rid(journey) {
+            self.conclude(operation, Ended::PassedUp);
+            return true;
         }
         if now < journey.goal.deadline {
             return false;
@@ -572,60 +446,6 @@ impl Step<'_> {
         });
         self.tell(operation, format!("chose the offer of {whence}; migration {migration}"));
         self.go(operation, Phase::Force);
-    }
-
-    fn no_place(&mut self, journey: &Journey, reasons: &[String]) {
-        let operation = journey.operation;
-        let Some(_) = &journey.goal.evict else {
-            let tried = journey.chosen.is_some();
-            let last = self.memory(operation).last_failure.clone();
-            let result = match last {
-                Some(last) if tried => Ended::GaveUp(last),
-                _ => Ended::NoPlace(reasons.to_vec()),
-            };
-            return self.conclude(operation, result);
-        };
-        let up = self.site.state.vms.get(&journey.vm).and_then(|vm| vm.up.as_ref()).is_some();
-        if up && self.memory(operation).left.is_empty() {
-            self.go(operation, Phase::PassUp);
-        } else {
-            let memory = self.memory(operation);
-            memory.phase = Phase::Collect;
-            // Asking costs nothing, but each offer that was tried has stopped the guest for a
-            // while.
-            memory.rounds = if memory.tries > 0 { memory.rounds + 1 } else { 0 };
-            let wait = ASK_AGAIN * (1 << memory.rounds.min(MAX_DOUBLINGS));
-            let left = journey.goal.deadline.since(self.world.now());
-            self.tell(operation, "no place yet; asking again");
-            self.later(operation, wait.min(left));
-        }
-    }
-
-    fn pass_up(&mut self, journey: &Journey) {
-        let operation = journey.operation;
-        let (Some(up), Some(evict)) = (
-            self.site.state.vms.get(&journey.vm).and_then(|vm| vm.up.clone()),
-            journey.goal.evict.clone(),
-        ) else {
-            self.memory(operation).phase = Phase::Collect;
-            return self.later(operation, ASK_AGAIN);
-        };
-        // A site on the way keeps half of the time for itself, so that it hears of a failure.
-        let left = journey.goal.deadline.since(self.world.now());
-        let time_left = if evict.from == Party::Here { left } else { left / 2 };
-        let op = Op::Evict { vm: journey.vm, reason: evict.reason };
-        let key = self.world.create_key();
-        let origin = Origin { op, key, sealed: None };
-        let hop = Hop {
-            edge: Some(up.handle),
-            hops_left: model::limit::MAX_HOPS,
-            time_left,
-            ..Hop::default()
-        };
-        self.busy(operation);
-        self.tell(operation, "asking the delegator to find another place");
-        let waiting = Waiting::Journey(operation, "pass up");
-        self.send(&Party::Peer(up.peer), Request { origin, hop }, waiting);
     }
 
     /// Step 4.

@@ -287,6 +287,8 @@ pub struct Chosen {
     pub handle: EdgeHandle,
     /// The Destination's end of the transfer.
     pub target: TransferEnd,
+    /// The primary has reclaimed the VM since: its path leads elsewhere.
+    pub rerouted: bool,
 }
 
 /// What a site must not forget.
@@ -438,6 +440,7 @@ impl State {
                     at: at.clone(),
                     handle: *handle,
                     target: target.clone(),
+                    rerouted: false,
                 });
                 let vm = journey.vm;
                 self.migration(*migration, vm).taken = taken.clone();
@@ -487,6 +490,11 @@ impl State {
             Row::Rerouted { vm, down } => {
                 let entry = self.vms.get_mut(vm).ok_or(illegal("no such VM"))?;
                 entry.down = Down::Edge(down.clone());
+                let open = self.open_journey(*vm).map(|journey| journey.operation);
+                let journey = open.and_then(|operation| self.journeys.get_mut(&operation));
+                if let Some(chosen) = journey.and_then(|journey| journey.chosen.as_mut()) {
+                    chosen.rerouted = true;
+                }
             }
             Row::Fenced { vms, .. } => self.held.extend(vms),
             Row::Unfenced { vm } => {

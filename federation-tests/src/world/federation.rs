@@ -229,6 +229,11 @@ impl Federation {
 
     // What scenarios change.
 
+    /// From now on sites hear what nobody has said: what they tell their users may be wrong.
+    pub fn is_deceived(&mut self) {
+        self.ledger.deceived = true;
+    }
+
     pub(super) fn peer(&mut self, one: &PeerName, other: &PeerName) {
         for (site, peer) in [(one, other), (other, one)] {
             let node = self.node(site);

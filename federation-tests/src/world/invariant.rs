@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use model::statement::Fact;
-use model::{Epoch, MigrationId, PeerName, VmId};
-use protocol::Row;
+use model::{Epoch, MigrationId, OperationId, PeerName, VmId};
+use protocol::{JourneyResult as Ended, Row, TargetStep};
 
 use super::federation::Federation;
 use super::node::{Content, Node, Place};
@@ -30,6 +30,8 @@ pub(super) struct Ledger {
     mourned: BTreeSet<VmId>,
     /// A site has forgotten what it had decided.
     pub forgotten: bool,
+    /// A site has not heard what another said, but something else.
+    pub deceived: bool,
     /// The newest epoch in which a VM had an owner, and the revision of what is monitored there.
     revisions: BTreeMap<VmId, (Epoch, u64)>,
     /// The newest epoch that each site ever had durable.
@@ -230,6 +232,27 @@ impl Federation {
             }
         }
         broken
+    }
+
+    /// Tells if an operation that ends does not say the truth of the migration that it tried last.
+    pub(super) fn concludes(&mut self, name: &PeerName, operation: OperationId, result: &Ended) {
+        let journey = self.nodes[name].durable.journeys.get(&operation);
+        let chosen = journey.and_then(|journey| journey.chosen.as_ref());
+        let Some(id) = chosen.map(|chosen| chosen.migration) else { return };
+        let owns = |node: &Arc<Node>| {
+            let migration = node.durable.migrations.get(&id);
+            let target = migration.and_then(|migration| migration.target.as_ref());
+            target.is_some_and(|target| target.step == TargetStep::Owned)
+        };
+        let owned = self.nodes.values().any(owns);
+        let holds = match result {
+            Ended::Done => owned,
+            Ended::PassedUp | Ended::Ranking(_) => true,
+            _ => !owned,
+        };
+        if !holds && !self.ledger.forgotten && !self.ledger.deceived {
+            self.violate(format!("operation {operation}: {result:?}, but {id} owned: {owned}"));
+        }
     }
 
     /// What an owner has taken to be monitored, every later owner monitors.

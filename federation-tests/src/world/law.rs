@@ -214,6 +214,9 @@ impl Federation {
             if let Some(violation) = self.ledger.decided(row) {
                 self.violate(violation);
             }
+            if let Row::Concluded { operation, result } = row {
+                self.concludes(name, *operation, result);
+            }
             let node = self.node(name);
             if let Err(error) = node.durable.apply(row) {
                 self.violate(format!("{name} wrote a row that cannot be folded: {error}"));

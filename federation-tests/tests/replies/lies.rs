@@ -389,9 +389,47 @@ impl Play {
         let (mut world, [vm, other]) = (self.set)();
         // It takes half of the time; set it to see what came before a failure.
         world.federation.logging = false;
+        let told = self.listen(&mut world, [vm, other]);
+        let seen = self.deceive(&mut world, told, step, lie, always);
+        let began = world.elapsed();
+        let operation = (self.moves)(&mut world, vm);
+        let at = self.at;
+        world.run_while(LYING, |world| {
+            world.state(at).journeys.get(&operation).is_some_and(|one| one.result.is_none())
+        });
+        let took = world.elapsed() - began;
+        let result = world.state(at).journeys[&operation].result.clone();
+        let counts = seen.borrow().asked.clone();
+        world.run(LYING.saturating_sub(took));
+        let Seen { lies, answers, .. } = seen.take();
+        if lies == 0 {
+            return None;
+        }
+        let there = |world: &World| world.running_at(vm).join(" and ");
+        let place = there(&world);
+        world.settle();
+        let is_kept = |at: &&&str| world.state(at).vms.get(&vm).is_some_and(|vm| vm.stay.is_some());
+        let kept = SITES.iter().filter(is_kept).count();
+        assert_eq!(kept, 1, "{step}, {always}: it is at one site");
+        let mut line = answers.map(|answer| format!("{answer}; ")).unwrap_or_default();
+        match result {
+            Some(result) => write!(line, "{result:?}").unwrap(),
+            None => line.push_str("nothing yet"),
+        }
+        write!(line, " after {} ms", took.as_millis()).unwrap();
+        for (name, count) in counts {
+            write!(line, ", {count} {name}").unwrap();
+        }
+        write!(line, "; {lies} lies; runs at {place:?}, and {:?} at last", there(&world)).unwrap();
+        Some(line)
+    }
+
+    /// Moves one VM and the other with nothing said that is wrong, and tells what the liar said and
+    /// was asked for each.
+    fn listen(&self, world: &mut World, vms: [VmId; 2]) -> [Told; 2] {
         let liar = site(self.liar);
         let heard: [Told; 2] = Default::default();
-        for (heard, vm) in heard.iter().zip([vm, other]) {
+        for (heard, vm) in heard.iter().zip(vms) {
             let heard = Rc::clone(heard);
             let liar = liar.clone();
             world.network(move |flight| {
@@ -407,11 +445,24 @@ impl Play {
                 }
                 Fate::Arrives
             });
-            (self.moves)(&mut world, vm);
+            (self.moves)(world, vm);
             world.run(HOUR);
-            (self.back)(&mut world, vm);
+            (self.back)(world, vm);
             world.run(HOUR);
         }
+        heard
+    }
+
+    /// From now on the liar, or whoever asks it, says this of the step.
+    fn deceive(
+        &self,
+        world: &mut World,
+        heard: [Told; 2],
+        step: &'static str,
+        lie: Lie,
+        always: bool,
+    ) -> Rc<RefCell<Seen>> {
+        let liar = site(self.liar);
         let seen: Rc<RefCell<Seen>> = Default::default();
         let saw = Rc::clone(&seen);
         let mut calls = Vec::new();
@@ -457,37 +508,8 @@ impl Play {
             }
             Fate::Arrives
         });
-        let began = world.elapsed();
-        let operation = (self.moves)(&mut world, vm);
-        let at = self.at;
-        world.run_while(LYING, |world| {
-            world.state(at).journeys.get(&operation).is_some_and(|one| one.result.is_none())
-        });
-        let took = world.elapsed() - began;
-        let result = world.state(at).journeys[&operation].result.clone();
-        let counts = seen.borrow().asked.clone();
-        world.run(LYING.saturating_sub(took));
-        let Seen { lies, answers, .. } = seen.take();
-        if lies == 0 {
-            return None;
-        }
-        let there = |world: &World| world.running_at(vm).join(" and ");
-        let place = there(&world);
-        world.settle();
-        let is_kept = |at: &&&str| world.state(at).vms.get(&vm).is_some_and(|vm| vm.stay.is_some());
-        let kept = SITES.iter().filter(is_kept).count();
-        assert_eq!(kept, 1, "{step}, {always}: it is at one site");
-        let mut line = answers.map(|answer| format!("{answer}; ")).unwrap_or_default();
-        match result {
-            Some(result) => write!(line, "{result:?}").unwrap(),
-            None => line.push_str("nothing yet"),
-        }
-        write!(line, " after {} ms", took.as_millis()).unwrap();
-        for (name, count) in counts {
-            write!(line, ", {count} {name}").unwrap();
-        }
-        write!(line, "; {lies} lies; runs at {place:?}, and {:?} at last", there(&world)).unwrap();
-        Some(line)
+        world.federation.is_deceived();
+        seen
     }
 
     /// Plays it with each lie, once and, if that is asked for, always.
