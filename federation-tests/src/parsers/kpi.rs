@@ -6,7 +6,7 @@ use std::path::Path;
 use kpi_fs::csv;
 use kpi_fs::fuzzing::sent_after;
 use kpi_fs::name::{Folder, Name};
-use kpi_fs::outbox::{Outbox, Values};
+use kpi_fs::outbox::{Outbox, Row, Values};
 use kpi_fs::refusal::Refusal;
 use kpi_fs::store::{Job, Limits, Owner, Position, Process, Store};
 
@@ -48,6 +48,19 @@ fn create(store: &mut Store, name: &[u8], content: &[u8]) -> Result<(u64, u64), 
     Ok((file, handle))
 }
 
+/// Everything that has not been taken yet; it is told in pieces.
+fn all_rows(outbox: &Outbox) -> Vec<Row> {
+    let mut rows: Vec<Row> = Vec::new();
+    loop {
+        let last = rows.last().map_or(0, |row| row.seq);
+        let more = outbox.after(last, usize::MAX).expect("a database that works");
+        if more.is_empty() {
+            return rows;
+        }
+        rows.extend(more);
+    }
+}
+
 /// A file's name up to the first line's end, and behind it what is in it. It is refused, and
 /// nothing of it is left; or it reads back byte for byte, with rows that are those of its text.
 ///
@@ -69,7 +82,7 @@ pub fn sheet(data: &[u8]) {
     let stored = store.commit(&[Job::Flush(handle, Process(1))]).remove(0);
     let read = store.read(file, 0, content.len() + 1);
     store.release(handle);
-    let rows = outbox.after(0, usize::MAX).expect("a database that works");
+    let rows = all_rows(&outbox);
     let Ok(Name::Kpi(table)) = parsed else {
         assert_eq!((stored, read.as_deref()), (Ok(()), Ok(content)));
         return assert!(rows.is_empty(), "a scratch file has given rows");
