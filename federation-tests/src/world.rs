@@ -617,6 +617,11 @@ impl World {
         Some(stay.host.to_string())
     }
 
+    /// Whether a site has files of the VM, of whatever stay.
+    pub fn has_files(&self, at: &str, vm: VmId) -> bool {
+        self.federation.nodes[&site(at)].copies.keys().any(|(_, of, _)| *of == vm)
+    }
+
     /// Whether its destruction is durable at some site.
     pub fn is_destroyed(&self, vm: VmId) -> bool {
         let nodes = self.federation.nodes.values();

@@ -723,6 +723,50 @@ fn a_source_that_is_controller_too_and_forgets_its_release_turns_its_path_and_ke
 }
 
 #[test]
+fn a_site_with_an_old_journal_goes_on_though_moves_past_it_came_to_nothing() {
+    let (mut kept, mut lost) = (0, 0);
+    for share in 0..100 {
+        let mut world = World::of(&["a", "b", "c", "d"]);
+        for (one, other) in [("a", "b"), ("b", "c"), ("b", "d")] {
+            world.peer(one, other);
+        }
+        world.host("c", "c1", 2);
+        let [vm, other] = [(); 2].map(|()| world.import("a"));
+        world.place("a", vm);
+        world.until_runs(vm, "c");
+        world.host("d", "d1", 1);
+        world.fill_files("d", true);
+        for _ in 0..=share % 2 {
+            let moved = world.move_to("a", vm, &["b"]);
+            assert!(matches!(world.result("a", moved), JourneyResult::GaveUp(_)));
+        }
+        world.until_runs(vm, "c");
+        world.place("a", other);
+        world.until_runs(other, "c");
+        assert!(world.restore_journal("c", share), "{share}");
+        let is_held = |world: &World| world.state("c").held.contains(&vm);
+        world.run(MINUTE);
+        if world.state("c").vms.get(&vm).is_some_and(|entry| entry.stay.is_some()) {
+            kept += 1;
+            world.run_until("c goes on", HOUR, |world| !is_held(world));
+            world.until_runs(vm, "c");
+            world.fill_files("d", false);
+            let moved = world.move_to("a", vm, &["b"]);
+            assert_eq!(world.result("a", moved), JourneyResult::Done);
+            world.until_runs(vm, "d");
+            world.run(HOUR);
+            assert!(world.runs(vm, "d") && world.path("a", vm) == ["a", "b", "d"], "{share}");
+        } else if is_held(&world) {
+            // It was on its way there, as far as that journal knows: what came is the VM.
+            lost += 1;
+            world.run(48 * HOUR);
+            assert!(is_held(&world) && world.has_files("c", vm), "{share}\n{}", world.story());
+        }
+    }
+    assert!(kept > 5 && lost > 2, "{kept} old journals knew of the VM, {lost} that it would come");
+}
+
+#[test]
 fn a_power_failure_ends_the_guest_and_the_site_boots_it_again() {
     let (mut world, vm) = placed_at_c();
     world.power_failure("c");

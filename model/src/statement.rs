@@ -132,6 +132,14 @@ impl Chain {
         signed.peek().expect("a verified chain is well formed")
     }
 
+    /// The certificate by which a migration has released the VM, if the chain has it.
+    pub fn released_by(&self, migration: MigrationId) -> Option<&Signed<Certificate>> {
+        self.certificates.iter().find(|signed| {
+            let cause = signed.peek().map(|certificate| certificate.cause);
+            matches!(cause, Ok(Cause::Release { migration: of, .. }) if of == migration)
+        })
+    }
+
     /// The owner's key at `epoch`, of a chain that was verified before.
     pub fn owner_at(&self, epoch: Epoch) -> Option<PublicKey> {
         let signed = self.certificates.get(usize::try_from(epoch.0).ok()?)?;

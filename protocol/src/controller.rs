@@ -24,7 +24,6 @@ use crate::contract::proposal;
 use crate::effect::{CallError, Effect, Reply};
 use crate::message::{Answer, Hop, Op, Origin, Outcome, Request};
 use crate::path::{Verifier, back_off};
-use crate::rescue::released_by;
 use crate::row::{Down, Edge, Evict, Goal, Party, Result as Ended, Row};
 use crate::site::{Asker, Gathering, JourneyMemory, Phase, Step, Waiting};
 use crate::state::{Chosen, Journey};
@@ -161,7 +160,7 @@ impl Step<'_> {
             let back = Cause::Handback { migration: chosen.migration };
             let is_back =
                 |signed: &Signed<Certificate>| signed.peek().is_ok_and(|c| c.cause == back);
-            released_by(&vm.chain, chosen.migration).is_some()
+            vm.chain.released_by(chosen.migration).is_some()
                 && !vm.chain.certificates.iter().any(is_back)
         })
     }
@@ -741,7 +740,7 @@ impl Step<'_> {
         let is_its = |signed: &Signed<Certificate>| {
             signed.peek().is_ok_and(|certificate| certificate.owner == chosen.target.vm_key)
         };
-        let certificate = released_by(chain, chosen.migration).filter(is_its);
+        let certificate = chain.released_by(chosen.migration).cloned().filter(is_its);
         let Some(certificate) = certificate.filter(|_| is_chosen && self.is_news(vm, chain)) else {
             return false;
         };

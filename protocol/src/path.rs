@@ -12,7 +12,6 @@ use model::{
 
 use crate::effect::{CallError, Caller, Duty, Reply};
 use crate::message::{Action, Answer, Hop, Op, Origin, Request};
-use crate::rescue::released_by;
 use crate::row::{Down, Edge, LIBRARY, Party, Row};
 use crate::site::{OfferAt, Step, Waiting};
 use crate::timer::Timer;
@@ -420,7 +419,7 @@ impl Step<'_> {
     pub(crate) fn released_along(&self, vm: VmId, chain: &Chain) -> Option<(Edge, Edge)> {
         let open = self.site.state.migrations_of(vm).filter(|(_, one)| one.owned.is_none());
         let mut pending = open.filter_map(|(id, one)| Some((id, one.pending.as_ref()?)));
-        let (_, edges) = pending.find(|(id, _)| released_by(chain, **id).is_some())?;
+        let (_, edges) = pending.find(|(id, _)| chain.released_by(**id).is_some())?;
         chain.verify(vm, &Verifier(self.world)).is_ok().then(|| edges.clone())
     }
 

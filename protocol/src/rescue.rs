@@ -8,9 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use model::statement::Cause;
-use model::{
-    Certificate, Chain, Digest, EdgeHandle, MigrationId, PeerName, PowerState, Signed, VmId,
-};
+use model::{Certificate, Chain, Digest, EdgeHandle, MigrationId, PeerName, PowerState, VmId};
 
 use crate::effect::{CallError, Caller, Command, Reply};
 use crate::message::{Answer, Hop, Op, Origin, Request};
@@ -165,7 +163,7 @@ impl Step<'_> {
         self.release(vm);
         let open = self.site.state.open_source(vm).map(|(migration, _)| migration);
         if let Some(migration) = open {
-            match released_by(chain, migration) {
+            match chain.released_by(migration).cloned() {
                 // This site has forgotten how it decided.
                 Some(certificate) => {
                     self.persist(Row::Released { migration, certificate });
@@ -378,41 +376,56 @@ impl Step<'_> {
     /// hands, not where it is.
     pub(crate) fn confirm_asked(&mut self, caller: Caller, from: &Party, vm: VmId, hop: &Hop) {
         let Party::Peer(peer) = from else { return self.answer(caller, Answer::Unknown) };
-        let below =
-            hop.edge.is_some_and(|handle| self.led_below(vm, &Edge { peer: peer.clone(), handle }));
-        if !below && !self.led_above(vm, peer) {
+        let edge = hop.edge.map(|handle| Edge { peer: peer.clone(), handle });
+        let below = edge.filter(|edge| self.led_below(vm, edge));
+        if below.is_none() && !self.led_above(vm, peer) {
             return self.answer(caller, Answer::Unknown);
         }
-        if self.is_unsettled(vm) {
-            // Whoever asks from above may be all that could settle it, and has forgotten how.
-            return match self.down_of_pending(vm).filter(|_| !below) {
-                Some(down) => {
-                    let waiting = Waiting::ConfirmFor(caller, vm);
-                    self.ask_confirm(down.peer, Some(down.handle), vm, hop.time_left, waiting);
-                }
-                None => self.answer(caller, not_confirmed()),
-            };
+        if self.is_undecided(vm) {
+            return self.answer(caller, not_confirmed());
         }
-        match self.site.state.vms.get(&vm) {
-            None => self.answer(caller, Answer::Unknown),
-            Some(entry) => match &entry.up {
-                Some(up) if below => {
-                    let (up, waiting) = (up.clone(), Waiting::ConfirmFor(caller, vm));
-                    self.ask_confirm(up.peer, Some(up.handle), vm, hop.time_left, waiting);
-                }
-                _ => {
-                    let chain = entry.chain.clone();
-                    self.answer(caller, Answer::Known { chain });
-                }
-            },
+        let is_below = below.is_some();
+        let ask = match below {
+            Some(edge) => self.above(vm, &edge),
+            // Whoever asks from above may be all that could settle it, and has forgotten how.
+            None => Ok(self.may_turn(vm).next().map(|(_, down)| down.clone())),
+        };
+        match ask {
+            Ok(Some(edge)) => {
+                let waiting = Waiting::ConfirmFor { caller, vm, below: is_below };
+                self.ask_confirm(edge.peer, Some(edge.handle), vm, hop.time_left, waiting);
+            }
+            Ok(None) => {
+                let chain = self.site.state.vms.get(&vm).map(|entry| entry.chain.clone());
+                let answer = chain.map_or(Answer::Unknown, |chain| Answer::Known { chain });
+                self.answer(caller, answer);
+            }
+            Err(answer) => self.answer(caller, *answer),
         }
     }
 
-    /// Where a path leads on to that may come: to who has the VM if it was released.
-    fn down_of_pending(&self, vm: VmId) -> Option<Edge> {
-        let open = self.site.state.migrations_of(vm).filter(|(_, one)| one.owned.is_none());
-        let mut pending = open.filter_map(|(_, migration)| migration.pending.as_ref());
-        pending.next().map(|(_, down)| down.clone())
+    /// Paths through this site, by their edges up and down, that the VM may take yet.
+    fn may_turn(&self, vm: VmId) -> impl Iterator<Item = (&Edge, &Edge)> {
+        let known = self.site.state.vms.get(&vm).map(|entry| &entry.chain);
+        let of_vm = self.site.state.migrations_of(vm);
+        of_vm.filter_map(move |(id, migration)| migration.may_turn(*id, known))
+    }
+
+    /// Who is to be asked for a site below: the one above on the path that leads there. If the path
+    /// may turn yet, or could have, whoever chose that is further up, and knows.
+    fn above(&self, vm: VmId, below: &Edge) -> Result<Option<Edge>, Box<Answer>> {
+        let known = self.site.state.vms.get(&vm).map(|entry| entry.up.clone());
+        let of_vm = self.site.state.migrations_of(vm);
+        let mut passed_on = of_vm.filter_map(|(_, migration)| migration.pending.as_ref());
+        let up = match known {
+            Some(up) => up,
+            None => passed_on.find(|(_, down)| down == below).map(|(up, _)| up.clone()),
+        };
+        let peer = up.as_ref().map(|up| &up.peer);
+        if self.may_turn(vm).any(|(up, _)| Some(&up.peer) != peer) {
+            return Err(Box::new(not_confirmed()));
+        }
+        Ok(up)
     }
 
     /// The path above has said what it knows of a VM that a site below asks about; or who is at the
@@ -421,16 +434,18 @@ impl Step<'_> {
         &mut self,
         caller: Caller,
         vm: VmId,
+        below: bool,
         answer: Result<Answer, CallError>,
     ) {
-        let entry = self.site.state.vms.get(&vm);
-        let answer = match (answer, entry) {
-            (Ok(Answer::Known { chain }), _) if self.released_along(vm, &chain).is_some() => {
+        let here = self.site.state.vms.get(&vm).map(|entry| &entry.chain);
+        let may_say = !self.is_undecided(vm) && (below || self.may_turn(vm).next().is_none());
+        let answer = match answer {
+            Ok(Answer::Known { chain }) if self.released_along(vm, &chain).is_some() => {
                 Answer::Known { chain }
             }
-            (Ok(Answer::Known { chain }), Some(entry)) if !self.is_unsettled(vm) => {
-                let newer = entry.chain.epoch() > chain.epoch();
-                Answer::Known { chain: if newer { entry.chain.clone() } else { chain } }
+            Ok(Answer::Known { chain }) if may_say => {
+                let newer = here.filter(|here| here.epoch() > chain.epoch());
+                Answer::Known { chain: newer.cloned().unwrap_or(chain) }
             }
             _ => not_confirmed(),
         };
@@ -438,16 +453,14 @@ impl Step<'_> {
     }
 
     /// Whether a migration of the VM that this site takes part in may be decided already without
-    /// this site's knowledge.
-    fn is_unsettled(&self, vm: VmId) -> bool {
+    /// this site's knowledge; what one that only passes through it has come to is known above.
+    fn is_undecided(&self, vm: VmId) -> bool {
         let state = &self.site.state;
         let (mut journeys, mut migrations) = (state.journeys_of(vm), state.migrations_of(vm));
         state.held.contains(&vm)
             || journeys.any(|journey| journey.result.is_none() && journey.chosen.is_some())
             || migrations.any(|(_, migration)| {
-                let passed_on = migration.pending.is_some() && migration.owned.is_none();
-                let arrived = migration.target.as_ref().map(|target| target.step);
-                passed_on || arrived == Some(TargetStep::Ready)
+                migration.target.as_ref().is_some_and(|target| target.step == TargetStep::Ready)
             })
     }
 
@@ -467,12 +480,11 @@ impl Step<'_> {
     fn led_below(&self, vm: VmId, edge: &Edge) -> bool {
         let state = &self.site.state;
         let now = state.vms.get(&vm).map(|entry| &entry.down);
-        let of_vm = state.migrations_of(vm);
-        let mut passed_on = of_vm.filter_map(|(_, migration)| migration.pending.as_ref());
-        let mut chosen = state.journeys.values().filter_map(|journey| journey.chosen.as_ref());
         now == Some(&Down::Edge(edge.clone()))
-            || passed_on.any(|(_, down)| down == edge)
-            || chosen.any(|c| c.at == Party::Peer(edge.peer.clone()) && c.handle == edge.handle)
+            || state.migrations_of(vm).any(|(_, migration)| {
+                let passed_on = migration.pending.as_ref().map(|(_, down)| down);
+                passed_on == Some(edge) || migration.offered.as_ref() == Some(edge)
+            })
     }
 
     pub(crate) fn confirmed(
@@ -490,6 +502,15 @@ impl Step<'_> {
             Ok(Answer::Known { chain }) => {
                 if self.superseded(vm, &chain) {
                     return;
+                }
+                let newest = chain.newest().owner;
+                let mut fetching = self.open_targets(vm);
+                if fetching.any(|(_, t)| t.step < TargetStep::Ready && t.vm_key == newest) {
+                    drop(fetching);
+                    let text = "ALARM: the VM came here after what this site's journal says, and may \
+                                have run; its files are kept, but not known to be whole: save them \
+                                before `site unfence` lets them go";
+                    return self.note(vm, text);
                 }
             }
             // It has nothing to do with it. The site above would.
@@ -566,15 +587,6 @@ impl Step<'_> {
             self.command(Command::Kill(stay.host, vm, stay.epoch));
         }
     }
-}
-
-/// The certificate by which a migration has released the VM, if the chain has it.
-pub(crate) fn released_by(chain: &Chain, migration: MigrationId) -> Option<Signed<Certificate>> {
-    let by = |signed: &&Signed<Certificate>| {
-        let cause = signed.peek().map(|certificate| certificate.cause);
-        matches!(cause, Ok(Cause::Release { migration: of, .. }) if of == migration)
-    };
-    chain.certificates.iter().find(by).cloned()
 }
 
 /// The answer to a site that must ask again.

@@ -206,8 +206,8 @@ pub(crate) enum Waiting {
     Report(VmId),
     /// Whether this peer knows of a newer certificate of a VM that is held.
     Confirm(VmId, PeerName),
-    /// The same, for a site below.
-    ConfirmFor(Caller, VmId),
+    /// The same, for a site below, or above.
+    ConfirmFor { caller: Caller, vm: VmId, below: bool },
     /// A user wants a VM back past an Intermediary that is gone.
     Reclaim(u64, VmId, Edge),
     /// Nobody waits.
@@ -460,7 +460,9 @@ impl Step<'_> {
             }
             Waiting::Report(vm) => self.report_ended(vm, answer),
             Waiting::Confirm(vm, peer) => self.confirmed(vm, peer, answer),
-            Waiting::ConfirmFor(caller, vm) => self.confirmed_for(caller, vm, answer),
+            Waiting::ConfirmFor { caller, vm, below } => {
+                self.confirmed_for(caller, vm, below, answer);
+            }
             Waiting::Reclaim(ask, vm, edge) => self.reclaimed(ask, vm, edge, answer),
             Waiting::Nobody => {}
         }

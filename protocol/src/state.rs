@@ -229,6 +229,8 @@ pub struct Migration {
     pub source: Option<SourceRole>,
     /// As Destination.
     pub target: Option<TargetRole>,
+    /// As Controller: the edge of a peer's offer.
+    pub offered: Option<Edge>,
     /// As Intermediary of the new path: up and down.
     pub pending: Option<(Edge, Edge)>,
     /// What an Intermediary of the new path knows of the VM.
@@ -250,6 +252,21 @@ pub struct Migration {
 }
 
 impl Migration {
+    /// The edges, up and down, of a path through this site that may come yet, if this site knows of
+    /// the VM this chain.
+    pub(crate) fn may_turn(
+        &self,
+        id: MigrationId,
+        known: Option<&Chain>,
+    ) -> Option<(&Edge, &Edge)> {
+        let (up, down) = self.pending.as_ref().filter(|_| self.owned.is_none())?;
+        let before = self.relayed.as_ref().map(|(_, chain)| chain.epoch());
+        // The VM was released by another one instead.
+        let overtaken = known
+            .is_some_and(|chain| Some(chain.epoch()) > before && chain.released_by(id).is_none());
+        (!overtaken).then_some((up, down))
+    }
+
     /// The epoch that began with the path that counts since the flip, if there was one.
     pub(crate) fn left_at(&self) -> Option<Epoch> {
         match self.owned.as_ref()?.peek().ok()?.fact {
@@ -443,7 +460,11 @@ impl State {
                     rerouted: false,
                 });
                 let vm = journey.vm;
-                self.migration(*migration, vm).taken = taken.clone();
+                let entry = self.migration(*migration, vm);
+                entry.taken = taken.clone();
+                if let Party::Peer(peer) = at {
+                    entry.offered = Some(Edge { peer: peer.clone(), handle: *handle });
+                }
             }
             Row::Concluded { operation, result } => {
                 let journey =
@@ -765,19 +786,10 @@ impl State {
                     Some(RelayRole { given: *given, source: source.clone(), until: *until });
             }
             Row::Flipped { migration, certificate, owned } => {
-                let chosen = self
-                    .journeys
-                    .values()
-                    .filter_map(|journey| journey.chosen.as_ref())
-                    .find(|chosen| chosen.migration == *migration);
-                let as_controller = chosen.and_then(|chosen| match &chosen.at {
-                    Party::Peer(peer) => Some(Edge { peer: peer.clone(), handle: chosen.handle }),
-                    Party::Here => None,
-                });
                 let entry = self.migrations.get_mut(migration).ok_or("no such migration")?;
-                let (up, down) = match (&entry.pending, as_controller) {
+                let (up, down) = match (&entry.pending, &entry.offered) {
                     (Some((up, down)), _) => (Some(up.clone()), down.clone()),
-                    (None, Some(down)) => (None, down),
+                    (None, Some(down)) => (None, down.clone()),
                     (None, None) => return Err("this site has no edge of the new path"),
                 };
                 let epoch = certificate.peek().map_err(|_| "certificate is malformed")?.epoch;
@@ -830,6 +842,7 @@ impl State {
             vm,
             source: None,
             target: None,
+            offered: None,
             pending: None,
             relayed: None,
             relay: None,
