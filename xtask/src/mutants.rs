@@ -95,6 +95,11 @@ fn judge(args: &Args, round: &Round, iterate: bool) -> Result<()> {
     for test in ["--no-default-features"].iter().chain(round.tests) {
         command.arg(format!("--cargo-arg={test}"));
     }
+    // The first failure says it all; where it was, nobody reads.
+    command.args(["--cargo-test-arg=--", "--cargo-test-arg=-Zunstable-options"]);
+    command.arg("--cargo-test-arg=--fail-fast");
+    command.env("RUSTC_BOOTSTRAP", "1");
+    command.env("RUST_BACKTRACE", "0");
     command.env("SOJOURN_SEEDS", round.seeds);
     command.env("CARGO_PROFILE_DEV_OPT_LEVEL", round.opt_level);
     if iterate {
