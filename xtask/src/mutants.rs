@@ -102,6 +102,7 @@ fn judge(args: &Args, round: &Round, iterate: bool) -> Result<()> {
     command.env("RUST_BACKTRACE", "0");
     command.env("SOJOURN_SEEDS", round.seeds);
     command.env("CARGO_PROFILE_DEV_OPT_LEVEL", round.opt_level);
+    command.env("CARGO_PROFILE_DEV_DEBUG", "0");
     if iterate {
         command.arg("--iterate");
     }
