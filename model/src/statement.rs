@@ -157,6 +157,11 @@ impl Chain {
         same == known.certificates.len() || self.certificates[same..].iter().any(adopts)
     }
 
+    /// Whether both begin with the same certificate.
+    pub fn begins_like(&self, other: &Self) -> bool {
+        self.common(other) > 0
+    }
+
     /// The first epoch that the two chains have different certificates of.
     pub fn parts_from(&self, other: &Self) -> Epoch {
         Epoch(self.common(other) as u64)

@@ -385,10 +385,17 @@ impl Step<'_> {
             if let Some((up, _)) = along.filter(|(_, down)| *down == edge) {
                 return self.pass_on(caller, None, up, request, false);
             }
+            let reclaims = |waiting: &Waiting| matches!(waiting, Waiting::Reclaim(_, of, by) if *of == vm && *by == edge);
+            if self.site.waiting.values().any(reclaims) {
+                let reason = "the VM is being reclaimed; ask again".to_owned();
+                return self.answer(caller, Answer::Failed { reason });
+            }
             // It may come back from the dead, and must hear that the VM was adopted meanwhile.
             self.adopt_above(vm, chain);
             let known = self.site.state.vms.get(&vm);
-            let newer = known.filter(|vm| vm.chain.epoch() >= chain.epoch());
+            // Who never had to do with the VM does not know how its chain begins.
+            let newer =
+                known.filter(|vm| vm.chain.epoch() >= chain.epoch() && vm.chain.begins_like(chain));
             let answer =
                 newer.map_or(Answer::Unknown, |vm| Answer::Known { chain: vm.chain.clone() });
             return self.answer(caller, answer);

@@ -249,7 +249,11 @@ impl Step<'_> {
         if self.site.state.vms[vm].up.as_ref() != Some(&up) {
             self.persist(Row::Reclaimed { vm: *vm, up });
             self.note(*vm, format!("reclaimed by its primary site, through {peer}"));
-            self.report_up(*vm);
+            // One that has released it cannot say that anybody has taken it.
+            let entry = &self.site.state.vms[vm];
+            if entry.stay.is_some() || entry.down != Down::Here {
+                self.report_up(*vm);
+            }
         }
         self.answer(caller, Answer::Done);
     }
@@ -270,6 +274,7 @@ impl Step<'_> {
         // Durable, or rows written from here on would make the journal look as long as it was.
         self.persist(Row::Fenced { journal, vms: held.clone() });
         self.site.confirmed.clear();
+        self.site.came.clear();
         for vm in held {
             self.note(
                 vm,
@@ -300,7 +305,7 @@ impl Step<'_> {
     /// knows what its sites have decided, and all others, one of which got the VM if this site has
     /// passed it on. When all have answered, it is this site's.
     pub(crate) fn confirm(&mut self, vm: VmId) {
-        if !self.site.state.held.contains(&vm) {
+        if !self.site.state.held.contains(&vm) || self.site.came.contains(&vm) {
             return;
         }
         let known = self.site.state.vms.contains_key(&vm);
@@ -350,6 +355,7 @@ impl Step<'_> {
         if self.site.state.held.contains(&vm) {
             self.persist(Row::Unfenced { vm });
             self.site.confirmed.remove(&vm);
+            self.site.came.remove(&vm);
         }
     }
 
@@ -384,31 +390,65 @@ impl Step<'_> {
         if self.is_undecided(vm) {
             return self.answer(caller, not_confirmed());
         }
-        let is_below = below.is_some();
-        let ask = match below {
-            Some(edge) => self.above(vm, &edge),
+        let Some(below) = below else {
             // Whoever asks from above may be all that could settle it, and has forgotten how.
-            None => Ok(self.may_turn(vm).next().map(|(_, down)| down.clone())),
+            return self.ask_below(caller, vm, None);
         };
-        match ask {
-            Ok(Some(edge)) => {
-                let waiting = Waiting::ConfirmFor { caller, vm, below: is_below };
-                self.ask_confirm(edge.peer, Some(edge.handle), vm, hop.time_left, waiting);
+        match self.above(vm, &below) {
+            Ok(Some(up)) => {
+                let waiting = Waiting::ConfirmFor { caller, vm, of: None };
+                self.ask_confirm(up.peer, Some(up.handle), vm, hop.time_left, waiting);
             }
-            Ok(None) => {
-                let chain = self.site.state.vms.get(&vm).map(|entry| entry.chain.clone());
-                let answer = chain.map_or(Answer::Unknown, |chain| Answer::Known { chain });
-                self.answer(caller, answer);
-            }
+            Ok(None) => self.tell_known(caller, vm),
             Err(answer) => self.answer(caller, *answer),
         }
     }
 
+    /// What this site knows of a VM.
+    fn tell_known(&mut self, caller: Caller, vm: VmId) {
+        let chain = self.site.state.vms.get(&vm).map(|entry| entry.chain.clone());
+        let answer = chain.map_or(Answer::Unknown, |chain| Answer::Known { chain });
+        self.answer(caller, answer);
+    }
+
+    /// Asks at the end of each path that may come, one after the other: who has the VM if it was
+    /// released. The last that was asked is named.
+    fn ask_below(&mut self, caller: Caller, vm: VmId, asked: Option<MigrationId>) {
+        let next = self.may_turn(vm).find(|(migration, _)| asked < Some(*migration));
+        let Some((migration, down)) = next.map(|(migration, (_, down))| (migration, down.clone()))
+        else {
+            return self.tell_known(caller, vm);
+        };
+        let waiting = Waiting::ConfirmFor { caller, vm, of: Some(migration) };
+        let limit = self.site.config.request_limit;
+        self.ask_confirm(down.peer, Some(down.handle), vm, limit, waiting);
+    }
+
+    /// Who is at the end of a path that may come has said what it knows, to a site above.
+    pub(crate) fn confirmed_below(
+        &mut self,
+        caller: Caller,
+        vm: VmId,
+        migration: MigrationId,
+        answer: Result<Answer, CallError>,
+    ) {
+        match answer {
+            Ok(Answer::Known { chain }) if self.released_along(vm, &chain).is_some() => {
+                self.answer(caller, Answer::Known { chain });
+            }
+            // Nothing has come of it.
+            Ok(Answer::Unknown) if !self.is_undecided(vm) => {
+                self.ask_below(caller, vm, Some(migration));
+            }
+            _ => self.answer(caller, not_confirmed()),
+        }
+    }
+
     /// Paths through this site, by their edges up and down, that the VM may take yet.
-    fn may_turn(&self, vm: VmId) -> impl Iterator<Item = (&Edge, &Edge)> {
+    fn may_turn(&self, vm: VmId) -> impl Iterator<Item = (MigrationId, (&Edge, &Edge))> {
         let known = self.site.state.vms.get(&vm).map(|entry| &entry.chain);
         let of_vm = self.site.state.migrations_of(vm);
-        of_vm.filter_map(move |(id, migration)| migration.may_turn(*id, known))
+        of_vm.filter_map(move |(id, migration)| Some((*id, migration.may_turn(*id, known)?)))
     }
 
     /// Who is to be asked for a site below: the one above on the path that leads there. If the path
@@ -422,28 +462,22 @@ impl Step<'_> {
             None => passed_on.find(|(_, down)| down == below).map(|(up, _)| up.clone()),
         };
         let peer = up.as_ref().map(|up| &up.peer);
-        if self.may_turn(vm).any(|(up, _)| Some(&up.peer) != peer) {
+        if self.may_turn(vm).any(|(_, (up, _))| Some(&up.peer) != peer) {
             return Err(Box::new(not_confirmed()));
         }
         Ok(up)
     }
 
-    /// The path above has said what it knows of a VM that a site below asks about; or who is at the
-    /// end of a path that may come, that it has the VM.
-    pub(crate) fn confirmed_for(
+    /// The path above has said what it knows of a VM that a site below asks about.
+    pub(crate) fn confirmed_above(
         &mut self,
         caller: Caller,
         vm: VmId,
-        below: bool,
         answer: Result<Answer, CallError>,
     ) {
         let here = self.site.state.vms.get(&vm).map(|entry| &entry.chain);
-        let may_say = !self.is_undecided(vm) && (below || self.may_turn(vm).next().is_none());
         let answer = match answer {
-            Ok(Answer::Known { chain }) if self.released_along(vm, &chain).is_some() => {
-                Answer::Known { chain }
-            }
-            Ok(Answer::Known { chain }) if may_say => {
+            Ok(Answer::Known { chain }) if !self.is_undecided(vm) => {
                 let newer = here.filter(|here| here.epoch() > chain.epoch());
                 Answer::Known { chain: newer.cloned().unwrap_or(chain) }
             }
@@ -500,17 +534,15 @@ impl Step<'_> {
             || self.open_targets(vm).any(|(_, t)| t.asker == Party::Peer(peer.clone()));
         match answer {
             Ok(Answer::Known { chain }) => {
-                if self.superseded(vm, &chain) {
-                    return;
-                }
-                let newest = chain.newest().owner;
-                let mut fetching = self.open_targets(vm);
-                if fetching.any(|(_, t)| t.step < TargetStep::Ready && t.vm_key == newest) {
-                    drop(fetching);
+                if self.has_come(vm, &chain) {
+                    self.site.came.insert(vm);
                     let text = "ALARM: the VM came here after what this site's journal says, and may \
                                 have run; its files are kept, but not known to be whole: save them \
                                 before `site unfence` lets them go";
                     return self.note(vm, text);
+                }
+                if self.superseded(vm, &chain) {
+                    return;
                 }
             }
             // It has nothing to do with it. The site above would.
@@ -523,6 +555,19 @@ impl Step<'_> {
         if self.site.peers.keys().all(|peer| answered.contains(peer)) {
             self.confirm(vm);
         }
+    }
+
+    /// Whether by this chain the VM is at this site, which knows only that it was on its way here,
+    /// or that it had released it.
+    fn has_come(&self, vm: VmId, chain: &Chain) -> bool {
+        let owner = chain.newest().owner;
+        let fetching = self.open_targets(vm).any(|(_, t)| t.step.arrives() && t.vm_key == owner);
+        let known = self.site.state.vms.get(&vm).map(|entry| entry.chain.epoch());
+        let of_vm = self.site.state.migrations_of(vm);
+        let mut released = of_vm.filter_map(|(_, migration)| migration.source.as_ref());
+        let given_back = Some(chain.epoch()) > known
+            && released.any(|s| s.step == SourceStep::Released && s.copy.key == owner);
+        (fetching || given_back) && chain.verify(vm, &Verifier(self.world)).is_ok()
     }
 
     /// What this site is still to get, by its journal.
@@ -539,7 +584,8 @@ impl Step<'_> {
         let overtaken: Vec<MigrationId> = self
             .open_targets(vm)
             .filter(|(_, target)| {
-                epoch > target.epoch() || (epoch == target.epoch() && owner != target.vm_key)
+                // A chain that ends with its own key shows that the VM is here, or was given back.
+                epoch >= target.epoch() && owner != target.vm_key
             })
             .map(|(migration, _)| migration)
             .collect();

@@ -206,8 +206,8 @@ pub(crate) enum Waiting {
     Report(VmId),
     /// Whether this peer knows of a newer certificate of a VM that is held.
     Confirm(VmId, PeerName),
-    /// The same, for a site below, or above.
-    ConfirmFor { caller: Caller, vm: VmId, below: bool },
+    /// The same, for a site below; or for one above, at the end of a path that may come.
+    ConfirmFor { caller: Caller, vm: VmId, of: Option<MigrationId> },
     /// A user wants a VM back past an Intermediary that is gone.
     Reclaim(u64, VmId, Edge),
     /// Nobody waits.
@@ -299,6 +299,8 @@ pub struct Site {
     pub(crate) reports: BTreeMap<VmId, Duty>,
     /// Of VMs that are held, the peers that know of nothing newer.
     pub(crate) confirmed: BTreeMap<VmId, BTreeSet<PeerName>>,
+    /// VMs that are held and came here by what was forgotten: only the operator lets them go.
+    pub(crate) came: BTreeSet<VmId>,
     pub(crate) timers: Timers,
     pub(crate) next_call: u64,
 }
@@ -324,6 +326,7 @@ impl Site {
             controls: BTreeMap::new(),
             reports: BTreeMap::new(),
             confirmed: BTreeMap::new(),
+            came: BTreeSet::new(),
             timers: Timers::default(),
             next_call: 0,
         }
@@ -460,8 +463,11 @@ impl Step<'_> {
             }
             Waiting::Report(vm) => self.report_ended(vm, answer),
             Waiting::Confirm(vm, peer) => self.confirmed(vm, peer, answer),
-            Waiting::ConfirmFor { caller, vm, below } => {
-                self.confirmed_for(caller, vm, below, answer);
+            Waiting::ConfirmFor { caller, vm, of: None } => {
+                self.confirmed_above(caller, vm, answer);
+            }
+            Waiting::ConfirmFor { caller, vm, of: Some(migration) } => {
+                self.confirmed_below(caller, vm, migration, answer);
             }
             Waiting::Reclaim(ask, vm, edge) => self.reclaimed(ask, vm, edge, answer),
             Waiting::Nobody => {}

@@ -47,6 +47,12 @@ impl Step<'_> {
                 let target = (target_vm_key, target_transfer_key, request.hop.target);
                 self.prepare(caller, vm, migration, controller, target, mode);
             }
+            Op::TransferVerification { vm, migration, .. }
+                if self.site.state.held.contains(&vm) && self.source_role(migration).is_none() =>
+            {
+                // It may have been released by what was forgotten.
+                self.answer(caller, forgotten());
+            }
             Op::TransferVerification { vm, migration, ready: None }
                 if !self.site.state.migrations.contains_key(&migration) =>
             {
@@ -356,9 +362,7 @@ impl Step<'_> {
                 let role = self.source_role(migration);
                 let Some(statement) = role.and_then(|(_, source)| source.aborted.clone()) else {
                     // Fenced: what was decided before it forgot is not known here yet.
-                    let reason = "this site's journal is older than a peer remembers".to_owned();
-                    let answer = Answer::Conflict { reason, retry_after: FENCED_RETRY };
-                    return self.answer(caller, answer);
+                    return self.answer(caller, forgotten());
                 };
                 Outcome::Aborted(statement)
             }
@@ -874,4 +878,10 @@ impl Step<'_> {
 /// Whether nothing of the guest can have executed since its files were final.
 pub(crate) fn is_quiet(stay: &Stay) -> bool {
     !stay.starting && matches!(stay.power, PowerState::Defined | PowerState::Suspended)
+}
+
+/// The answer of a site that holds the VM, since its journal is old, on what it may have forgotten.
+pub(crate) fn forgotten() -> Answer {
+    let reason = "this site's journal is older than a peer remembers".to_owned();
+    Answer::Conflict { reason, retry_after: FENCED_RETRY }
 }

@@ -252,18 +252,20 @@ pub struct Migration {
 }
 
 impl Migration {
-    /// The edges, up and down, of a path through this site that may come yet, if this site knows of
-    /// the VM this chain.
+    /// The edges, up and down, of a path through this site that may come yet, if this is the chain
+    /// that it knows of the VM.
     pub(crate) fn may_turn(
         &self,
         id: MigrationId,
         known: Option<&Chain>,
     ) -> Option<(&Edge, &Edge)> {
         let (up, down) = self.pending.as_ref().filter(|_| self.owned.is_none())?;
-        let before = self.relayed.as_ref().map(|(_, chain)| chain.epoch());
-        // The VM was released by another one instead.
-        let overtaken = known
-            .is_some_and(|chain| Some(chain.epoch()) > before && chain.released_by(id).is_none());
+        let next = self.relayed.as_ref().map(|(_, chain)| chain.epoch().next());
+        // The VM was released by another one instead, or has moved on since.
+        let overtaken = known.is_some_and(|chain| {
+            let newest = Some(chain.epoch());
+            newest > next || newest == next && chain.released_by(id).is_none()
+        });
         (!overtaken).then_some((up, down))
     }
 

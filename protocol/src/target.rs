@@ -25,7 +25,7 @@ use crate::message::{Answer, Op, Request, Told};
 use crate::path::Verifier;
 use crate::row::{LIBRARY, Party, Row};
 use crate::site::{OfferAt, OfferMade, Step};
-use crate::source::FENCED_RETRY;
+use crate::source::{FENCED_RETRY, forgotten};
 use crate::state::{SourceStep, Stay, TargetRole, TargetStep, library};
 use crate::timer::Timer;
 
@@ -564,9 +564,7 @@ impl Step<'_> {
         match target.step {
             TargetStep::Ready | TargetStep::Lapsed if self.site.state.held.contains(&vm) => {
                 // It may have been here and gone on in what was forgotten.
-                let reason = "this site's journal is older than a peer remembers".to_owned();
-                let answer = Answer::Conflict { reason, retry_after: FENCED_RETRY };
-                return caller.into_iter().for_each(|caller| self.answer(caller, answer.clone()));
+                return caller.into_iter().for_each(|caller| self.answer(caller, forgotten()));
             }
             TargetStep::Ready | TargetStep::Lapsed => {}
             TargetStep::Owned | TargetStep::HandedBack => {
