@@ -38,7 +38,7 @@ const QUICK: Round = Round {
 /// Of what is left most falls to tables of what is replied to whatever is said, and to few seeds.
 const MIDDLE: Round = Round {
     packages: &["federation-tests"],
-    tests: &["--test=replies", "--test=simulator"],
+    tests: &["--test=old_journals", "--test=replies", "--test=simulator"],
     seeds: "500",
     opt_level: "1",
     timeout_seconds: "240",

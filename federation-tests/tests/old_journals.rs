@@ -1,0 +1,183 @@
+//! A site's journal is put back from an old copy: what the site has forgotten, it neither denies nor
+//! overrules, and goes on once others have told it what became of its VMs.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use federation_tests::world::{Fate, Flight, Load, World, asks};
+use protocol::{Answer, Ask, JourneyResult, Outcome, SourceStep, TargetStep};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A VM's primary a, b, and behind it c and d.
+fn fork() -> World {
+    let mut world = World::of(&["a", "b", "c", "d"]);
+    for (one, other) in [("a", "b"), ("b", "c"), ("b", "d")] {
+        world.peer(one, other);
+    }
+    world
+}
+
+#[test]
+fn a_source_that_is_controller_too_and_forgets_its_release_turns_its_path_and_keeps_no_stay() {
+    let mut restored = 0;
+    for names in [&["a", "b"][..], &["a", "b", "d"]] {
+        for share in 50..100 {
+            let mut world = World::chain(names);
+            world.host("a", "a1", 1);
+            let vm = world.import("a");
+            world.bring_home("a", vm);
+            world.until_runs(vm, "a");
+            let last = names[names.len() - 1];
+            world.host(last, "h1", 1);
+            let is_owned = |flight: &Flight| {
+                let Load::Answer { answer: Ok(answer), .. } = &flight.load else { return false };
+                matches!(**answer, Answer::Owned { .. })
+            };
+            world.network(move |flight| match asks(flight, "report") || is_owned(flight) {
+                true => Fate::Lost,
+                false => Fate::Arrives,
+            });
+            let moved = world.move_to("a", vm, &["b"]);
+            world.until_runs(vm, last);
+            world.run(MINUTE);
+            let was_chosen = |world: &World| {
+                let journey = world.state("a").journeys.get(&moved);
+                journey.is_some_and(|journey| journey.chosen.is_some())
+            };
+            if !world.restore_journal("a", share) || !was_chosen(&world) {
+                continue;
+            }
+            restored += 1;
+            world.calm();
+            world.run(10 * MINUTE);
+            world.ask("a", Ask::Unfence);
+            world.run(HOUR);
+            // What it had is kept at a site that was told that the VM is another's.
+            world.run(24 * HOUR);
+            assert!(world.runs(vm, last), "{names:?}, {share}\n{}", world.story());
+            assert_eq!(world.path("a", vm), *names, "{share}\n{}", world.story());
+            assert!(world.state("a").vms[&vm].stay.is_none());
+            assert!(world.state("a").journeys[&moved].result.is_some());
+        }
+    }
+    assert!(restored > 5, "only {restored} old journals were put back");
+}
+
+#[test]
+fn a_site_with_an_old_journal_goes_on_though_moves_past_it_came_to_nothing() {
+    let (mut kept, mut lost) = (0, BTreeSet::new());
+    for share in (0..100).step_by(4) {
+        let mut world = fork();
+        world.host("c", "c1", 2);
+        let [vm, other] = [(); 2].map(|()| world.import("a"));
+        world.place("a", vm);
+        world.until_runs(vm, "c");
+        world.host("d", "d1", 1);
+        world.fill_files("d", true);
+        for _ in 0..=share % 2 {
+            let moved = world.move_to("a", vm, &["b"]);
+            assert!(matches!(world.result("a", moved), JourneyResult::GaveUp(_)));
+        }
+        world.until_runs(vm, "c");
+        world.place("a", other);
+        world.until_runs(other, "c");
+        assert!(world.restore_journal("c", share), "{share}");
+        let is_held = |world: &World| world.state("c").held.contains(&vm);
+        world.run(MINUTE);
+        if world.state("c").vms.get(&vm).is_some_and(|entry| entry.stay.is_some()) {
+            kept += 1;
+            world.run_until("c goes on", HOUR, |world| !is_held(world));
+            world.until_runs(vm, "c");
+            world.fill_files("d", false);
+            let moved = world.move_to("a", vm, &["b"]);
+            assert_eq!(world.result("a", moved), JourneyResult::Done);
+            world.until_runs(vm, "d");
+            world.run(HOUR);
+            assert!(world.runs(vm, "d") && world.path("a", vm) == ["a", "b", "d"], "{share}");
+        } else if is_held(&world) {
+            // It was on its way there, as far as that journal knows: what came is the VM.
+            let migrations = world.state("c").migrations.values();
+            let steps = migrations.filter_map(|one| one.target.as_ref()).map(|target| target.step);
+            lost.extend(steps);
+            world.run(9 * 24 * HOUR);
+            assert!(is_held(&world) && world.has_files("c", vm), "{share}\n{}", world.story());
+        }
+    }
+    assert!(kept > 2, "{kept} old journals knew of the VM");
+    let on_the_way = [TargetStep::Admitted, TargetStep::Receiving, TargetStep::Ready];
+    assert_eq!(lost, BTreeSet::from(on_the_way), "what old journals knew of its coming");
+}
+
+#[test]
+fn a_source_that_has_forgotten_its_release_does_not_run_the_vm_again_while_nobody_else_tells() {
+    let mut forgot = 0;
+    for share in (0..100).step_by(4) {
+        let mut world = fork();
+        world.host("c", "c1", 1);
+        let vm = world.import("a");
+        world.place("a", vm);
+        world.until_runs(vm, "c");
+        world.host("d", "d1", 1);
+        world.network(|flight| match (asks(flight, "report"), &flight.load) {
+            (true, _) => Fate::Lost,
+            (_, Load::Answer { answer: Ok(answer), .. })
+                if matches!(**answer, Answer::Verified(Outcome::Released(_))) =>
+            {
+                Fate::Lost
+            }
+            _ => Fate::Arrives,
+        });
+        let moved = world.move_to("a", vm, &["b"]);
+        world.until_runs(vm, "d");
+        assert!(world.restore_journal("c", share), "{share}");
+        let releases = world.state("c").migrations.values().any(|one| one.source.is_some());
+        let has_it = world.state("c").vms.get(&vm).is_some_and(|entry| entry.stay.is_some());
+        if releases || !has_it {
+            continue;
+        }
+        forgot += 1;
+        world.run(HOUR);
+        assert!(world.runs(vm, "d"), "{share}\n{}", world.story());
+        world.calm();
+        assert_eq!(world.result("a", moved), JourneyResult::Done);
+        world.run(HOUR);
+        assert!(world.runs(vm, "d") && world.path("a", vm) == ["a", "b", "d"], "{share}");
+        assert!(world.state("c").vms[&vm].stay.is_none(), "{share}\n{}", world.story());
+    }
+    assert!(forgot > 2, "{forgot} old journals had the VM and knew of no move");
+}
+
+#[test]
+fn a_primary_with_an_old_journal_is_told_where_its_vm_is_though_a_later_move_came_to_nothing() {
+    let mut forgot = 0;
+    for share in (0..100).step_by(4) {
+        let mut world = fork();
+        world.host("a", "a1", 1);
+        let vm = world.import("a");
+        world.bring_home("a", vm);
+        world.until_runs(vm, "a");
+        world.host("c", "c1", 1);
+        let moved = world.move_to("a", vm, &["b"]);
+        assert_eq!(world.result("a", moved), JourneyResult::Done);
+        world.until_runs(vm, "c");
+        world.host("d", "d1", 1);
+        world.fill_files("d", true);
+        let failed = world.move_to("a", vm, &["b"]);
+        assert!(matches!(world.result("a", failed), JourneyResult::GaveUp(_)));
+        world.until_runs(vm, "c");
+        assert!(world.restore_journal("a", share), "{share}");
+        let stays = |world: &World| world.state("a").vms[&vm].stay.is_some();
+        let has_released = world.state("a").migrations.values().any(|one| {
+            one.source.as_ref().is_some_and(|source| source.step >= SourceStep::Released)
+        });
+        if !world.state("a").vms.contains_key(&vm) || !stays(&world) || has_released {
+            continue;
+        }
+        forgot += 1;
+        world.run_until("a has been told", HOUR, |world| !stays(world));
+        assert!(world.runs(vm, "c"), "{share}\n{}", world.story());
+    }
+    assert!(forgot > 2, "{forgot} old journals had the VM");
+}
