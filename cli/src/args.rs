@@ -111,6 +111,8 @@ pub(crate) enum Site {
     },
     /// Let VMs run that are held because the journal is older than a peer remembers.
     Unfence {
+        /// This one; without, all but those that came here after what the journal says.
+        vm: Option<String>,
         /// You know that they run nowhere else.
         #[arg(long)]
         yes: bool,

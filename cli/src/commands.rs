@@ -60,13 +60,17 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
 async fn ask_node(noun: Noun, node: &mut Client, output: &Output) -> Result<(), Failure> {
     match noun {
         Noun::Site(Site::Show { config }) => show_site(config, node, output).await,
-        Noun::Site(Site::Unfence { yes }) => {
+        Noun::Site(Site::Unfence { vm, yes }) => {
             if !yes {
                 let text = "VMs would run here again; say with --yes that they run nowhere else";
                 return Err(Failure::new(USAGE, text));
             }
-            node.unfence(api::Nothing {}).await?;
-            output.one(&json!({ "fenced": false }), || "no VM is held any more".to_owned());
+            let text = match &vm {
+                Some(vm) => format!("{vm} is not held any more"),
+                None => "no VM is held any more".to_owned(),
+            };
+            node.unfence(api::UnfenceRequest { vm: vm.unwrap_or_default() }).await?;
+            output.one(&json!({ "fenced": false }), || text);
             Ok(())
         }
         Noun::Site(Site::Evacuate { reason, deadline, detach }) => {

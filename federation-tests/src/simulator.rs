@@ -303,7 +303,7 @@ fn end(plan: &Plan, world: &mut World, vms: &[VmId]) {
         for at in &there {
             // An operator who has asked around knows.
             if world.remembers_best(at) {
-                world.begin(at, Ask::Unfence);
+                world.begin(at, Ask::Unfence { vm: None });
             }
         }
         world.run(6 * HOUR);

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use federation_tests::world::{Fate, Flight, Load, World, asks};
-use protocol::{Answer, Ask, JourneyResult, Outcome, SourceStep, TargetStep};
+use model::Epoch;
+use protocol::{Answer, Ask, JourneyResult, Outcome, Reply, SourceStep, TargetStep};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -52,7 +53,7 @@ fn a_source_that_is_controller_too_and_forgets_its_release_turns_its_path_and_ke
             restored += 1;
             world.calm();
             world.run(10 * MINUTE);
-            world.ask("a", Ask::Unfence);
+            world.ask("a", Ask::Unfence { vm: None });
             world.run(HOUR);
             // What it had is kept at a site that was told that the VM is another's.
             world.run(24 * HOUR);
@@ -102,7 +103,11 @@ fn a_site_with_an_old_journal_goes_on_though_moves_past_it_came_to_nothing() {
             let steps = migrations.filter_map(|one| one.target.as_ref()).map(|target| target.step);
             lost.extend(steps);
             world.run(9 * 24 * HOUR);
+            let reply = world.ask("c", Ask::Unfence { vm: None });
+            assert!(matches!(reply, Reply::Conflict(_)), "{reply:?}");
             assert!(is_held(&world) && world.has_files("c", vm), "{share}\n{}", world.story());
+            assert!(matches!(world.ask("c", Ask::Unfence { vm: Some(vm) }), Reply::Done));
+            assert!(!is_held(&world), "{share}\n{}", world.story());
         }
     }
     assert!(kept > 2, "{kept} old journals knew of the VM");
@@ -180,4 +185,78 @@ fn a_primary_with_an_old_journal_is_told_where_its_vm_is_though_a_later_move_cam
         assert!(world.runs(vm, "c"), "{share}\n{}", world.story());
     }
     assert!(forgot > 2, "{forgot} old journals had the VM");
+}
+
+#[test]
+fn what_was_released_and_came_back_goes_on_above_the_epoch_that_was_forgotten() {
+    let mut forgot = 0;
+    for share in (0..100).step_by(4) {
+        let mut world = fork();
+        world.host("c", "c1", 2);
+        let [vm, other] = [(); 2].map(|()| world.import("a"));
+        world.place("a", vm);
+        world.until_runs(vm, "c");
+        world.host("d", "d1", 1);
+        world.break_host("d", "d1", true);
+        let moved = world.move_to("a", vm, &["b"]);
+        assert!(matches!(world.result("a", moved), JourneyResult::GaveUp(_)));
+        world.until_runs(vm, "c");
+        let back = world.epoch("c", vm).unwrap();
+        assert_eq!(back, Epoch(3), "released once, and handed back");
+        // A Source shows its chain when it is asked for the next move.
+        world.fill_files("d", true);
+        let moved = world.move_to("a", vm, &["b"]);
+        assert!(matches!(world.result("a", moved), JourneyResult::GaveUp(_)));
+        world.until_runs(vm, "c");
+        world.fill_files("d", false);
+        world.place("a", other);
+        world.until_runs(other, "c");
+        assert!(world.restore_journal("c", share), "{share}");
+        let before = world.state("c").vms.get(&vm).filter(|entry| entry.stay.is_some());
+        if before.is_none_or(|entry| entry.chain.epoch() == back) {
+            continue;
+        }
+        forgot += 1;
+        world.run(10 * MINUTE);
+        assert_eq!(world.epoch("c", vm), Some(back), "{share}\n{}", world.story());
+        world.until_runs(vm, "c");
+        world.break_host("d", "d1", false);
+        let moved = world.move_to("a", vm, &["b"]);
+        assert_eq!(world.result("a", moved), JourneyResult::Done);
+        assert_eq!(world.epoch("a", vm), Some(back.next()), "{share}");
+        world.until_runs(vm, "d");
+    }
+    assert!(forgot > 2, "{forgot} old journals had the VM and knew of no way back");
+}
+
+#[test]
+fn a_move_that_was_chosen_before_its_source_knows_what_it_has_waits_for_it_and_is_done() {
+    let mut tried = 0;
+    for share in (0..100).step_by(10) {
+        let mut world = fork();
+        world.host("c", "c1", 2);
+        let [vm, other] = [(); 2].map(|()| world.import("a"));
+        for vm in [vm, other] {
+            world.place("a", vm);
+            world.until_runs(vm, "c");
+        }
+        world.host("d", "d1", 1);
+        assert!(world.restore_journal("c", share), "{share}");
+        if world.state("c").vms.get(&vm).is_none_or(|entry| entry.stay.is_none()) {
+            continue;
+        }
+        tried += 1;
+        world.network(|flight| match asks(flight, "confirm") {
+            true => Fate::Lost,
+            false => Fate::Arrives,
+        });
+        let moved = world.move_to("a", vm, &["b"]);
+        world.run(Duration::from_secs(30));
+        assert!(world.state("a").journeys[&moved].chosen.is_some(), "{share}");
+        assert!(world.state("c").held.contains(&vm), "{share}");
+        world.calm();
+        assert_eq!(world.result("a", moved), JourneyResult::Done);
+        world.until_runs(vm, "d");
+    }
+    assert!(tried > 1, "{tried} old journals had the VM");
 }

@@ -529,8 +529,15 @@ impl AdminApi for Admin {
         ok(self.vm(vm).await?)
     }
 
-    async fn unfence(&self, _: Request<api::Nothing>) -> Result<api::Nothing> {
-        self.ask(Ask::Unfence).await?;
+    async fn unfence(&self, r: Request<api::UnfenceRequest>) -> Result<api::Nothing> {
+        let name = r.into_inner().vm;
+        // It may be one that this site knows nothing else of.
+        let vm = match name.parse() {
+            Ok(id) => Some(id),
+            Err(_) if name.is_empty() => None,
+            Err(_) => Some(self.find(&name).await?),
+        };
+        self.ask(Ask::Unfence { vm }).await?;
         ok(api::Nothing {})
     }
 

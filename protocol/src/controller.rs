@@ -492,7 +492,9 @@ impl Step<'_> {
 
     /// Step 5.
     fn initiate(&mut self, journey: &Journey, chosen: &Chosen) {
-        let memory = self.memory(journey.operation).clone();
+        let memory = self.memory(journey.operation);
+        memory.sent = true;
+        let memory = memory.clone();
         let (Some(source), Some(chain)) = (memory.source, memory.chain) else {
             return self.go(journey.operation, Phase::Force);
         };

@@ -147,8 +147,11 @@ pub enum Ask {
         /// The peer.
         at: PeerName,
     },
-    /// Vouch for every VM that nobody above can confirm.
-    Unfence,
+    /// Vouch for what nobody above can confirm.
+    Unfence {
+        /// This VM; without, all but those that came by what the site has forgotten.
+        vm: Option<VmId>,
+    },
     /// Move away what is shared with a peer whose peering is being ended.
     Leave(PeerName),
     /// Stop trying.

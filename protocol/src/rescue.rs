@@ -8,7 +8,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use model::statement::Cause;
-use model::{Certificate, Chain, Digest, EdgeHandle, MigrationId, PeerName, PowerState, VmId};
+use model::{
+    Certificate, Chain, Digest, EdgeHandle, MigrationId, PeerName, PowerState, Signed, VmId,
+};
 
 use crate::effect::{CallError, Caller, Command, Reply};
 use crate::message::{Answer, Hop, Op, Origin, Request};
@@ -305,7 +307,7 @@ impl Step<'_> {
     /// knows what its sites have decided, and all others, one of which got the VM if this site has
     /// passed it on. When all have answered, it is this site's.
     pub(crate) fn confirm(&mut self, vm: VmId) {
-        if !self.site.state.held.contains(&vm) || self.site.came.contains(&vm) {
+        if !self.site.state.held.contains(&vm) {
             return;
         }
         let known = self.site.state.vms.contains_key(&vm);
@@ -319,6 +321,9 @@ impl Step<'_> {
             let peers = self.site.peers.keys();
             peers.filter(|peer| !answered.contains(*peer)).cloned().collect()
         };
+        if missing.is_empty() && self.site.came.contains(&vm) {
+            return;
+        }
         if missing.is_empty() {
             return match up {
                 Some(up) if self.site.peers.contains_key(&up.peer) => self.unfence(vm),
@@ -392,7 +397,10 @@ impl Step<'_> {
         }
         let Some(below) = below else {
             // Whoever asks from above may be all that could settle it, and has forgotten how.
-            return self.ask_below(caller, vm, None);
+            if self.went_back(vm) {
+                return self.answer(caller, not_confirmed());
+            }
+            return self.ask_below(caller, vm, hop.edge, None);
         };
         match self.above(vm, &below) {
             Ok(Some(up)) => {
@@ -412,14 +420,21 @@ impl Step<'_> {
     }
 
     /// Asks at the end of each path that may come, one after the other: who has the VM if it was
-    /// released. The last that was asked is named.
-    fn ask_below(&mut self, caller: Caller, vm: VmId, asked: Option<MigrationId>) {
-        let next = self.may_turn(vm).find(|(migration, _)| asked < Some(*migration));
-        let Some((migration, down)) = next.map(|(migration, (_, down))| (migration, down.clone()))
-        else {
-            return self.tell_known(caller, vm);
-        };
-        let waiting = Waiting::ConfirmFor { caller, vm, of: Some(migration) };
+    /// released. The last that was asked is named. Whoever asks by the edge of such a path asks of
+    /// that one alone.
+    fn ask_below(
+        &mut self,
+        caller: Caller,
+        vm: VmId,
+        by: Option<EdgeHandle>,
+        asked: Option<MigrationId>,
+    ) {
+        let rest = self.may_turn(vm).filter(|(migration, _)| asked < Some(*migration));
+        let mut rest = rest.filter(|(_, (up, _))| by.is_none_or(|by| by == up.handle));
+        let next = rest.next().map(|(migration, (_, down))| (migration, down.clone()));
+        drop(rest);
+        let Some((migration, down)) = next else { return self.tell_known(caller, vm) };
+        let waiting = Waiting::ConfirmFor { caller, vm, of: Some((migration, by)) };
         let limit = self.site.config.request_limit;
         self.ask_confirm(down.peer, Some(down.handle), vm, limit, waiting);
     }
@@ -429,19 +444,34 @@ impl Step<'_> {
         &mut self,
         caller: Caller,
         vm: VmId,
-        migration: MigrationId,
+        (migration, by): (MigrationId, Option<EdgeHandle>),
         answer: Result<Answer, CallError>,
     ) {
-        match answer {
-            Ok(Answer::Known { chain }) if self.released_along(vm, &chain).is_some() => {
-                self.answer(caller, Answer::Known { chain });
+        let came_to_nothing = match &answer {
+            Ok(Answer::Known { chain }) if self.released_along(vm, chain).is_some() => {
+                return self.answer(caller, Answer::Known { chain: chain.clone() });
             }
-            // Nothing has come of it.
-            Ok(Answer::Unknown) if !self.is_undecided(vm) => {
-                self.ask_below(caller, vm, Some(migration));
+            Ok(Answer::Known { chain }) => {
+                let known = self.site.state.migrations.get(&migration);
+                let may_turn = known.and_then(|known| known.may_turn(migration, Some(chain)));
+                may_turn.is_none() && chain.verify(vm, &Verifier(self.world)).is_ok()
             }
-            _ => self.answer(caller, not_confirmed()),
+            Ok(Answer::Unknown) => true,
+            _ => false,
+        };
+        if came_to_nothing && !self.is_undecided(vm) {
+            return self.ask_below(caller, vm, by, Some(migration));
         }
+        self.answer(caller, not_confirmed());
+    }
+
+    /// Whether the VM was on its way here and went back, or will: more than the chain here says.
+    fn went_back(&self, vm: VmId) -> bool {
+        let back = |step: TargetStep| matches!(step, TargetStep::Lapsed | TargetStep::HandedBack);
+        !self.site.state.vms.contains_key(&vm)
+            && self.site.state.migrations_of(vm).any(|(_, migration)| {
+                migration.target.as_ref().is_some_and(|target| back(target.step))
+            })
     }
 
     /// Paths through this site, by their edges up and down, that the VM may take yet.
@@ -492,7 +522,12 @@ impl Step<'_> {
         let state = &self.site.state;
         let (mut journeys, mut migrations) = (state.journeys_of(vm), state.migrations_of(vm));
         state.held.contains(&vm)
-            || journeys.any(|journey| journey.result.is_none() && journey.chosen.is_some())
+            || journeys.any(|journey| {
+                let memory = self.site.journeys.get(&journey.operation);
+                // What its Destination was never asked to fetch was not released.
+                let sent = memory.is_none_or(|memory| memory.sent);
+                journey.result.is_none() && journey.chosen.is_some() && sent
+            })
             || migrations.any(|(_, migration)| {
                 migration.target.as_ref().is_some_and(|target| target.step == TargetStep::Ready)
             })
@@ -535,14 +570,18 @@ impl Step<'_> {
         match answer {
             Ok(Answer::Known { chain }) => {
                 if self.has_come(vm, &chain) {
-                    self.site.came.insert(vm);
-                    let text = "ALARM: the VM came here after what this site's journal says, and may \
-                                have run; its files are kept, but not known to be whole: save them \
-                                before `site unfence` lets them go";
-                    return self.note(vm, text);
-                }
-                if self.superseded(vm, &chain) {
+                    if self.site.came.insert(vm) {
+                        let text = format!(
+                            "ALARM: the VM came here after what this site's journal says, and may \
+                             have run; its files are kept, but not known to be whole: save them \
+                             before `site unfence {vm}` lets them go"
+                        );
+                        self.note(vm, text);
+                    }
+                } else if self.superseded(vm, &chain) {
                     return;
+                } else {
+                    self.catch_up(vm, &chain);
                 }
             }
             // It has nothing to do with it. The site above would.
@@ -554,6 +593,32 @@ impl Step<'_> {
         answered.insert(peer);
         if self.site.peers.keys().all(|peer| answered.contains(peer)) {
             self.confirm(vm);
+        }
+    }
+
+    /// A chain that goes on to this site's own key again shows that the VM was given away and came
+    /// back: what this site signs next continues that.
+    fn catch_up(&mut self, vm: VmId, chain: &Chain) {
+        let Some(entry) = self.site.state.vms.get(&vm) else { return };
+        let is_own = entry.stay.as_ref().is_some_and(|stay| stay.key == chain.newest().owner);
+        let parked = entry.parked.clone();
+        if !is_own || chain.epoch() <= entry.chain.epoch() || !self.is_news(vm, chain) {
+            return;
+        }
+        let open = self.site.state.open_source(vm).map(|(migration, _)| migration);
+        let released = open.and_then(|migration| Some((migration, chain.released_by(migration)?)));
+        if let Some((migration, certificate)) = released.map(|(id, it)| (id, it.clone())) {
+            let back = Cause::Handback { migration };
+            let is_back =
+                |signed: &&Signed<Certificate>| signed.peek().is_ok_and(|it| it.cause == back);
+            let Some(back) = chain.certificates.iter().find(is_back).cloned() else { return };
+            self.persist(Row::Released { migration, certificate });
+            self.persist(Row::Returned { migration, certificate: back });
+            self.disarm(&Timer::SourceDeadline(migration));
+            self.command(Command::Close { migration, source: true });
+        }
+        if self.site.state.vms[&vm].chain.epoch() < chain.epoch() {
+            self.persist(Row::Learned { vm, chain: chain.clone(), parked });
         }
     }
 
@@ -595,12 +660,25 @@ impl Step<'_> {
         !overtaken.is_empty()
     }
 
-    /// The operator vouches for what nobody above can confirm.
-    pub(crate) fn ask_unfence(&mut self, ask: u64) {
-        for vm in self.site.state.held.clone() {
+    /// The operator vouches for what nobody above can confirm: for one VM, or for all but those that
+    /// came by what was forgotten.
+    pub(crate) fn ask_unfence(&mut self, ask: u64, vm: Option<VmId>) {
+        let (held, came) = (self.site.state.held.clone(), self.site.came.clone());
+        if let Some(vm) = vm.filter(|vm| !held.contains(vm)) {
+            return self.reply(ask, Reply::Conflict(format!("VM {vm} is not held")));
+        }
+        let all = || held.difference(&came).copied().collect();
+        for vm in vm.map_or_else(all, |vm| vec![vm]) {
             self.unfence(vm);
         }
-        self.reply(ask, Reply::Done);
+        let reply = match came.first().filter(|_| vm.is_none()) {
+            Some(left) => Reply::Conflict(format!(
+                "VM {left} stays held: it came here after what the journal says; save its files, \
+                 then name it"
+            )),
+            None => Reply::Done,
+        };
+        self.reply(ask, reply);
     }
 
     fn unfence(&mut self, vm: VmId) {

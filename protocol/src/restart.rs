@@ -255,7 +255,9 @@ impl Step<'_> {
                 _ => continue,
             };
             let operation = journey.operation;
-            self.site.journeys.insert(operation, JourneyMemory { phase, ..Default::default() });
+            self.site
+                .journeys
+                .insert(operation, JourneyMemory { phase, sent: true, ..Default::default() });
             // Peers may not be reachable in the first moment; a step that fails is repeated.
             self.arm_after(Timer::Journey(operation), std::time::Duration::ZERO);
         }

@@ -207,7 +207,7 @@ pub(crate) enum Waiting {
     /// Whether this peer knows of a newer certificate of a VM that is held.
     Confirm(VmId, PeerName),
     /// The same, for a site below; or for one above, at the end of a path that may come.
-    ConfirmFor { caller: Caller, vm: VmId, of: Option<MigrationId> },
+    ConfirmFor { caller: Caller, vm: VmId, of: Option<(MigrationId, Option<EdgeHandle>)> },
     /// A user wants a VM back past an Intermediary that is gone.
     Reclaim(u64, VmId, Edge),
     /// Nobody waits.
@@ -242,6 +242,8 @@ pub(crate) struct JourneyMemory {
     pub last_failure: Option<String>,
     /// How the journey ends as soon as the Source says that the VM stays.
     pub ending: Option<crate::row::Result>,
+    /// The Destination may have been asked to fetch what was chosen.
+    pub sent: bool,
     /// A call of this journey is on its way.
     pub busy: bool,
     /// Digest of the descriptor that offers were asked for with.
@@ -466,8 +468,8 @@ impl Step<'_> {
             Waiting::ConfirmFor { caller, vm, of: None } => {
                 self.confirmed_above(caller, vm, answer);
             }
-            Waiting::ConfirmFor { caller, vm, of: Some(migration) } => {
-                self.confirmed_below(caller, vm, migration, answer);
+            Waiting::ConfirmFor { caller, vm, of: Some(asked) } => {
+                self.confirmed_below(caller, vm, asked, answer);
             }
             Waiting::Reclaim(ask, vm, edge) => self.reclaimed(ask, vm, edge, answer),
             Waiting::Nobody => {}
@@ -502,7 +504,7 @@ impl Step<'_> {
             }
             Ask::Adopt { vm, statement } => self.ask_adopt(ask, vm, statement),
             Ask::Reclaim { vm, at } => self.ask_reclaim(ask, vm, at),
-            Ask::Unfence => self.ask_unfence(ask),
+            Ask::Unfence { vm } => self.ask_unfence(ask, vm),
             Ask::Cancel(operation) => self.cancel(ask, operation),
             Ask::Leave(peer) => self.ask_leave(ask, peer),
             Ask::Control(vm, action) => self.ask_control(ask, vm, action),

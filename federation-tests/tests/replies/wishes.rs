@@ -59,7 +59,7 @@ fn wishes(world: &World, vm: VmId) -> Vec<(&'static str, Ask)> {
         ("reclaim it at b", Ask::Reclaim { vm, at: site("b") }),
         ("reclaim it at c", Ask::Reclaim { vm, at: site("c") }),
         ("reclaim what is not there", Ask::Reclaim { vm: nobodys, at: site("b") }),
-        ("unfence", Ask::Unfence),
+        ("unfence", Ask::Unfence { vm: None }),
         ("leave b", Ask::Leave(site("b"))),
         ("cancel nothing", Ask::Cancel(operation)),
         ("cancel the move", Ask::Cancel(move_home)),

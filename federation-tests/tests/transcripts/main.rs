@@ -315,7 +315,7 @@ fn a_site_that_has_forgotten_runs_nothing_until_it_is_told() {
     world.show(vm);
     world.restore_journal("a", 60);
     world.run(2 * MINUTE);
-    world.ask("a", Ask::Unfence);
+    world.ask("a", Ask::Unfence { vm: None });
     world.run(MINUTE);
     world.show(vm);
     check("forgotten", &world);

@@ -339,6 +339,12 @@ pub struct ReclaimRequest {
     pub peer: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnfenceRequest {
+    /// One VM; empty: all but those that came here by what the site has forgotten.
+    #[prost(string, tag = "1")]
+    pub vm: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ConsoleRequest {
     #[prost(string, tag = "1")]
     pub vm: ::prost::alloc::string::String,
@@ -1268,7 +1274,7 @@ pub mod admin_client {
         /// Vouches for VMs that are held because the journal is older than a peer remembers.
         pub async fn unfence(
             &mut self,
-            request: impl tonic::IntoRequest<super::Nothing>,
+            request: impl tonic::IntoRequest<super::UnfenceRequest>,
         ) -> std::result::Result<tonic::Response<super::Nothing>, tonic::Status> {
             self.inner
                 .ready()
@@ -1651,7 +1657,7 @@ pub mod admin_server {
         /// Vouches for VMs that are held because the journal is older than a peer remembers.
         async fn unfence(
             &self,
-            request: tonic::Request<super::Nothing>,
+            request: tonic::Request<super::UnfenceRequest>,
         ) -> std::result::Result<tonic::Response<super::Nothing>, tonic::Status>;
         /// Server streaming response type for the Console method.
         type ConsoleStream: tonic::codegen::tokio_stream::Stream<
@@ -2761,7 +2767,7 @@ pub mod admin_server {
                 "/sojourn.admin.v1.Admin/Unfence" => {
                     #[allow(non_camel_case_types)]
                     struct UnfenceSvc<T: Admin>(pub Arc<T>);
-                    impl<T: Admin> tonic::server::UnaryService<super::Nothing>
+                    impl<T: Admin> tonic::server::UnaryService<super::UnfenceRequest>
                     for UnfenceSvc<T> {
                         type Response = super::Nothing;
                         type Future = BoxFuture<
@@ -2770,7 +2776,7 @@ pub mod admin_server {
                         >;
                         fn call(
                             &mut self,
-                            request: tonic::Request<super::Nothing>,
+                            request: tonic::Request<super::UnfenceRequest>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move {
