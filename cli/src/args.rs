@@ -111,7 +111,7 @@ pub(crate) enum Site {
     },
     /// Let VMs run that are held because the journal is older than a peer remembers.
     Unfence {
-        /// This one; without, all but those that came here after what the journal says.
+        /// This one; without, all that the journal knows to be here.
         vm: Option<String>,
         /// You know that they run nowhere else.
         #[arg(long)]

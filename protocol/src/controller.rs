@@ -443,6 +443,7 @@ impl Step<'_> {
             target: offer.target,
             taken,
         });
+        self.memory(operation).sent = false;
         self.tell(operation, format!("chose the offer of {whence}; migration {migration}"));
         self.go(operation, Phase::Force);
     }

@@ -149,7 +149,7 @@ pub enum Ask {
     },
     /// Vouch for what nobody above can confirm.
     Unfence {
-        /// This VM; without, all but those that came by what the site has forgotten.
+        /// This VM; without, all that the site knows to be here.
         vm: Option<VmId>,
     },
     /// Move away what is shared with a peer whose peering is being ended.

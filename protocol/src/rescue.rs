@@ -8,9 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use model::statement::Cause;
-use model::{
-    Certificate, Chain, Digest, EdgeHandle, MigrationId, PeerName, PowerState, Signed, VmId,
-};
+use model::{Certificate, Chain, Digest, EdgeHandle, MigrationId, PeerName, PowerState, VmId};
 
 use crate::effect::{CallError, Caller, Command, Reply};
 use crate::message::{Answer, Hop, Op, Origin, Request};
@@ -112,7 +110,8 @@ impl Step<'_> {
         }
         let over = self.end_overtaken(vm, chain);
         let over = self.end_stay(vm, chain) || over;
-        if over {
+        let stays = self.site.state.vms.get(&vm).is_some_and(|entry| entry.stay.is_some());
+        if over && !stays && self.open_targets(vm).next().is_none() {
             self.release(vm);
         }
         over
@@ -397,7 +396,7 @@ impl Step<'_> {
         }
         let Some(below) = below else {
             // Whoever asks from above may be all that could settle it, and has forgotten how.
-            if self.went_back(vm) {
+            if self.has_lapsed(vm) {
                 return self.answer(caller, not_confirmed());
             }
             return self.ask_below(caller, vm, hop.edge, None);
@@ -414,7 +413,11 @@ impl Step<'_> {
 
     /// What this site knows of a VM.
     fn tell_known(&mut self, caller: Caller, vm: VmId) {
-        let chain = self.site.state.vms.get(&vm).map(|entry| entry.chain.clone());
+        let here = self.site.state.vms.get(&vm).map(|entry| &entry.chain);
+        // What went back from here never was its site's.
+        let of_vm = self.site.state.migrations_of(vm);
+        let back = of_vm.filter_map(|(_, migration)| migration.target.as_ref()?.back.as_ref());
+        let chain = back.chain(here).max_by_key(|chain| chain.epoch()).cloned();
         let answer = chain.map_or(Answer::Unknown, |chain| Answer::Known { chain });
         self.answer(caller, answer);
     }
@@ -465,13 +468,10 @@ impl Step<'_> {
         self.answer(caller, not_confirmed());
     }
 
-    /// Whether the VM was on its way here and went back, or will: more than the chain here says.
-    fn went_back(&self, vm: VmId) -> bool {
-        let back = |step: TargetStep| matches!(step, TargetStep::Lapsed | TargetStep::HandedBack);
-        !self.site.state.vms.contains_key(&vm)
-            && self.site.state.migrations_of(vm).any(|(_, migration)| {
-                migration.target.as_ref().is_some_and(|target| back(target.step))
-            })
+    /// Whether the VM will go back from here if it was released, and nobody has said that it was.
+    fn has_lapsed(&self, vm: VmId) -> bool {
+        let mut targets = self.open_targets(vm);
+        targets.any(|(_, target)| target.step == TargetStep::Lapsed)
     }
 
     /// Paths through this site, by their edges up and down, that the VM may take yet.
@@ -569,7 +569,7 @@ impl Step<'_> {
             || self.open_targets(vm).any(|(_, t)| t.asker == Party::Peer(peer.clone()));
         match answer {
             Ok(Answer::Known { chain }) => {
-                if self.has_come(vm, &chain) {
+                if self.has_come(vm, &chain) || self.has_come_back(vm, &chain) {
                     if self.site.came.insert(vm) {
                         let text = format!(
                             "ALARM: the VM came here after what this site's journal says, and may \
@@ -578,10 +578,8 @@ impl Step<'_> {
                         );
                         self.note(vm, text);
                     }
-                } else if self.superseded(vm, &chain) {
+                } else if self.superseded(vm, &chain) && !self.site.state.held.contains(&vm) {
                     return;
-                } else {
-                    self.catch_up(vm, &chain);
                 }
             }
             // It has nothing to do with it. The site above would.
@@ -596,30 +594,19 @@ impl Step<'_> {
         }
     }
 
-    /// A chain that goes on to this site's own key again shows that the VM was given away and came
-    /// back: what this site signs next continues that.
-    fn catch_up(&mut self, vm: VmId, chain: &Chain) {
-        let Some(entry) = self.site.state.vms.get(&vm) else { return };
+    /// Learns a chain that goes on to this site's own key again: the VM was given away and came
+    /// back, and what this site signs next continues that. True if it was given away by a migration
+    /// that is open here, whose end this site cannot tell.
+    fn has_come_back(&mut self, vm: VmId, chain: &Chain) -> bool {
+        let Some(entry) = self.site.state.vms.get(&vm) else { return false };
         let is_own = entry.stay.as_ref().is_some_and(|stay| stay.key == chain.newest().owner);
-        let parked = entry.parked.clone();
-        if !is_own || chain.epoch() <= entry.chain.epoch() || !self.is_news(vm, chain) {
-            return;
+        let (known, parked) = (entry.chain.epoch(), entry.parked.clone());
+        if !is_own || chain.epoch() <= known || !self.is_news(vm, chain) {
+            return false;
         }
+        self.persist(Row::Learned { vm, chain: chain.clone(), parked });
         let open = self.site.state.open_source(vm).map(|(migration, _)| migration);
-        let released = open.and_then(|migration| Some((migration, chain.released_by(migration)?)));
-        if let Some((migration, certificate)) = released.map(|(id, it)| (id, it.clone())) {
-            let back = Cause::Handback { migration };
-            let is_back =
-                |signed: &&Signed<Certificate>| signed.peek().is_ok_and(|it| it.cause == back);
-            let Some(back) = chain.certificates.iter().find(is_back).cloned() else { return };
-            self.persist(Row::Released { migration, certificate });
-            self.persist(Row::Returned { migration, certificate: back });
-            self.disarm(&Timer::SourceDeadline(migration));
-            self.command(Command::Close { migration, source: true });
-        }
-        if self.site.state.vms[&vm].chain.epoch() < chain.epoch() {
-            self.persist(Row::Learned { vm, chain: chain.clone(), parked });
-        }
+        open.is_some_and(|migration| chain.released_by(migration).is_some())
     }
 
     /// Whether by this chain the VM is at this site, which knows only that it was on its way here,
@@ -660,21 +647,24 @@ impl Step<'_> {
         !overtaken.is_empty()
     }
 
-    /// The operator vouches for what nobody above can confirm: for one VM, or for all but those that
-    /// came by what was forgotten.
+    /// The operator vouches for what nobody above can confirm: for one VM, or for all that this site
+    /// knows to be here; others may have come by what was forgotten.
     pub(crate) fn ask_unfence(&mut self, ask: u64, vm: Option<VmId>) {
-        let (held, came) = (self.site.state.held.clone(), self.site.came.clone());
+        let held = self.site.state.held.clone();
         if let Some(vm) = vm.filter(|vm| !held.contains(vm)) {
             return self.reply(ask, Reply::Conflict(format!("VM {vm} is not held")));
         }
-        let all = || held.difference(&came).copied().collect();
-        for vm in vm.map_or_else(all, |vm| vec![vm]) {
+        let (known, unknown): (Vec<_>, Vec<_>) = held.into_iter().partition(|vm| {
+            let entry = self.site.state.vms.get(vm);
+            !self.site.came.contains(vm) && entry.is_some_and(|entry| entry.stay.is_some())
+        });
+        for vm in vm.map_or(known, |vm| vec![vm]) {
             self.unfence(vm);
         }
-        let reply = match came.first().filter(|_| vm.is_none()) {
+        let reply = match unknown.first().filter(|_| vm.is_none()) {
             Some(left) => Reply::Conflict(format!(
-                "VM {left} stays held: it came here after what the journal says; save its files, \
-                 then name it"
+                "VM {left} stays held: it may have come here after what the journal says; save \
+                 its files, then name it"
             )),
             None => Reply::Done,
         };

@@ -202,8 +202,8 @@ pub struct TargetRole {
     pub ready: Option<(Signed<Statement>, Digest, bool, model::Bytes, model::Bytes)>,
     /// The signed OWNED.
     pub owned: Option<Signed<Statement>>,
-    /// The certificate back.
-    pub back: Option<Signed<Certificate>>,
+    /// The chain with which the VM went back, to the certificate that says so.
+    pub back: Option<Chain>,
 }
 
 impl Stay {
@@ -214,6 +214,11 @@ impl Stay {
 }
 
 impl TargetRole {
+    /// The certificate that gives the VM back, once there is one.
+    pub(crate) fn given_back(&self) -> Option<&Signed<Certificate>> {
+        self.back.as_ref()?.certificates.last()
+    }
+
     /// The epoch that begins when the VM becomes this site's.
     pub fn epoch(&self) -> Epoch {
         self.chain.epoch().next()
@@ -730,7 +735,10 @@ impl State {
             Row::Ready { statement, digest, has_state, size, wire, .. } => {
                 target.ready = Some((statement.clone(), *digest, *has_state, *size, *wire));
             }
-            Row::HandedBack { back, .. } => target.back = Some(back.clone()),
+            Row::HandedBack { certificate, back, .. } => {
+                let released = target.chain.extended(certificate.clone());
+                target.back = Some(released.extended(back.clone()));
+            }
             Row::Owned { certificate, statement, .. } => {
                 target.owned = Some(statement.clone());
                 migration.owned = Some(statement.clone());

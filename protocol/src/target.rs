@@ -568,10 +568,10 @@ impl Step<'_> {
             }
             TargetStep::Ready | TargetStep::Lapsed => {}
             TargetStep::Owned | TargetStep::HandedBack => {
-                let answer = match (&target.owned, &target.back) {
+                let answer = match (&target.owned, target.given_back()) {
                     (Some(statement), _) => Answer::Owned { statement: statement.clone() },
                     (None, back) => Answer::HandedBack {
-                        certificate: back.clone().expect("HANDED_BACK holds its certificate"),
+                        certificate: back.cloned().expect("HANDED_BACK holds its certificate"),
                     },
                 };
                 if caller.is_none() {
@@ -673,7 +673,7 @@ impl Step<'_> {
     /// Says over the session what became of the certificate.
     pub(crate) fn tell_accepted(&mut self, migration: MigrationId) {
         let Some((_, target)) = self.target_role(migration) else { return };
-        let told = match (&target.owned, &target.back) {
+        let told = match (&target.owned, target.given_back()) {
             (Some(statement), _) => Told::Owned(statement.clone()),
             (None, Some(back)) => Told::HandedBack(back.clone()),
             (None, None) => return,
@@ -683,7 +683,7 @@ impl Step<'_> {
 
     fn settle_delivery(&mut self, migration: MigrationId) {
         let Some((_, target)) = self.target_role(migration) else { return };
-        let answer = match (&target.owned, &target.back) {
+        let answer = match (&target.owned, target.given_back()) {
             (Some(statement), _) => Answer::Owned { statement: statement.clone() },
             (None, Some(back)) => Answer::HandedBack { certificate: back.clone() },
             (None, None) => return,

@@ -340,7 +340,7 @@ pub struct ReclaimRequest {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UnfenceRequest {
-    /// One VM; empty: all but those that came here by what the site has forgotten.
+    /// One VM; empty: all that the site knows to be here.
     #[prost(string, tag = "1")]
     pub vm: ::prost::alloc::string::String,
 }
