@@ -123,6 +123,14 @@ impl Step<'_> {
                 return self.answer(caller, Answer::Verified(outcome));
             }
         }
+        let over = self.site.state.migrations.get(&migration).is_some_and(|one| {
+            let came = one.target.as_ref().is_some_and(|target| !target.step.is_open());
+            one.source.is_none() && came
+        });
+        if over {
+            let reason = "this migration led here, and is over".to_owned();
+            return self.answer(caller, Answer::Failed { reason });
+        }
         let given_up = self.site.given_up.get(&migration);
         if given_up.is_some_and(|given_up| given_up.vm == vm && given_up.forget > self.world.now())
         {
