@@ -65,12 +65,14 @@ async fn ask_node(noun: Noun, node: &mut Client, output: &Output) -> Result<(), 
                 let text = "VMs would run here again; say with --yes that they run nowhere else";
                 return Err(Failure::new(USAGE, text));
             }
-            let text = match &vm {
-                Some(vm) => format!("{vm} is not held any more"),
-                None => "no VM is held any more".to_owned(),
+            let (value, text) = match &vm {
+                Some(vm) => {
+                    (json!({ "vm": vm, "held": false }), format!("{vm} is not held any more"))
+                }
+                None => (json!({ "fenced": false }), "no VM is held any more".to_owned()),
             };
             node.unfence(api::UnfenceRequest { vm: vm.unwrap_or_default() }).await?;
-            output.one(&json!({ "fenced": false }), || text);
+            output.one(&value, || text);
             Ok(())
         }
         Noun::Site(Site::Evacuate { reason, deadline, detach }) => {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use federation_tests::world::{Fate, Flight, Load, World, asks};
-use model::Epoch;
+use model::{Epoch, VmId};
 use protocol::{Answer, Ask, JourneyResult, Outcome, Reply, SourceStep, TargetStep};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -18,6 +18,23 @@ fn fork() -> World {
         world.peer(one, other);
     }
     world
+}
+
+/// A VM of a's at c, and a host at d that is free for it.
+fn at_c() -> (World, VmId) {
+    let mut world = fork();
+    world.host("c", "c1", 2);
+    let vm = another_at_c(&mut world);
+    world.host("d", "d1", 1);
+    (world, vm)
+}
+
+/// One more VM of a's at c, whose journal goes on with it.
+fn another_at_c(world: &mut World) -> VmId {
+    let vm = world.import("a");
+    world.place("a", vm);
+    world.until_runs(vm, "c");
+    vm
 }
 
 #[test]
@@ -70,20 +87,14 @@ fn a_source_that_is_controller_too_and_forgets_its_release_turns_its_path_and_ke
 fn a_site_with_an_old_journal_goes_on_though_moves_past_it_came_to_nothing() {
     let (mut kept, mut lost) = (0, BTreeSet::new());
     for share in (0..100).step_by(4) {
-        let mut world = fork();
-        world.host("c", "c1", 2);
-        let [vm, other] = [(); 2].map(|()| world.import("a"));
-        world.place("a", vm);
-        world.until_runs(vm, "c");
-        world.host("d", "d1", 1);
+        let (mut world, vm) = at_c();
         world.fill_files("d", true);
-        for _ in 0..=share % 2 {
+        for _ in 0..=share / 4 % 2 {
             let moved = world.move_to("a", vm, &["b"]);
             assert!(matches!(world.result("a", moved), JourneyResult::GaveUp(_)));
         }
         world.until_runs(vm, "c");
-        world.place("a", other);
-        world.until_runs(other, "c");
+        another_at_c(&mut world);
         assert!(world.restore_journal("c", share), "{share}");
         let is_held = |world: &World| world.state("c").held.contains(&vm);
         world.run(MINUTE);
@@ -119,12 +130,7 @@ fn a_site_with_an_old_journal_goes_on_though_moves_past_it_came_to_nothing() {
 fn a_source_that_has_forgotten_its_release_does_not_run_the_vm_again_while_nobody_else_tells() {
     let mut forgot = 0;
     for share in (0..100).step_by(4) {
-        let mut world = fork();
-        world.host("c", "c1", 1);
-        let vm = world.import("a");
-        world.place("a", vm);
-        world.until_runs(vm, "c");
-        world.host("d", "d1", 1);
+        let (mut world, vm) = at_c();
         world.network(|flight| match (asks(flight, "report"), &flight.load) {
             (true, _) => Fate::Lost,
             (_, Load::Answer { answer: Ok(answer), .. })
@@ -191,12 +197,7 @@ fn a_primary_with_an_old_journal_is_told_where_its_vm_is_though_a_later_move_cam
 fn what_was_released_and_came_back_goes_on_above_the_epoch_that_was_forgotten() {
     let (mut forgot, mut named) = (0, 0);
     for share in (0..100).step_by(4) {
-        let mut world = fork();
-        world.host("c", "c1", 2);
-        let [vm, other] = [(); 2].map(|()| world.import("a"));
-        world.place("a", vm);
-        world.until_runs(vm, "c");
-        world.host("d", "d1", 1);
+        let (mut world, vm) = at_c();
         world.break_host("d", "d1", true);
         let moved = world.move_to("a", vm, &["b"]);
         assert!(matches!(world.result("a", moved), JourneyResult::GaveUp(_)));
@@ -209,8 +210,7 @@ fn what_was_released_and_came_back_goes_on_above_the_epoch_that_was_forgotten() 
         assert!(matches!(world.result("a", moved), JourneyResult::GaveUp(_)));
         world.until_runs(vm, "c");
         world.fill_files("d", false);
-        world.place("a", other);
-        world.until_runs(other, "c");
+        another_at_c(&mut world);
         assert!(world.restore_journal("c", share), "{share}");
         let before = world.state("c").vms.get(&vm).filter(|entry| entry.stay.is_some());
         if before.is_none_or(|entry| entry.chain.epoch() == back) {
@@ -240,14 +240,8 @@ fn what_was_released_and_came_back_goes_on_above_the_epoch_that_was_forgotten() 
 fn a_move_that_was_chosen_before_its_source_knows_what_it_has_waits_for_it_and_is_done() {
     let mut tried = 0;
     for share in (0..100).step_by(10) {
-        let mut world = fork();
-        world.host("c", "c1", 2);
-        let [vm, other] = [(); 2].map(|()| world.import("a"));
-        for vm in [vm, other] {
-            world.place("a", vm);
-            world.until_runs(vm, "c");
-        }
-        world.host("d", "d1", 1);
+        let (mut world, vm) = at_c();
+        another_at_c(&mut world);
         assert!(world.restore_journal("c", share), "{share}");
         if world.state("c").vms.get(&vm).is_none_or(|entry| entry.stay.is_none()) {
             continue;

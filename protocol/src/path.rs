@@ -433,9 +433,12 @@ impl Step<'_> {
     /// The Source shows its chain, which may be ahead of what was reported. It counts here before the
     /// VM goes on: the certificate that releases it continues this chain and none before it.
     pub(crate) fn learn(&mut self, vm: VmId, chain: &Chain) {
-        // Whoever has the VM itself knows best.
-        let known = self.site.state.vms.get(&vm).filter(|entry| entry.stay.is_none());
-        let Some(entry) = known else { return };
+        // Whoever has the VM itself knows best, but for what it has forgotten of its own.
+        let Some(entry) = self.site.state.vms.get(&vm) else { return };
+        let owner = chain.newest().owner;
+        if entry.stay.as_ref().is_some_and(|stay| stay.key != owner) {
+            return;
+        }
         let (known, parked) = (entry.chain.epoch(), entry.parked.clone());
         if chain.epoch() > known && self.is_news(vm, chain) {
             self.persist(Row::Learned { vm, chain: chain.clone(), parked });

@@ -320,11 +320,9 @@ impl Step<'_> {
             let peers = self.site.peers.keys();
             peers.filter(|peer| !answered.contains(*peer)).cloned().collect()
         };
-        if missing.is_empty() && self.site.came.contains(&vm) {
-            return;
-        }
         if missing.is_empty() {
             return match up {
+                _ if self.site.came.contains(&vm) => {}
                 Some(up) if self.site.peers.contains_key(&up.peer) => self.unfence(vm),
                 Some(_) => {}
                 // There is nobody above the primary: its operator decides.
@@ -401,14 +399,15 @@ impl Step<'_> {
             }
             return self.ask_below(caller, vm, hop.edge, None);
         };
-        match self.above(vm, &below) {
-            Ok(Some(up)) => {
-                let waiting = Waiting::ConfirmFor { caller, vm, of: None };
-                self.ask_confirm(up.peer, Some(up.handle), vm, hop.time_left, waiting);
-            }
-            Ok(None) => self.tell_known(caller, vm),
-            Err(answer) => self.answer(caller, *answer),
+        let up = self.above(vm, &below);
+        // If the path may turn yet, or could have, whoever chose that is further up, and knows.
+        let peer = up.as_ref().map(|up| &up.peer);
+        if self.may_turn(vm).any(|(_, (up, _))| Some(&up.peer) != peer) {
+            return self.answer(caller, not_confirmed());
         }
+        let Some(up) = up else { return self.tell_known(caller, vm) };
+        let waiting = Waiting::ConfirmFor { caller, vm, of: None };
+        self.ask_confirm(up.peer, Some(up.handle), vm, hop.time_left, waiting);
     }
 
     /// What this site knows of a VM.
@@ -432,10 +431,10 @@ impl Step<'_> {
         by: Option<EdgeHandle>,
         asked: Option<MigrationId>,
     ) {
-        let rest = self.may_turn(vm).filter(|(migration, _)| asked < Some(*migration));
-        let mut rest = rest.filter(|(_, (up, _))| by.is_none_or(|by| by == up.handle));
-        let next = rest.next().map(|(migration, (_, down))| (migration, down.clone()));
-        drop(rest);
+        let next = self.may_turn(vm).find(|(migration, (up, _))| {
+            asked < Some(*migration) && by.is_none_or(|by| by == up.handle)
+        });
+        let next = next.map(|(migration, (_, down))| (migration, down.clone()));
         let Some((migration, down)) = next else { return self.tell_known(caller, vm) };
         let waiting = Waiting::ConfirmFor { caller, vm, of: Some((migration, by)) };
         let limit = self.site.config.request_limit;
@@ -481,21 +480,15 @@ impl Step<'_> {
         of_vm.filter_map(move |(id, migration)| Some((*id, migration.may_turn(*id, known)?)))
     }
 
-    /// Who is to be asked for a site below: the one above on the path that leads there. If the path
-    /// may turn yet, or could have, whoever chose that is further up, and knows.
-    fn above(&self, vm: VmId, below: &Edge) -> Result<Option<Edge>, Box<Answer>> {
+    /// Who is to be asked for a site below: the one above on the path that leads there.
+    fn above(&self, vm: VmId, below: &Edge) -> Option<Edge> {
         let known = self.site.state.vms.get(&vm).map(|entry| entry.up.clone());
         let of_vm = self.site.state.migrations_of(vm);
         let mut passed_on = of_vm.filter_map(|(_, migration)| migration.pending.as_ref());
-        let up = match known {
+        match known {
             Some(up) => up,
             None => passed_on.find(|(_, down)| down == below).map(|(up, _)| up.clone()),
-        };
-        let peer = up.as_ref().map(|up| &up.peer);
-        if self.may_turn(vm).any(|(_, (up, _))| Some(&up.peer) != peer) {
-            return Err(Box::new(not_confirmed()));
         }
-        Ok(up)
     }
 
     /// The path above has said what it knows of a VM that a site below asks about.
@@ -569,7 +562,12 @@ impl Step<'_> {
             || self.open_targets(vm).any(|(_, t)| t.asker == Party::Peer(peer.clone()));
         match answer {
             Ok(Answer::Known { chain }) => {
-                if self.has_come(vm, &chain) || self.has_come_back(vm, &chain) {
+                let has_come = self.has_come(vm, &chain);
+                if self.stays_as(vm, &chain) {
+                    // What this site signs next continues that.
+                    self.learn(vm, &chain);
+                }
+                if has_come {
                     if self.site.came.insert(vm) {
                         let text = format!(
                             "ALARM: the VM came here after what this site's journal says, and may \
@@ -594,31 +592,27 @@ impl Step<'_> {
         }
     }
 
-    /// Learns a chain that goes on to this site's own key again: the VM was given away and came
-    /// back, and what this site signs next continues that. True if it was given away by a migration
-    /// that is open here, whose end this site cannot tell.
-    fn has_come_back(&mut self, vm: VmId, chain: &Chain) -> bool {
-        let Some(entry) = self.site.state.vms.get(&vm) else { return false };
-        let is_own = entry.stay.as_ref().is_some_and(|stay| stay.key == chain.newest().owner);
-        let (known, parked) = (entry.chain.epoch(), entry.parked.clone());
-        if !is_own || chain.epoch() <= known || !self.is_news(vm, chain) {
-            return false;
-        }
-        self.persist(Row::Learned { vm, chain: chain.clone(), parked });
-        let open = self.site.state.open_source(vm).map(|(migration, _)| migration);
-        open.is_some_and(|migration| chain.released_by(migration).is_some())
+    /// Whether the VM is here, and is by this chain: one that is longer than the journal knows shows
+    /// that it was given away and came back.
+    fn stays_as(&self, vm: VmId, chain: &Chain) -> bool {
+        let stay = self.site.state.vms.get(&vm).and_then(|entry| entry.stay.as_ref());
+        stay.is_some_and(|stay| stay.key == chain.newest().owner)
     }
 
-    /// Whether by this chain the VM is at this site, which knows only that it was on its way here,
-    /// or that it had released it.
+    /// Whether by this chain the VM is at this site, which knows only that it was on its way here or
+    /// from here, or that it had released it.
     fn has_come(&self, vm: VmId, chain: &Chain) -> bool {
         let owner = chain.newest().owner;
         let fetching = self.open_targets(vm).any(|(_, t)| t.step.arrives() && t.vm_key == owner);
         let known = self.site.state.vms.get(&vm).map(|entry| entry.chain.epoch());
         let of_vm = self.site.state.migrations_of(vm);
-        let mut released = of_vm.filter_map(|(_, migration)| migration.source.as_ref());
+        let mut sources = of_vm.filter_map(|(id, one)| Some((*id, one.source.as_ref()?)));
         let given_back = Some(chain.epoch()) > known
-            && released.any(|s| s.step == SourceStep::Released && s.copy.key == owner);
+            && sources.any(|(id, source)| {
+                let gone = source.step == SourceStep::Released;
+                let going = source.step < SourceStep::Released && chain.released_by(id).is_some();
+                (gone || going) && source.copy.key == owner
+            });
         (fetching || given_back) && chain.verify(vm, &Verifier(self.world)).is_ok()
     }
 

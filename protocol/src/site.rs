@@ -301,7 +301,8 @@ pub struct Site {
     pub(crate) reports: BTreeMap<VmId, Duty>,
     /// Of VMs that are held, the peers that know of nothing newer.
     pub(crate) confirmed: BTreeMap<VmId, BTreeSet<PeerName>>,
-    /// VMs that are held and came here by what was forgotten: only the operator lets them go.
+    /// VMs that are held and came here by what was forgotten: the operator lets them go, or a chain
+    /// that shows that they have left.
     pub(crate) came: BTreeSet<VmId>,
     pub(crate) timers: Timers,
     pub(crate) next_call: u64,

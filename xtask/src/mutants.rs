@@ -95,7 +95,8 @@ fn judge(args: &Args, round: &Round, iterate: bool) -> Result<()> {
     for test in ["--no-default-features"].iter().chain(round.tests) {
         command.arg(format!("--cargo-arg={test}"));
     }
-    // The first failure says it all; where it was, nobody reads.
+    // The first failure says it all; where it was, nobody reads. The test programs take the flag on
+    // a stable compiler only if they are told so.
     command.args(["--cargo-test-arg=--", "--cargo-test-arg=-Zunstable-options"]);
     command.arg("--cargo-test-arg=--fail-fast");
     command.env("RUSTC_BOOTSTRAP", "1");
