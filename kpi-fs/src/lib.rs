@@ -92,7 +92,7 @@
 //! | EILSEQ | close, fsync, rename | what is not UTF-8; control characters other than tab and the line's end |
 //! | EMSGSIZE | close, fsync, rename | a line above 64 KiB |
 //! | E2BIG | close, fsync, rename | more than 128 columns in a line, or in the table together |
-//! | EFBIG | write, truncate | a file above the limit; above 4 MiB in `encrypted/` |
+//! | EFBIG | write, truncate | a file above the limit; above 512 KiB in `encrypted/` |
 //! | EDQUOT | write, truncate | the quota: the sum of the files' sizes, each the larger of its stored version and what it is becoming |
 //! | EDQUOT | create | 1,024 files |
 //! | EDQUOT | close, fsync, rename | 2,048 tables, all with files |

@@ -56,8 +56,9 @@ pub const FILES_MAX: usize = 1_024;
 /// Files that may be open.
 pub const HANDLES_MAX: usize = 16_384;
 
-/// Largest file of `encrypted/`: each time it is stored, all of it becomes one row.
-pub const OPAQUE_MAX: u64 = 4 * 1024 * 1024;
+/// Largest file of `encrypted/`: each time it is stored, all of it becomes one row, and one value,
+/// which a message between sites must hold.
+pub const OPAQUE_MAX: u64 = 512 * 1024;
 
 /// Bytes of drafts in memory. Above it, they go to the database.
 const DRAFTS_MAX: usize = 8 * 1024 * 1024;

@@ -164,9 +164,10 @@ fn on_a_full_disk_a_large_file_fails_and_small_ones_beside_it_do_not() {
         store.write(handle, Process(1), Position::End, text).unwrap();
         handle
     };
+    let large = format!("n\n{}", format!("{:01023}\n", 7).repeat(3 << 10));
     let handles = [
         write(Folder::Unencrypted, "before", b"1"),
-        write(Folder::Encrypted, "large", &vec![7; 3 << 20]),
+        write(Folder::Unencrypted, "large", large.as_bytes()),
         write(Folder::Unencrypted, "after", b"2"),
     ];
     let done = store.commit(&handles.map(|handle| Job::Flush(handle, Process(1))));
