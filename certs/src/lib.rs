@@ -24,5 +24,6 @@ pub use identity::{Identity, IdentityError, KEY_FILE};
 pub use succession::LINE_FILE;
 pub use ticket::{MAX_ADDRESSES, MAX_TICKET_CHARS, SecretHash, Ticket, TicketError, TicketSecret};
 pub use tls::{
-    ALPN, Refusal, TlsError, Trust, client_config, server_config, server_name, site_key_of,
+    ALPN, Refusal, TlsError, Trust, client_config, provider, server_config, server_name,
+    site_key_of,
 };
