@@ -6,10 +6,11 @@
 
 #![allow(clippy::print_stdout, reason = "the counts of states are the result")]
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use federation_tests::world::{Crypto, Federation, Point, Step, World};
-use model::{PeerName, VmId};
+use federation_tests::world::{Crypto, Federation, Load, Point, Step, World};
+use model::{MigrationId, PeerName, VmId};
 use protocol::{Config, Migration, SourceStep, TargetStep};
 use stateright::{Checker, Model, Property};
 
@@ -44,12 +45,11 @@ enum Choice {
 }
 
 struct Handoff {
+    start: Federation,
     vm: VmId,
-    starts: Vec<Federation>,
+    /// Migrations that are over at the start: how they ended says nothing.
+    before: BTreeSet<MigrationId>,
     faults: Faults,
-    /// The Destination keeps what is ready for less time than anything else takes, and can start
-    /// the guest.
-    is_impatient: bool,
 }
 
 impl Model for Handoff {
@@ -57,9 +57,7 @@ impl Model for Handoff {
     type Action = Choice;
 
     fn init_states(&self) -> Vec<Now> {
-        let now =
-            |federation: &Federation| Now { federation: federation.clone(), left: self.faults };
-        self.starts.iter().map(now).collect()
+        vec![Now { federation: self.start.clone(), left: self.faults }]
     }
 
     fn actions(&self, now: &Now, choices: &mut Vec<Choice>) {
@@ -80,7 +78,9 @@ impl Model for Handoff {
                     if now.left.losses > 0 {
                         choices.push(Choice::Lose(at));
                     }
-                    if now.left.repeats > 0 {
+                    let is_request =
+                        matches!(now.federation.flights[at].load, Load::Request { .. });
+                    if now.left.repeats > 0 && is_request {
                         choices.push(Choice::Repeat(at));
                     }
                 }
@@ -157,72 +157,62 @@ impl Model for Handoff {
                 },
             ),
         ];
-        // Which ends there are shows where something can go wrong.
-        if self.faults.all > 0 {
-            properties.extend([
-                Property::sometimes("a Source ends in TOMBSTONE", |_, now: &Now| {
-                    rests_with_source(now, SourceStep::Tombstone)
-                }),
-                Property::sometimes("a Source ends in ABORTED", |_, now: &Now| {
-                    rests_with_source(now, SourceStep::Aborted)
-                }),
-                Property::sometimes("a Destination ends in OWNED", |_, now: &Now| {
-                    rests_with_target(now, TargetStep::Owned)
-                }),
-                Property::sometimes("a Destination ends in DROPPED", |_, now: &Now| {
-                    rests_with_target(now, TargetStep::Dropped)
-                }),
-            ]);
-        }
-        // Among several starts there is one whose Destination cannot launch the guest.
-        if self.faults.all > 0 && self.starts.len() > 1 {
-            properties.extend([
-                Property::sometimes("a Source ends in RETURNED", |_, now: &Now| {
-                    rests_with_source(now, SourceStep::Returned)
-                }),
-                Property::sometimes("a Destination ends in HANDED_BACK", |_, now: &Now| {
-                    rests_with_target(now, TargetStep::HandedBack)
-                }),
-            ]);
-        }
-        if self.is_impatient {
-            properties.extend([
-                Property::sometimes("a Destination is LAPSED", |_, now: &Now| {
-                    let mut nodes = now.federation.nodes.values();
-                    nodes.any(|node| {
-                        has_target(node.durable.migrations.values(), TargetStep::Lapsed)
-                    })
-                }),
-                // Its host starts guests: there is no other reason.
-                Property::sometimes("a LAPSED one ends in HANDED_BACK", |_, now: &Now| {
-                    rests_with_target(now, TargetStep::HandedBack)
-                }),
-                Property::sometimes("a Source ends in RETURNED", |_, now: &Now| {
-                    rests_with_source(now, SourceStep::Returned)
-                }),
-            ]);
-        }
+        properties.extend(ENDS.map(|(name, is_met)| Property::sometimes(name, is_met)));
         properties
     }
 }
 
-fn has_target<'a>(mut all: impl Iterator<Item = &'a Migration>, step: TargetStep) -> bool {
-    all.any(|migration| migration.target.as_ref().is_some_and(|role| role.step == step))
-}
+/// All ends of a migration, and one state that none ends in.
+const ENDS: [(&str, fn(&Handoff, &Now) -> bool); 7] = [
+    (TOMBSTONE, |model, now| model.ends_with_source(now, SourceStep::Tombstone)),
+    (ABORTED, |model, now| model.ends_with_source(now, SourceStep::Aborted)),
+    (RETURNED, |model, now| model.ends_with_source(now, SourceStep::Returned)),
+    (OWNED, |model, now| model.ends_with_target(now, TargetStep::Owned)),
+    (HANDED_BACK, |model, now| model.ends_with_target(now, TargetStep::HandedBack)),
+    (DROPPED, |model, now| model.ends_with_target(now, TargetStep::Dropped)),
+    (LAPSED, |model, now| model.has_target(now, TargetStep::Lapsed)),
+];
 
-/// Whether nothing more happens, and a Source of some migration stays in this step.
-fn rests_with_source(now: &Now, step: SourceStep) -> bool {
-    rests_with(now, |migration| migration.source.as_ref().is_some_and(|role| role.step == step))
-}
+const TOMBSTONE: &str = "a Source ends in TOMBSTONE";
+const ABORTED: &str = "a Source ends in ABORTED";
+const RETURNED: &str = "a Source ends in RETURNED";
+const OWNED: &str = "a Destination ends in OWNED";
+const HANDED_BACK: &str = "a Destination ends in HANDED_BACK";
+const DROPPED: &str = "a Destination ends in DROPPED";
+const LAPSED: &str = "a Destination is LAPSED on the way";
 
-/// Whether nothing more happens, and a Destination of some migration stays in this step.
-fn rests_with_target(now: &Now, step: TargetStep) -> bool {
-    rests_with(now, |migration| migration.target.as_ref().is_some_and(|role| role.step == step))
-}
+impl Handoff {
+    /// Begins with what users ask.
+    fn new(mut world: World, vm: VmId, faults: Faults, ask: impl FnOnce(&mut World)) -> Self {
+        let nodes = world.federation.nodes.values();
+        let before = nodes.flat_map(|node| node.durable.migrations.keys().copied()).collect();
+        ask(&mut world);
+        let mut start = world.federation;
+        start.logging = false;
+        start.log.clear();
+        Self { start, vm, before, faults }
+    }
 
-fn rests_with(now: &Now, so: impl Fn(&Migration) -> bool) -> bool {
-    let mut nodes = now.federation.nodes.values();
-    now.federation.steps().is_empty() && nodes.any(|node| node.durable.migrations.values().any(&so))
+    /// Whether nothing more happens, and a Source stays in this step.
+    fn ends_with_source(&self, now: &Now, step: SourceStep) -> bool {
+        let is = |one: &Migration| one.source.as_ref().is_some_and(|role| role.step == step);
+        now.federation.steps().is_empty() && self.has(now, is)
+    }
+
+    /// Whether nothing more happens, and a Destination stays in this step.
+    fn ends_with_target(&self, now: &Now, step: TargetStep) -> bool {
+        now.federation.steps().is_empty() && self.has_target(now, step)
+    }
+
+    fn has_target(&self, now: &Now, step: TargetStep) -> bool {
+        self.has(now, |one| one.target.as_ref().is_some_and(|role| role.step == step))
+    }
+
+    /// Whether a migration that has begun since the start is so, at some site.
+    fn has(&self, now: &Now, so: impl Fn(&Migration) -> bool) -> bool {
+        let all = now.federation.nodes.values().flat_map(|node| &node.durable.migrations);
+        all.into_iter().any(|(id, migration)| !self.before.contains(id) && so(migration))
+    }
 }
 
 fn running(federation: &Federation, vm: VmId) -> usize {
@@ -230,8 +220,9 @@ fn running(federation: &Federation, vm: VmId) -> usize {
     guests.filter(|((_, of, _), guest)| *of == vm && guest.executes).count()
 }
 
-/// Checks every run, and shows the steps of a run that breaks a rule.
-fn check(name: &str, handoff: Handoff) {
+/// Checks every run, shows the steps of a run that breaks a rule, and demands that runs come to
+/// these ends and to no others.
+fn check(name: &str, handoff: Handoff, ends: &[&str]) {
     let began = Instant::now();
     let faults = handoff.faults;
     let checker = handoff.checker().threads(2).spawn_dfs().join();
@@ -242,11 +233,13 @@ fn check(name: &str, handoff: Handoff) {
         checker.max_depth(),
         began.elapsed()
     );
+    let mut came = vec![];
     for property in checker.model().properties() {
         let found = checker.discovery(property.name);
         let is_example = property.expectation == stateright::Expectation::Sometimes;
         match found {
-            Some(path) if !is_example => {
+            Some(_) if is_example => came.push(property.name),
+            Some(path) => {
                 let mut story = vec![];
                 for (now, choice) in path.into_vec() {
                     let federation = &now.federation;
@@ -275,35 +268,10 @@ fn check(name: &str, handoff: Handoff) {
                 }
                 panic!("{} does not hold:\n{}", property.name, story.join("\n"));
             }
-            None if is_example => panic!("{} was never reached", property.name),
-            _ => {}
+            None => {}
         }
     }
-}
-
-/// A federation at the moment when a user has asked for a move, whose Destination can launch the
-/// guest, and the same with one that cannot.
-fn starts(
-    prepare: impl Fn() -> (World, VmId),
-    controller: &str,
-    to: &str,
-) -> (Vec<Federation>, VmId) {
-    let mut starts = vec![];
-    let mut id = None;
-    for broken in [false, true] {
-        let (mut world, vm) = prepare();
-        world.break_host(to, "h1", broken);
-        if controller == to {
-            world.bring_home(controller, vm);
-        } else {
-            world.move_to(controller, vm, &[to]);
-        }
-        world.federation.logging = false;
-        world.federation.log.clear();
-        starts.push(world.federation);
-        id = Some(vm);
-    }
-    (starts, id.expect("two starts"))
+    assert_eq!(came, ends, "{name}");
 }
 
 /// The VM of a runs at a, which is its Controller and its Source; b may be its Destination.
@@ -325,17 +293,13 @@ fn two_sites_with(config: &Config) -> (World, VmId) {
 }
 
 /// The same where what is ready is kept for a minute, and b starts its guests.
-fn two_impatient_sites() -> (Vec<Federation>, VmId) {
+fn two_impatient_sites() -> (World, VmId) {
     let config = Config {
         admit_life: Duration::from_secs(60),
         ready_life: Duration::ZERO,
         ..Config::default()
     };
-    let (mut world, vm) = two_sites_with(&config);
-    world.move_to("a", vm, &["b"]);
-    world.federation.logging = false;
-    world.federation.log.clear();
-    (vec![world.federation], vm)
+    two_sites_with(&config)
 }
 
 /// a knows b, b knows c. The VM of a runs at c; a is Controller, b on the way.
@@ -355,39 +319,59 @@ fn three_sites() -> (World, VmId) {
 const ANY_ONE: Faults =
     Faults { crashes: 1, power_failures: 1, losses: 1, repeats: 1, early_deadlines: 1, all: 1 };
 
+/// What a Destination does with the guest, and all ends that there are then whatever fails.
+const DESTINATIONS: [(bool, &str, &[&str]); 2] = [
+    (true, "that starts it", &[TOMBSTONE, ABORTED, OWNED, DROPPED]),
+    (false, "that does not", &[ABORTED, RETURNED, HANDED_BACK, DROPPED]),
+];
+
+/// With a Destination that starts the guest, and with one that does not.
+fn whatever_fails(
+    name: &str,
+    prepare: fn() -> (World, VmId),
+    (controller, to): (&str, &str),
+    faults: Faults,
+) {
+    for (starts, which, ends) in DESTINATIONS {
+        let (mut world, vm) = prepare();
+        world.break_host(to, "h1", !starts);
+        let handoff = Handoff::new(world, vm, faults, |world| {
+            if controller == to {
+                world.bring_home(controller, vm);
+            } else {
+                world.move_to(controller, vm, &[to]);
+            }
+        });
+        check(&format!("{name} {which}"), handoff, ends);
+    }
+}
+
 #[test]
 fn two_sites_hand_over_whatever_fails_once() {
-    let (starts, vm) = starts(two_sites, "a", "b");
-    check(
-        "Controller and Source, Destination",
-        Handoff { vm, starts, faults: ANY_ONE, is_impatient: false },
-    );
+    whatever_fails("Controller and Source, Destination", two_sites, ("a", "b"), ANY_ONE);
 }
 
 #[test]
 fn what_a_destination_keeps_no_longer_goes_back() {
-    let (starts, vm) = two_impatient_sites();
-    check("an impatient Destination", Handoff { vm, starts, faults: ANY_ONE, is_impatient: true });
+    let (world, vm) = two_impatient_sites();
+    let handoff = Handoff::new(world, vm, ANY_ONE, |world| {
+        world.move_to("a", vm, &["b"]);
+    });
+    let ends = [TOMBSTONE, ABORTED, RETURNED, OWNED, HANDED_BACK, DROPPED, LAPSED];
+    check("an impatient Destination", handoff, &ends);
 }
 
 #[test]
 #[ignore = "takes longer than a test should; cargo xtask model"]
-fn two_sites_hand_over_with_two_crashes_or_a_crash_and_a_lost_or_repeated_message() {
-    let (starts, vm) = starts(two_sites, "a", "b");
-    let faults = Faults { crashes: 2, power_failures: 0, early_deadlines: 0, all: 2, ..ANY_ONE };
-    check(
-        "Controller and Source, Destination",
-        Handoff { vm, starts, faults, is_impatient: false },
-    );
+fn two_sites_hand_over_whatever_fails_twice() {
+    let faults = Faults { crashes: 2, power_failures: 0, all: 2, ..ANY_ONE };
+    whatever_fails("Controller and Source, Destination", two_sites, ("a", "b"), faults);
 }
 
 #[test]
 fn a_source_two_hops_away_hands_over_whatever_fails_once() {
-    let (starts, vm) = starts(three_sites, "a", "a");
-    check(
-        "Controller and Destination, Intermediary, Source",
-        Handoff { vm, starts, faults: ANY_ONE, is_impatient: false },
-    );
+    let name = "Source, Intermediary, Controller and Destination";
+    whatever_fails(name, three_sites, ("a", "a"), ANY_ONE);
 }
 
 /// d and c know a. The VM of a runs at c; a is Controller, d may be the Destination.
@@ -405,30 +389,20 @@ fn three_roles() -> (World, VmId) {
 
 #[test]
 fn three_roles_at_three_sites_hand_over_whatever_fails_once() {
-    let (starts, vm) = starts(three_roles, "a", "d");
-    check(
-        "Controller, Source, Destination",
-        Handoff { vm, starts, faults: ANY_ONE, is_impatient: false },
-    );
+    whatever_fails("Controller, Source, Destination", three_roles, ("a", "d"), ANY_ONE);
 }
 
-/// As [`three_sites`], with a host at b too; and the same where a's host starts no guest.
-fn two_controllers() -> (Vec<Federation>, VmId) {
-    let mut starts = vec![];
-    let mut id = None;
-    for broken in [false, true] {
-        let (mut world, vm) = three_sites();
-        world.host("b", "h1", 1);
-        world.run(Duration::from_secs(3600));
-        world.break_host("a", "h1", broken);
+/// As [`three_sites`], with a host at b too, while a and b both ask for the VM; a's host starts
+/// guests, or starts none.
+fn two_controllers(starts: bool, faults: Faults) -> Handoff {
+    let (mut world, vm) = three_sites();
+    world.host("b", "h1", 1);
+    world.run(Duration::from_secs(3600));
+    world.break_host("a", "h1", !starts);
+    Handoff::new(world, vm, faults, |world| {
         world.bring_home("a", vm);
         world.bring_home("b", vm);
-        world.federation.logging = false;
-        world.federation.log.clear();
-        starts.push(world.federation);
-        id = Some(vm);
-    }
-    (starts, id.expect("two starts"))
+    })
 }
 
 const NONE: Faults =
@@ -436,19 +410,17 @@ const NONE: Faults =
 
 #[test]
 fn of_two_controllers_at_once_each_ends_and_the_vm_runs_once() {
-    let (starts, vm) = two_controllers();
-    check(
-        "Controllers a and b, Source c",
-        Handoff { vm, starts, faults: NONE, is_impatient: false },
-    );
+    let ends: [&[&str]; 2] = [&[TOMBSTONE, OWNED], &[TOMBSTONE, RETURNED, OWNED, HANDED_BACK]];
+    for ((starts, which, _), ends) in DESTINATIONS.into_iter().zip(ends) {
+        let name = format!("Controllers a {which} and b, Source c");
+        check(&name, two_controllers(starts, NONE), ends);
+    }
 }
 
 #[test]
 #[ignore = "takes longer than a test should; cargo xtask model"]
 fn of_two_controllers_at_once_each_ends_also_if_a_site_crashes() {
-    let (mut starts, vm) = two_controllers();
-    // With the other one it takes five times as long.
-    starts.truncate(1);
     let faults = Faults { crashes: 1, all: 1, ..NONE };
-    check("Controllers a and b, Source c", Handoff { vm, starts, faults, is_impatient: false });
+    let ends = [TOMBSTONE, OWNED];
+    check("Controllers a and b, Source c", two_controllers(true, faults), &ends);
 }

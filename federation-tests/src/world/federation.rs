@@ -150,6 +150,7 @@ impl Hash for Federation {
             }
             (&node.copies, &node.guests, node.life, &node.callers, &node.calls).hash(state);
             (&node.serves, &node.pulls, &node.routes, &node.queue).hash(state);
+            (&node.broken, node.full, node.damages, node.put_back).hash(state);
             for verb in &node.verbs {
                 (&verb.place, verb.what).hash(state);
             }
