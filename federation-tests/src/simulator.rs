@@ -53,18 +53,25 @@ pub fn run(plan: &Plan, trace: bool) -> Run {
     Run { broken, met: world.federation.met, trace: world.federation.log }
 }
 
-/// The shortest plan found that still breaks a rule.
-pub fn shrink(plan: &Plan) -> Plan {
+/// Which rule was broken: the first line of the reason, without numbers and identifiers.
+pub fn rule(why: &str) -> String {
+    let words = why.lines().next().unwrap_or_default().split_whitespace();
+    let words = words.filter(|word| !word.contains(|letter: char| letter.is_ascii_digit()));
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// The shortest plan found of which this still is so.
+pub fn shrink(plan: &Plan, so: impl Fn(&Plan) -> bool) -> Plan {
     let mut best = plan.clone();
     let mut left = MAX_SHRINKS;
     let mut chunk = best.deeds.len().div_ceil(2).max(1);
-    let mut breaks = |plan: &Plan| {
+    let mut is_so = |plan: &Plan| {
         left = left.saturating_sub(1);
-        left > 0 && run(plan, false).broken.is_some()
+        left > 0 && so(plan)
     };
     if best.odds > 0 {
         let calm = Plan { odds: 0, ..best.clone() };
-        if breaks(&calm) {
+        if is_so(&calm) {
             best = calm;
         }
     }
@@ -79,7 +86,7 @@ pub fn shrink(plan: &Plan) -> Plan {
             if let Some(before) = at.checked_sub(1) {
                 shorter.deeds[before].1 += lost;
             }
-            if breaks(&shorter) {
+            if is_so(&shorter) {
                 best = shorter;
             } else {
                 at += chunk;
@@ -393,10 +400,12 @@ fn rescue(world: &mut World, vm: VmId) {
         Some(_) => {}
         None => {
             let statement = "the other site has burnt down".to_owned();
+            let is_frozen = world.has_frozen(home, vm);
             match world.ask(home, Ask::Adopt { vm, statement }) {
                 Reply::Done => world.met("rescue", "adopted"),
                 // It was with the lost site for so long that no copy is left.
-                _ => world.met("rescue", "lost with its site"),
+                _ if !is_frozen => world.met("rescue", "lost with its site"),
+                reply => panic!("{vm} is not adopted: {reply:?}\n{}", world.story()),
             }
             world.run(HOUR);
         }

@@ -17,7 +17,8 @@ use model::{
     Resources, Time, VmId,
 };
 use protocol::{
-    Action, Answer, Ask, Config, Down, JourneyResult, Mode, NextMove, Op, Output, Reply, VmView,
+    Action, Answer, Ask, Config, Down, JourneyResult, Mode, NextMove, Op, Output, Reply,
+    SourceStep, VmView,
 };
 
 pub use federation::{Federation, Flight, Line, Load, Point, Step};
@@ -209,6 +210,7 @@ impl World {
         let ask = self.federation.ask(&site(at), wish, &mut crash);
         drop(crash);
         self.after_step();
+        self.check();
         ask
     }
 
@@ -452,6 +454,7 @@ impl World {
     pub fn power_failure(&mut self, at: &str) {
         self.crash(at);
         self.federation.end_guests(&site(at));
+        self.check();
     }
 
     /// Starts a site that is down.
@@ -503,11 +506,19 @@ impl World {
             fate = network(&mut self.federation.flights[at]);
         }
         match (fate, step) {
-            (Fate::Lost, Step::Deliver(at)) => self.federation.lose(at),
-            (Fate::Late(by), Step::Deliver(at)) => self.federation.delay(at, by),
+            (Fate::Lost, Step::Deliver(at)) => {
+                self.federation.met("message", "lost");
+                self.federation.lose(at);
+            }
+            (Fate::Late(by), Step::Deliver(at)) => {
+                self.federation.met("message", "late");
+                self.federation.delay(at, by);
+            }
             (fate, step) => {
-                if let (Fate::Twice, Step::Deliver(at)) = (fate, &step) {
-                    self.federation.repeat(*at);
+                if let (Fate::Twice, Step::Deliver(at)) = (fate, &step)
+                    && self.federation.repeat(*at)
+                {
+                    self.federation.met("message", "repeated");
                 }
                 let mut crash = decide(&mut self.plans, &mut self.crashes);
                 self.federation.perform(&step, &mut crash);
@@ -525,10 +536,16 @@ impl World {
                 self.restarts.insert(name, self.federation.now.after(DOWN_FOR));
             }
         }
-        self.check();
+        self.look();
     }
 
-    fn check(&self) {
+    /// Checks the rules where something happened that is no step.
+    fn check(&mut self) {
+        self.federation.check();
+        self.look();
+    }
+
+    fn look(&self) {
         if let Some(violation) = self.federation.violations.first() {
             panic!("{violation}\n{}", self.story());
         }
@@ -639,6 +656,15 @@ impl World {
                 Some((name.to_string(), runs, stay.wanted && entry.parked.is_none()))
             })
             .collect()
+    }
+
+    /// Whether a site has a copy of a VM that it released.
+    pub fn has_frozen(&self, at: &str, vm: VmId) -> bool {
+        let mut migrations = self.state(at).migrations_of(vm);
+        migrations.any(|(_, migration)| {
+            let step = migration.source.as_ref().map(|source| source.step);
+            matches!(step, Some(SourceStep::Released | SourceStep::Receipted))
+        })
     }
 
     /// The contracts of a site, which must be up.

@@ -489,6 +489,31 @@ fn a_move_that_is_cancelled_while_its_source_is_away_does_not_keep_the_vm_from_m
 }
 
 #[test]
+fn a_guest_that_is_made_and_saved_at_once_runs_again_when_its_move_is_given_up_meanwhile() {
+    let mut world = World::chain(&["a", "b"]);
+    world.host("a", "a1", 1);
+    let vm = world.import("a");
+    world.bring_home("a", vm);
+    world.until_runs(vm, "a");
+    world.host("b", "b1", 1);
+    let moving = world.move_to("a", vm, &["b"]);
+    let admitted = |world: &World| world.state("b").migrations_of(vm).next().is_some();
+    world.run_until("b is to fetch it", MINUTE, admitted);
+    world.power_failure("a");
+    world.start("a");
+    let step = |world: &World| {
+        let open = world.state("a").open_source(vm).map(|(_, source)| source.step);
+        open == Some(SourceStep::Initiated)
+    };
+    world.run_until("b comes for it before the guest is there", MINUTE, step);
+    assert!(world.running_at(vm).is_empty());
+    assert_eq!(world.ask("a", Ask::Cancel(moving)), Reply::Done);
+    world.until_runs(vm, "a");
+    world.run(HOUR);
+    assert!(world.runs(vm, "a"), "{}", world.story());
+}
+
+#[test]
 fn a_destination_that_is_ready_with_what_it_never_fetched_does_not_keep_the_vm_from_moving() {
     let mut world = World::chain(&["a", "b"]);
     world.host("a", "a1", 1);

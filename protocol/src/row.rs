@@ -499,94 +499,64 @@ impl Row {
             _ => len + 1,
         }
     }
+}
 
-    /// The name of the row's type, for the journal's `type` column.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::HostAdded { .. } => "host_added",
-            Self::HostDraining { .. } => "host_draining",
-            Self::HostRemoved { .. } => "host_removed",
-            Self::Imported { .. } => "imported",
-            Self::Began { .. } => "began",
-            Self::Chosen { .. } => "chosen",
-            Self::Concluded { .. } => "concluded",
-            Self::Offered { .. } => "offered",
-            Self::Initiated { .. } => "initiated",
-            Self::Quiesced { .. } => "quiesced",
-            Self::Sent { .. } => "sent",
-            Self::Released { .. } => "released",
-            Self::Aborted { .. } => "aborted",
-            Self::Returned { .. } => "returned",
-            Self::Receipted { .. } => "receipted",
-            Self::Tombstone { .. } => "tombstone",
-            Self::Admitted { .. } => "admitted",
-            Self::Receiving { .. } => "receiving",
-            Self::Ready { .. } => "ready",
-            Self::Lapsed { .. } => "lapsed",
-            Self::Owned { .. } => "owned",
-            Self::HandedBack { .. } => "handed_back",
-            Self::Dropped { .. } => "dropped",
-            Self::StartIntent { .. } => "start_intent",
-            Self::Started { .. } => "started",
-            Self::Stopped { .. } => "stopped",
-            Self::Parked { .. } => "parked",
-            Self::Pending { .. } => "pending",
-            Self::Relaying { .. } => "relaying",
-            Self::Flipped { .. } => "flipped",
-            Self::Retired { .. } => "retired",
-            Self::Learned { .. } => "learned",
-            Self::Monitored { .. } => "monitored",
-            Self::Destroyed { .. } => "destroyed",
-            Self::Adopted { .. } => "adopted",
-            Self::Superseded { .. } => "superseded",
-            Self::Reclaimed { .. } => "reclaimed",
-            Self::Rerouted { .. } => "rerouted",
-            Self::Fenced { .. } => "fenced",
-            Self::Unfenced { .. } => "unfenced",
+/// Names each type of row, so that none is forgotten in [`Row::KINDS`].
+macro_rules! kinds {
+    ($($row:ident = $name:literal,)*) => {
+        impl Row {
+            /// The name of the row's type, for the journal's `type` column.
+            pub fn kind(&self) -> &'static str {
+                match self {
+                    $(Self::$row { .. } => $name,)*
+                }
+            }
+
+            /// Every name that [`Row::kind`] can give.
+            pub const KINDS: [&'static str; [$($name),*].len()] = [$($name),*];
         }
-    }
+    };
+}
 
-    /// Every name that [`Row::kind`] can give.
-    pub const KINDS: [&'static str; 40] = [
-        "host_added",
-        "host_draining",
-        "host_removed",
-        "imported",
-        "began",
-        "chosen",
-        "concluded",
-        "offered",
-        "initiated",
-        "quiesced",
-        "sent",
-        "released",
-        "aborted",
-        "returned",
-        "receipted",
-        "tombstone",
-        "admitted",
-        "receiving",
-        "ready",
-        "lapsed",
-        "owned",
-        "handed_back",
-        "dropped",
-        "start_intent",
-        "started",
-        "stopped",
-        "parked",
-        "pending",
-        "relaying",
-        "flipped",
-        "retired",
-        "learned",
-        "monitored",
-        "destroyed",
-        "adopted",
-        "superseded",
-        "reclaimed",
-        "rerouted",
-        "fenced",
-        "unfenced",
-    ];
+kinds! {
+    HostAdded = "host_added",
+    HostDraining = "host_draining",
+    HostRemoved = "host_removed",
+    Imported = "imported",
+    Began = "began",
+    Chosen = "chosen",
+    Concluded = "concluded",
+    Offered = "offered",
+    Initiated = "initiated",
+    Quiesced = "quiesced",
+    Sent = "sent",
+    Released = "released",
+    Aborted = "aborted",
+    Returned = "returned",
+    Receipted = "receipted",
+    Tombstone = "tombstone",
+    Admitted = "admitted",
+    Receiving = "receiving",
+    Ready = "ready",
+    Lapsed = "lapsed",
+    Owned = "owned",
+    HandedBack = "handed_back",
+    Dropped = "dropped",
+    StartIntent = "start_intent",
+    Started = "started",
+    Stopped = "stopped",
+    Parked = "parked",
+    Pending = "pending",
+    Relaying = "relaying",
+    Flipped = "flipped",
+    Retired = "retired",
+    Learned = "learned",
+    Monitored = "monitored",
+    Destroyed = "destroyed",
+    Adopted = "adopted",
+    Superseded = "superseded",
+    Reclaimed = "reclaimed",
+    Rerouted = "rerouted",
+    Fenced = "fenced",
+    Unfenced = "unfenced",
 }

@@ -324,6 +324,7 @@ impl Step<'_> {
                 Mode::Restart => "shutting down to move",
             },
         );
+        self.site.quieting.insert(vm);
         self.command(match mode {
             Mode::Hibernate => Command::Hibernate(stay.host, vm, stay.epoch),
             Mode::Restart => Command::ShutDown(stay.host, vm, stay.epoch),
@@ -600,6 +601,10 @@ impl Step<'_> {
 
     /// What happened to a guest of this site.
     pub(crate) fn on_guest(&mut self, vm: VmId, epoch: Epoch, event: GuestEvent) {
+        use GuestEvent::{Ended, Failed, Hibernated};
+        if matches!(event, Ended | Hibernated | Failed(_)) {
+            self.site.quieting.remove(&vm);
+        }
         let launched = match event {
             GuestEvent::Launched(_) | GuestEvent::LaunchFailed(_) => {
                 self.site.launching.remove(&(vm, epoch))
@@ -627,9 +632,10 @@ impl Step<'_> {
                 if moving || self.site.state.vms[&vm].parked.is_some() {
                     // Its files are final since it was asked for; it has executed nothing.
                     self.command(Command::Kill(stay.host, vm, epoch));
-                } else {
+                } else if !self.site.quieting.contains(&vm) {
                     self.let_run(vm);
                 }
+                // Else the migration was aborted since, and the end of the quieting starts it again.
             }
             GuestEvent::LaunchFailed(reason) => {
                 self.note(vm, format!("could not be started: {reason}"));

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use federation_tests::simulator::{Met, Plan, Run, run, shrink};
+use federation_tests::simulator::{Met, Plan, Run, rule, run, shrink};
 use protocol::Row;
 
 /// How often it is told how far it is.
@@ -156,7 +156,8 @@ fn show(seed: u64, cut_down: bool) {
         "seed {seed} breaks a rule; run again: {}",
         if same { "the same" } else { "NOT THE SAME" }
     );
-    let short = shrink(&plan);
+    let broken = one.broken.as_deref().map(rule);
+    let short = shrink(&plan, |plan| run(plan, false).broken.as_deref().map(rule) == broken);
     let run = run(&short, true);
     let from = run.trace.len().saturating_sub(SHOWN);
     println!("the shortest run found that breaks one: {short}{}", run.trace[from..].join("\n"));

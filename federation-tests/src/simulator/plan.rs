@@ -190,6 +190,11 @@ impl Plan {
         plan
     }
 
+    /// How many deeds it has.
+    pub fn deeds(&self) -> usize {
+        self.deeds.len()
+    }
+
     /// How long its sites wait for each other: in every third run so short that what is ready is
     /// given up before whoever was to come for it is back.
     pub(super) fn config(&self) -> Config {

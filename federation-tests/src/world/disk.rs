@@ -53,6 +53,11 @@ impl Disk {
         self.synced = self.written.len();
     }
 
+    /// How many bytes are not synced.
+    pub(super) fn unsynced(&self) -> usize {
+        self.written[self.synced..].iter().map(|frame| frame.len()).sum()
+    }
+
     /// The site ends: of what was not synced only the first `keep` bytes are there.
     pub(super) fn crash(&mut self, keep: usize) {
         let unsynced = self.written.split_off(self.synced).concat();

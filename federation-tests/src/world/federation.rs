@@ -446,9 +446,8 @@ impl Federation {
         self.end_guests(name);
         let node = self.node(name);
         node.gone = true;
-        node.copies.clear();
-        let vms: Vec<VmId> = node.durable.vms.keys().copied().collect();
-        self.ledger.mourn(vms);
+        let copies = std::mem::take(&mut node.copies);
+        self.ledger.mourn(copies.into_keys().map(|(_, vm, _)| vm));
     }
 
     /// Lets a site end and start from an old copy of its journal: the one that is so many hundredths
@@ -503,13 +502,13 @@ impl Federation {
     }
 
     /// The message with this index will arrive twice; the second answer goes to nobody.
-    pub fn repeat(&mut self, at: usize) {
+    pub fn repeat(&mut self, at: usize) -> bool {
         let mut flight = self.flights[at].clone();
-        if let Load::Request { from, .. } = &mut flight.load {
-            from.life = u32::MAX;
-            flight.due = flight.due.after(LATENCY);
-            self.flights.push(flight);
-        }
+        let Load::Request { from, .. } = &mut flight.load else { return false };
+        from.life = u32::MAX;
+        flight.due = flight.due.after(LATENCY);
+        self.flights.push(flight);
+        true
     }
 
     pub(super) fn delay(&mut self, at: usize, by: Duration) {

@@ -43,6 +43,7 @@ impl Driver<Outside> for Turn<'_, '_> {
     fn write(&mut self, _: &mut Outside, output: &Output) -> Result<(), Gone> {
         self.point = (self.crash)(self.name, output);
         if self.point == Some(Point::BeforeRows) {
+            self.federation.met("crash", "before a row");
             return Err(self.end(0));
         }
         if output.rows.is_empty() {
@@ -53,6 +54,13 @@ impl Driver<Outside> for Turn<'_, '_> {
             return Err(self.end(0));
         }
         if let Some(Point::Unsynced(keep)) = self.point {
+            let size = self.federation.node(self.name).disk.unsynced();
+            let is_whole = keep >= size;
+            let what = if is_whole { "after a row, not synced" } else { "in the middle of a row" };
+            self.federation.met("crash", what);
+            if is_whole {
+                self.federation.count_rows(self.name, &output.rows);
+            }
             return Err(self.end(keep));
         }
         self.federation.count_rows(self.name, &output.rows);
@@ -79,6 +87,7 @@ impl Driver<Outside> for Turn<'_, '_> {
 
     fn carry_out(&mut self, site: &Site, _: &Outside, effect: Effect) -> Result<(), Gone> {
         if self.point == Some(Point::AfterEffects(self.done)) {
+            self.federation.met("crash", "after a row");
             return Err(self.end(0));
         }
         if self.done == 0 {
