@@ -129,6 +129,7 @@ fn play(plan: &Plan, world: &mut World) {
     for (deed, span) in &plan.deeds {
         perform(plan, world, &vms, &mut operations, *deed);
         world.run(*span);
+        world.met_moves();
     }
     end(plan, world, &vms);
 }

@@ -439,6 +439,15 @@ impl World {
         restored
     }
 
+    /// Counts what sites show of who has the next move on VMs.
+    pub fn met_moves(&mut self) {
+        let sites = self.federation.nodes.values().filter_map(|node| node.machine.as_ref());
+        let moves = sites.flat_map(|site| site.vms().filter_map(|vm| vm.next));
+        for next in moves.collect::<Vec<_>>() {
+            self.met("shown", next.state);
+        }
+    }
+
     /// Counts what a run has met.
     pub fn met(&mut self, what: &'static str, which: &'static str) {
         self.federation.met(what, which);

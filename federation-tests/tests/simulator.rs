@@ -57,7 +57,47 @@ fn every_rule_holds_in_ten_thousand_federations_and_every_vm_is_found() {
     assert!(missing.is_empty(), "rows that no run wrote: {missing:?}");
     let missing: Vec<_> = FAULTS.iter().filter(|fault| !met.contains_key(fault)).collect();
     assert!(missing.is_empty(), "what befell no run: {missing:?}");
+    let shown: Vec<&str> =
+        met.keys().filter_map(|(what, which)| (*what == "shown").then_some(*which)).collect();
+    let mut known = MOVES.to_vec();
+    known.sort_unstable();
+    assert_eq!(shown, known, "what `vm show` says who has the next move in");
+    let architecture = include_str!("../../ARCHITECTURE.md");
+    let untold: Vec<_> = MOVES.iter().filter(|said| !is_told(architecture, said)).collect();
+    assert!(untold.is_empty(), "ARCHITECTURE.md does not tell what an operator can do: {untold:?}");
 }
+
+/// Whether a table has it, where those of Controllers do not say whose phases they are.
+fn is_told(text: &str, said: &str) -> bool {
+    let short = said.strip_prefix("Controller, ").unwrap_or(said);
+    text.contains(short)
+}
+
+/// All that sites may say of who has the next move.
+const MOVES: [&str; 22] = [
+    "held: the journal is old",
+    "Source, OFFERED",
+    "Source, INITIATED",
+    "Source, QUIESCED",
+    "Source, SENT",
+    "Source, RELEASED",
+    "Source, RECEIPTED",
+    "Destination, ADMITTED",
+    "Destination, RECEIVING",
+    "Destination, READY",
+    "Destination, LAPSED",
+    "Controller, collecting offers",
+    "Controller, asking the Source to make ready",
+    "Controller, moving the files",
+    "Controller, verifying at the Source",
+    "Controller, handing over",
+    "Controller, giving it back to the Source",
+    "Controller, closing the old path",
+    "Controller, giving the attempt up",
+    "Controller, waiting for the delegator",
+    "the guest is being started",
+    "the hypervisor refused; see `vm events`",
+];
 
 /// What befalls federations.
 const FAULTS: [(&str, &str); 21] = [

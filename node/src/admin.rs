@@ -900,8 +900,8 @@ fn next_message(next: &NextMove) -> api::NextMove {
     let (until, then) = next.until.map_or((0, ""), |(at, then)| (at.0, then));
     api::NextMove {
         migration: next.migration.map(|id| id.to_string()).unwrap_or_default(),
-        state: next.state.clone(),
-        who: next.who.clone(),
+        state: next.state.to_owned(),
+        who: next.who.to_owned(),
         until_unix_ms: until,
         then: then.to_owned(),
     }

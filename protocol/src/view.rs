@@ -8,7 +8,7 @@ use model::{
 
 use crate::row::{Down, Party};
 use crate::site::{OfferAt, Phase, Site};
-use crate::state::{Journey, SourceStep, TargetStep};
+use crate::state::{Journey, Migration, SourceStep, TargetStep};
 use crate::timer::Timer;
 
 /// A VM as this site knows it.
@@ -42,9 +42,9 @@ pub struct NextMove {
     /// The migration, once there is one.
     pub migration: Option<MigrationId>,
     /// The role of this site and the step, in the journal's words.
-    pub state: String,
+    pub state: &'static str,
     /// Who has the next move, and what it is.
-    pub who: String,
+    pub who: &'static str,
     /// What happens by itself at this time; none where it is repeated until it succeeds.
     pub until: Option<(Time, &'static str)>,
 }
@@ -210,87 +210,197 @@ impl Site {
         })
     }
 
+    /// What holds everything up comes first, what goes on by itself last.
     fn next_move(&self, id: VmId) -> Option<NextMove> {
-        for (migration, known) in self.state.migrations_of(id) {
-            if let Some(source) = &known.source {
-                let (state, who) = match source.step {
-                    SourceStep::Offered => ("OFFERED", "the Destination: to come for the files"),
-                    SourceStep::Initiated => ("INITIATED", "this site: to quiet the guest"),
-                    SourceStep::Quiesced => ("QUIESCED", "this site: to read the files"),
-                    SourceStep::Sent => {
-                        ("SENT", "the Controller: to bring the Destination's READY")
-                    }
-                    SourceStep::Released => {
-                        ("RELEASED", "the Destination: to accept; repeated until it has")
-                    }
-                    _ => continue,
-                };
-                let until = match source.step {
-                    SourceStep::Offered => self.timer(&Timer::SourceDeadline(*migration)),
-                    step => (step < SourceStep::Released).then_some(source.deadline),
-                };
-                let until = until.map(|at| (at, "this site aborts and keeps the VM"));
-                return Some(NextMove {
-                    migration: Some(*migration),
-                    state: format!("Source, {state}"),
-                    who: who.to_owned(),
-                    until,
-                });
+        self.held_move(id)
+            .or_else(|| self.first_of(id, |id, known| self.source_move(id, known)))
+            .or_else(|| self.first_of(id, |id, known| self.target_move(id, known)))
+            .or_else(|| self.controller_move(id))
+            .or_else(|| self.guest_move(id))
+            .or_else(|| self.first_of(id, |id, known| self.copy_move(id, known)))
+    }
+
+    fn first_of(
+        &self,
+        vm: VmId,
+        of: impl Fn(MigrationId, &Migration) -> Option<NextMove>,
+    ) -> Option<NextMove> {
+        self.state.migrations_of(vm).find_map(|(id, known)| of(*id, known))
+    }
+
+    /// The journal is older than a peer remembers.
+    fn held_move(&self, id: VmId) -> Option<NextMove> {
+        let who = match self.came.contains(&id) {
+            _ if !self.state.held.contains(&id) => return None,
+            true => "the operator: `site unfence VM --yes`, once it is known what became of the VM",
+            false => "the sites that know of the VM: to confirm that it is here",
+        };
+        Some(NextMove { migration: None, state: "held: the journal is old", who, until: None })
+    }
+
+    fn source_move(&self, id: MigrationId, known: &Migration) -> Option<NextMove> {
+        let source = known.source.as_ref()?;
+        let (state, who) = match source.step {
+            SourceStep::Offered if source.dial.is_some() => {
+                ("Source, OFFERED", "this site: to dial the Destination")
             }
-            if let Some(target) = &known.target {
-                let (state, who, until) = match target.step {
-                    TargetStep::Admitted => (
-                        "ADMITTED",
-                        "this site: to fetch the files",
-                        self.timer(&Timer::AdmitExpiry(*migration))
-                            .map(|at| (at, "this site gives the place up, if no byte has come")),
-                    ),
-                    TargetStep::Receiving => (
-                        "RECEIVING",
-                        "this site: to fetch the files",
-                        Some((target.expires, "this site drops what it has")),
-                    ),
-                    TargetStep::Ready => (
-                        "READY",
-                        "the Source: to release the VM, or to keep it",
-                        self.timer(&Timer::Lapse(*migration)).map(|at| {
-                            (at, "this site deletes what arrived, and gives back what comes later")
-                        }),
-                    ),
-                    _ => continue,
-                };
-                return Some(NextMove {
-                    migration: Some(*migration),
-                    state: format!("Destination, {state}"),
-                    who: who.to_owned(),
-                    until,
-                });
+            SourceStep::Offered => ("Source, OFFERED", "the Destination: to come for the files"),
+            SourceStep::Initiated => ("Source, INITIATED", "this site: to quiet the guest"),
+            SourceStep::Quiesced => ("Source, QUIESCED", "this site: to read the files"),
+            SourceStep::Sent => {
+                ("Source, SENT", "the Controller: to bring the Destination's READY")
             }
-        }
+            SourceStep::Released if self.has_gone_on(id, known.vm) => return None,
+            SourceStep::Released => {
+                ("Source, RELEASED", "the Destination: to accept; repeated until it has")
+            }
+            // What is left of these is a copy, or nothing.
+            SourceStep::Aborted
+            | SourceStep::Returned
+            | SourceStep::Receipted
+            | SourceStep::Tombstone => return None,
+        };
+        let until = match source.step {
+            SourceStep::Offered => self.timer(&Timer::SourceDeadline(id)),
+            step => (step < SourceStep::Released).then_some(source.deadline),
+        };
+        let until = until.map(|at| (at, "this site aborts and keeps the VM"));
+        Some(NextMove { migration: Some(id), state, who, until })
+    }
+
+    /// Whether the VM has gone on from where this migration released it to.
+    fn has_gone_on(&self, migration: MigrationId, vm: VmId) -> bool {
+        let chain = self.state.vms.get(&vm).map(|entry| &entry.chain);
+        chain.is_some_and(|chain| {
+            let newest = chain.certificates.last();
+            chain.released_by(migration).is_some_and(|released| newest != Some(released))
+        })
+    }
+
+    fn target_move(&self, id: MigrationId, known: &Migration) -> Option<NextMove> {
+        let target = known.target.as_ref()?;
+        let (state, who, until) = match target.step {
+            TargetStep::Admitted => (
+                "Destination, ADMITTED",
+                "this site: to fetch the files",
+                self.timer(&Timer::AdmitExpiry(id))
+                    .map(|at| (at, "this site gives the place up, if no byte has come")),
+            ),
+            TargetStep::Receiving => (
+                "Destination, RECEIVING",
+                "this site: to fetch the files",
+                Some((target.expires, "this site drops what it has")),
+            ),
+            TargetStep::Ready => (
+                "Destination, READY",
+                "the Source: to release the VM, or to keep it",
+                self.timer(&Timer::Lapse(id)).map(|at| {
+                    (at, "this site deletes what arrived, and gives back what comes later")
+                }),
+            ),
+            TargetStep::Lapsed => (
+                "Destination, LAPSED",
+                "the Controller: to bring the outcome; this site has deleted what arrived",
+                None,
+            ),
+            TargetStep::Owned | TargetStep::HandedBack | TargetStep::Dropped => return None,
+        };
+        Some(NextMove { migration: Some(id), state, who, until })
+    }
+
+    fn controller_move(&self, id: VmId) -> Option<NextMove> {
+        let journey = self.state.open_journey(id).or_else(|| self.closing_journey(id))?;
+        let phase = self.journeys.get(&journey.operation).map(|memory| memory.phase)?;
+        let (state, who) = match phase {
+            Phase::Collect => ("Controller, collecting offers", "this site's peers: to offer"),
+            Phase::Force => (
+                "Controller, asking the Source to make ready",
+                "the Source: to say where its files are",
+            ),
+            Phase::Initiate => {
+                ("Controller, moving the files", "the Destination: to fetch the files")
+            }
+            Phase::Verify => (
+                "Controller, verifying at the Source",
+                "the Source: to release the VM, or to keep it",
+            ),
+            Phase::Deliver => ("Controller, handing over", "the Destination: to accept"),
+            Phase::Handback => {
+                ("Controller, giving it back to the Source", "the Source: to take it back")
+            }
+            Phase::Retire => {
+                ("Controller, closing the old path", "the sites of the old path: to let it go")
+            }
+            Phase::Abort => (
+                "Controller, giving the attempt up",
+                "the Source: to say that it keeps the VM, or has released it",
+            ),
+            Phase::PassUp => {
+                ("Controller, waiting for the delegator", "the delegator: to find a place")
+            }
+        };
+        // From then on it is repeated until it is done: the VM may be released.
+        let early = [Phase::Collect, Phase::Force, Phase::Initiate, Phase::PassUp];
+        let is_here = self.state.vms.get(&id).is_some_and(|vm| vm.stay.is_some());
+        let end = match &journey.goal.evict {
+            Some(evict) if is_here && evict.from == Party::Here => "the VM is parked here",
+            _ => "the operation ends",
+        };
+        Some(NextMove {
+            migration: journey.chosen.as_ref().map(|chosen| chosen.migration),
+            state,
+            who,
+            until: early.contains(&phase).then_some((journey.goal.deadline, end)),
+        })
+    }
+
+    /// One that has ended, and whose old path is not closed.
+    fn closing_journey(&self, vm: VmId) -> Option<&Journey> {
+        let closing = self.journeys.iter().filter(|(_, memory)| memory.phase == Phase::Retire);
+        let mut journeys = closing.filter_map(|(operation, _)| self.state.journeys.get(operation));
+        journeys.find(|journey| {
+            let chosen = journey.chosen.as_ref().map(|chosen| &chosen.migration);
+            let migration = chosen.and_then(|chosen| self.state.migrations.get(chosen));
+            journey.vm == vm && migration.is_some_and(|m| !m.retired && m.old.is_some())
+        })
+    }
+
+    fn guest_move(&self, id: VmId) -> Option<NextMove> {
+        let entry = self.state.vms.get(&id)?;
+        let stay = entry.stay.as_ref()?;
+        let started = "this site: to start the guest";
         if let Some(at) = self.timer(&Timer::Guest(id)) {
-            let parked = self.state.vms.get(&id).is_some_and(|vm| vm.parked.is_some());
-            let (who, then) = match parked {
-                true => ("this site: to save the guest's memory", "it is tried again"),
-                false => ("this site: to start the guest", "it is tried again"),
+            let who = match entry.parked {
+                Some(_) => "this site: to save the guest's memory",
+                None => started,
             };
             return Some(NextMove {
                 migration: None,
-                state: "the hypervisor refused; see `vm events`".to_owned(),
-                who: who.to_owned(),
-                until: Some((at, then)),
+                state: "the hypervisor refused; see `vm events`",
+                who,
+                until: Some((at, "it is tried again")),
             });
         }
-        let journey = self.state.open_journey(id)?;
-        // From there on it is repeated until it is done.
-        let memory = self.journeys.get(&journey.operation);
-        let late = [Phase::Verify, Phase::Deliver, Phase::Handback, Phase::Retire];
-        let is_late = memory.is_some_and(|memory| late.contains(&memory.phase));
-        let phase = self.phase(journey.operation);
+        let is_made = self.launching.contains_key(&(id, stay.epoch));
+        let state = "the guest is being started";
+        (is_made || stay.starting).then_some(NextMove {
+            migration: None,
+            state,
+            who: started,
+            until: None,
+        })
+    }
+
+    /// A frozen copy whose VM runs elsewhere.
+    fn copy_move(&self, id: MigrationId, known: &Migration) -> Option<NextMove> {
+        let is_here = self.state.vms.get(&known.vm).is_some_and(|vm| vm.stay.is_some());
+        let is_kept = known.source.as_ref()?.step == SourceStep::Receipted && !is_here;
+        let at = self.timer(&Timer::Purge(id)).filter(|_| is_kept)?;
         Some(NextMove {
-            migration: journey.chosen.as_ref().map(|chosen| chosen.migration),
-            state: format!("Controller, {phase}"),
-            who: "this site".to_owned(),
-            until: (!is_late).then_some((journey.goal.deadline, "the operation ends")),
+            migration: Some(id),
+            state: "Source, RECEIPTED",
+            who: "this site: to keep its frozen copy for a while",
+            until: Some((at, "this site deletes the copy")),
         })
     }
 
