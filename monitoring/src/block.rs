@@ -14,7 +14,7 @@ pub const MAX_VALUES: usize = 4096;
 /// Bytes of one block, signature and all; a message to a peer holds one at least.
 pub const MAX_BLOCK_BYTES: usize = 768 << 10;
 /// Bytes of one value that is text or a whole file: what the KPI file system takes is delivered.
-pub const MAX_VALUE_BYTES: usize = kpi_fs::store::OPAQUE_MAX as usize;
+pub const MAX_VALUE_BYTES: usize = 512 << 10;
 
 /// What was measured, or written by the application.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -216,6 +216,11 @@ mod tests {
             open: values,
             sealed: None,
         }
+    }
+
+    #[test]
+    fn what_the_kpi_file_system_takes_is_delivered() {
+        assert_eq!(MAX_VALUE_BYTES as u64, kpi_fs::store::OPAQUE_MAX);
     }
 
     #[test]
