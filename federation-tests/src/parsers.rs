@@ -7,6 +7,7 @@
 
 mod config;
 mod envelope;
+mod frames;
 mod image;
 mod journal;
 mod kpi;
@@ -22,10 +23,11 @@ mod tls;
 
 pub use config::config;
 pub use envelope::{answer, hop, operation, sealed};
+pub use frames::frames;
 pub use image::image;
 pub use journal::journal;
 pub use kpi::{sheet, words};
-pub use monitoring::{history, usage, values};
+pub use monitoring::{guest, history, opened, usage, values};
 pub use package::{manifest, ova, ovf};
 pub use peer::peer;
 pub use policy::{decision, policy};
@@ -38,19 +40,22 @@ pub use tls::certificates;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every parser that reads what others may have written.
-pub const TARGETS: [Target; 26] = [
+pub const TARGETS: [Target; 29] = [
     ("answer", answer),
     ("certificates", certificates),
     ("chain", chain),
     ("channel", channel),
     ("config", config),
     ("decision", decision),
+    ("frames", frames),
+    ("guest", guest),
     ("history", history),
     ("hop", hop),
     ("image", image),
     ("journal", journal),
     ("manifest", manifest),
     ("operation", operation),
+    ("opened", opened),
     ("ova", ova),
     ("ovf", ovf),
     ("peer", peer),

@@ -8,7 +8,7 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use federation_tests::chaos::{self, Fault};
+use federation_tests::chaos::{self, Blow, Fault, What};
 use federation_tests::lives;
 use federation_tests::process::{Network, guest_disk, missing};
 use federation_tests::side_by_side;
@@ -40,9 +40,16 @@ fn the_plan_has_every_row_of_every_life_at_every_point_and_each_fault_has_its_ow
     for (kind, lives) in lives::ROWS {
         for point in ["before", "after", "replied"] {
             for (_, site) in lives {
-                let at = format!("{site}-{point}-{kind}").replace('_', "-");
-                let named = all.iter().any(|fault| fault.name.contains(&at));
-                assert!(named, "no fault is named after {at}");
+                let at = format!("{point}:{kind}");
+                let strikes = |fault: &Fault| match &fault.what {
+                    What::Real(moment, blow) => {
+                        *blow == Blow::KillNode && moment.site == *site && moment.at == at
+                    }
+                    What::Simulated(run) => {
+                        run.kills.iter().any(|kill| kill.site == *site && kill.at == at)
+                    }
+                };
+                assert!(all.iter().any(strikes), "no kill of {site} {at}");
             }
         }
     }

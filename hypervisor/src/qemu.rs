@@ -29,7 +29,7 @@
 
 mod host;
 mod launch;
-mod measure;
+pub(crate) mod measure;
 mod network;
 mod process;
 pub mod qmp;

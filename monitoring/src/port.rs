@@ -60,7 +60,7 @@ enum Line {
         seq: i64,
         table: String,
         #[serde(default)]
-        saved_ms: u64,
+        saved_ms: i64,
         columns: Option<Fields>,
         content: Option<String>,
     },
@@ -107,7 +107,9 @@ pub fn said(line: &[u8]) -> Result<Said, Nothing> {
     let (number, saved, table, columns, content) = match line {
         Line::After { after } => return Ok(Said::After(after)),
         Line::Row { seq, table, saved_ms, columns, content } => {
-            (seq, Time(saved_ms), table, columns, content)
+            // A guest whose clock is before 1970 says so.
+            let saved = Time(u64::try_from(saved_ms).unwrap_or_default());
+            (seq, saved, table, columns, content)
         }
     };
     let load = match (columns, content) {

@@ -48,9 +48,7 @@ impl OpeningKey {
         sealed: &Sealed,
     ) -> Result<Vec<Value>, NotOpened> {
         let text = self.open(VALUES, &place(vm, epoch, first), &sealed.bytes)?;
-        let values: Vec<Value> = postcard::from_bytes(&text).map_err(|_| NotOpened)?;
-        let is_sound = values.iter().all(|value| value.reading.is_sound());
-        if is_sound && values.len() == sealed.count as usize { Ok(values) } else { Err(NotOpened) }
+        opened(&text, sealed.count)
     }
 
     /// Opens a file that an application has sealed with `kpi-fs seal`; none if it has not.
@@ -71,6 +69,19 @@ impl OpeningKey {
             place,
         )
         .map_err(|_| NotOpened)
+    }
+}
+
+/// Reads so many values that were sealed. Everybody can seal to a public key.
+pub fn opened(text: &[u8], count: u32) -> Result<Vec<Value>, NotOpened> {
+    match postcard::take_from_bytes::<Vec<Value>>(text) {
+        Ok((values, []))
+            if values.len() == count as usize
+                && values.iter().all(|value| value.reading.is_sound()) =>
+        {
+            Ok(values)
+        }
+        _ => Err(NotOpened),
     }
 }
 

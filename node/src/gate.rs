@@ -10,6 +10,8 @@ mod arriving;
 mod door;
 mod pace;
 
+pub(crate) use pace::paced;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -18,6 +18,7 @@ pub mod config;
 pub mod doctor;
 mod driver;
 pub mod folder;
+pub mod fuzzing;
 mod gate;
 mod hands;
 mod journal;

@@ -103,7 +103,7 @@ impl Ends {
         let space = self.side(side);
         let address = format!("{}/24", side.address());
         space.run(&["ip", "address", "add", &address, "dev", DEVICE])?;
-        space.run(&["ip", "link", "set", "dev", DEVICE, "up"])
+        space.run(&["ip", "link", "set", "dev", DEVICE, "up"]).map(drop)
     }
 
     /// One of them.

@@ -65,13 +65,17 @@ impl Space {
         command
     }
 
-    /// Runs a program with its arguments in it to its end; the error is what it said.
-    pub fn run(&self, words: &[&str]) -> Result<(), String> {
+    /// Runs a program with its arguments in it to its end, and tells what it printed; the error is
+    /// what it complained of.
+    pub fn run(&self, words: &[&str]) -> Result<String, String> {
         let failed = |why: String| format!("{}: {}", words.join(" "), why.trim());
         let done = self.command(words[0]).args(&words[1..]).stdin(Stdio::null()).output();
         let done = done.map_err(|why: io::Error| failed(why.to_string()))?;
-        let said = String::from_utf8_lossy(&done.stderr).into_owned();
-        if done.status.success() { Ok(()) } else { Err(failed(said)) }
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match done.status.success() {
+            true => Ok(text(&done.stdout)),
+            false => Err(failed(text(&done.stderr))),
+        }
     }
 
     /// Does something in it, in a thread of its own. Sockets that are made there stay in it,

@@ -143,7 +143,8 @@ fn tell() -> Result<()> {
     for mutant in &missed {
         println!("  {mutant}");
     }
-    ensure!(tried > 0, "no mutant was tried");
+    let left = all.len() - tried - unviable.len();
+    ensure!(left == 0, "{left} mutants were not tried yet; run it again, it goes on");
     let share = 100 * caught.len() / tried;
     if share < CAUGHT {
         bail!("{share} % are caught; {CAUGHT} % must be");

@@ -13,7 +13,7 @@ const POINTS: [&str; 3] = ["before", "after", "replied"];
 const CUTS: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(20)];
 
 /// The kinds of row that each site writes in the life of the real guest.
-const ROWS: [(&str, &[&str]); 3] = [
+pub(super) const ROWS: [(&str, &[&str]); 3] = [
     (
         "a",
         &[
@@ -78,20 +78,26 @@ const CUT_MOMENTS: [(&str, &str); 8] = [
     ("c", "after:released"),
 ];
 
-/// Moments at which a proxy is killed or held.
-const PROXY_MOMENTS: [(&str, &str); 8] = [
-    ("c", "after:admitted"),
-    ("c", "after:receiving"),
-    ("c", "before:ready"),
-    ("a", "after:sent"),
-    ("a", "after:released"),
-    ("a", "after:receiving"),
-    ("c", "after:sent"),
-    ("c", "after:released"),
+/// Moments at which the proxy of the other end is killed; a site's own is at each of its rows.
+const PROXY_MOMENTS: [(&str, &str, &str); 8] = [
+    ("c", "after:admitted", "a"),
+    ("c", "after:receiving", "a"),
+    ("c", "before:ready", "a"),
+    ("a", "after:sent", "c"),
+    ("a", "after:released", "c"),
+    ("a", "after:receiving", "c"),
+    ("c", "after:sent", "a"),
+    ("c", "after:released", "a"),
 ];
 
-/// Moments at which QEMU is killed or held: it runs, is to be saved, is being saved, waits for the
-/// permission to run, may run, runs.
+/// The rows at which a site's guest has a process: it waits for the permission to run, runs, is to
+/// be saved, is being saved.
+const GUEST_ROWS: [(&str, &[&str]); 2] = [
+    ("a", &["owned", "start_intent", "started"]),
+    ("c", &["owned", "start_intent", "started", "offered", "initiated"]),
+];
+
+/// Moments at which QEMU is held.
 const GUEST_MOMENTS: [(&str, &str); 8] = [
     ("c", "replied:started"),
     ("c", "before:offered"),
@@ -125,21 +131,32 @@ pub fn all(hold: Duration) -> Vec<Fault> {
     let mut faults = holds(hold);
     faults.extend(cuts());
     faults.extend(proxies());
-    faults.extend(
-        GUEST_MOMENTS.map(|(site, at)| real("QEMU killed", site, at, Blow::KillGuest(site))),
-    );
-    for (site, kinds) in ROWS {
-        for kind in kinds {
-            for point in POINTS {
-                let at = format!("{point}:{kind}");
-                faults.push(real(node_killed(point), site, &at, Blow::KillNode));
-            }
-        }
-    }
+    faults.extend(at_rows(&GUEST_ROWS, |site, at, _| {
+        real("QEMU killed", site, at, Blow::KillGuest(site))
+    }));
+    faults.extend(at_rows(&ROWS, |site, at, point| {
+        real(node_killed(point), site, at, Blow::KillNode)
+    }));
     let only_simulated = |site: &str, kind: &str| {
         !ROWS.iter().any(|(real, kinds)| *real == site && kinds.contains(&kind))
     };
     faults.extend(lives::runs(&POINTS, only_simulated).into_iter().map(simulated));
+    faults
+}
+
+/// One at each point of each of these rows.
+fn at_rows(
+    rows: &[(&'static str, &[&str])],
+    make: impl Fn(&'static str, &str, &str) -> Fault,
+) -> Vec<Fault> {
+    let mut faults = vec![];
+    for (site, kinds) in rows {
+        for kind in *kinds {
+            for point in POINTS {
+                faults.push(make(site, &format!("{point}:{kind}"), point));
+            }
+        }
+    }
     faults
 }
 
@@ -198,10 +215,12 @@ fn holds(hold: Duration) -> Vec<Fault> {
 }
 
 fn proxies() -> Vec<Fault> {
-    let at = |(site, at): (&'static str, &str)| {
-        ["a", "c"].map(|of| real("proxy killed", site, at, Blow::KillProxy(of)))
-    };
-    PROXY_MOMENTS.into_iter().flat_map(at).collect()
+    let [a, _, c] = ROWS;
+    let mut faults =
+        at_rows(&[a, c], |site, at, _| real("proxy killed", site, at, Blow::KillProxy(site)));
+    let others = PROXY_MOMENTS.into_iter();
+    faults.extend(others.map(|(site, at, of)| real("proxy killed", site, at, Blow::KillProxy(of))));
+    faults
 }
 
 fn cuts() -> Vec<Fault> {

@@ -16,8 +16,9 @@ use model::FileId;
 use rustix::process::{Signal, kill_process};
 
 use super::witness::Witness;
-use super::{Blow, Failure, Moment, RECOVERY_LIMIT, watched};
-use crate::process::{Federation, Network, guest_disk, interrupted};
+use super::{Blow, Failure, Moment, RECOVERY_LIMIT, plan, watched};
+use crate::lives;
+use crate::process::{Cut, Federation, Network, Traffic, guest_disk, interrupted};
 
 /// The sites, in the order in which they are peers.
 const SITES: [&str; 3] = ["a", "b", "c"];
@@ -52,6 +53,10 @@ pub(super) fn live(moment: &Moment, blow: Blow) -> Result<Duration, Failure> {
 fn prepare(federation: &mut Federation, moment: &Moment, blow: Blow) {
     for name in SITES {
         federation.add_real(name).configure("time", "stop_grace_s", 10);
+        if matches!(blow, Blow::Cut(Cut { traffic: Traffic::Data, .. }, _)) {
+            // Over TCP it would be one port with what nodes say.
+            federation[name].configure("transfer", "carrier", "quic");
+        }
     }
     if matches!(blow, Blow::KillProxy(_) | Blow::HoldProxy(..)) {
         federation.add_proxy("a");
@@ -177,6 +182,7 @@ impl<'a> Trip<'a> {
             Stage::Lasting => Err("it lasts".to_owned()),
             _ => Ok(()),
         });
+        lives::assert_all_rows_have_kills(federation, plan::ROWS.as_slice());
         let Stage::Ended(ended) = *lock(&self.stage) else {
             panic!("{} never came to {}", self.moment.site, self.moment.at)
         };
@@ -407,7 +413,9 @@ impl<'a> Trip<'a> {
                 network.cut(cut);
                 here.thaw();
                 self.sleep(time);
-                network.heal();
+                let vanished = network.heal();
+                let is_busy = self.moment.at.ends_with(":receiving");
+                assert!(vanished > 0 || !is_busy, "nothing was cut off: {cut:?}");
             }
         }
         here.thaw();

@@ -4,16 +4,19 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use kpi_fs::outbox::{self, Values};
 use model::monitoring::{
     Comparison, Condition, Delivery, Format, Measure, Specifier, Thousandths, VmMeasure,
 };
 use model::{Bytes, Epoch, Monitoring, SecretKey, Signature, Signed, Time, VmId};
-use monitoring::block::{Block, MAX_BLOCK_BYTES, MAX_VALUES, SignedBlock};
+use monitoring::block::{Block, MAX_BLOCK_BYTES, MAX_VALUES, Reading, SignedBlock, Value};
 use monitoring::book::{Asked, Book, Entry, Limits};
 use monitoring::history::History;
+use monitoring::port::{self, Load};
 use monitoring::producer::Producer;
 use monitoring::query;
 use monitoring::sample::{Counted, Disk, Network, Sample};
+use monitoring::seal;
 use monitoring::usage::{Statement, Used, sum_by};
 
 use super::{exactly, reads_back};
@@ -152,6 +155,66 @@ pub fn history(data: &[u8]) {
     assert!(History::from_bytes(&moved).is_ok());
 }
 
+/// What a guest's end of the KPI port says, line by line. A line says nothing; or it is what the KPI
+/// file system writes, and measuring goes on with it, into blocks that everybody takes.
+///
+/// # Panics
+///
+/// If a promise is broken.
+pub fn guest(data: &[u8]) {
+    let mut producer = Producer::new(&section(), Default::default(), NOW);
+    let mut last = 0;
+    for (second, line) in (0..).zip(data.split(|byte| *byte == b'\n')) {
+        let now = Time(NOW.0 + second * 700);
+        let row = match port::said(line) {
+            Ok(port::Said::Row(row)) => row,
+            Ok(port::Said::After(row)) => {
+                producer.begin_rows(row);
+                continue;
+            }
+            Err(error) => {
+                assert!(error.to_string().len() < 1000, "a refusal is told in few words");
+                continue;
+            }
+        };
+        let port::Row { number, saved, load } = row.clone();
+        let (table, values) = match load.clone() {
+            Load::Fields(file, fields) => (file, Values::Columns(fields)),
+            Load::Content(file, content) => (format!("encrypted/{file}"), Values::Content(content)),
+        };
+        let written = outbox::Row { seq: number, table, saved_ms: saved.0 as i64, values };
+        let written = serde_json::to_vec(&written).expect("plain data");
+        assert_eq!(port::said(&written), Ok(port::Said::Row(row)));
+        match load {
+            Load::Fields(file, fields) => producer.row(now, (number, saved), &file, &fields),
+            Load::Content(file, content) => {
+                producer.content(now, (number, saved), &file, content);
+            }
+        }
+        for block in producer.blocks(VmId([7; 16]), Epoch(3), now) {
+            assert_eq!(block.first, last + 1);
+            last = block.last();
+            let signed = SignedBlock::seal(&block, |_, _| UNSIGNED);
+            assert!(signed.peek().is_ok() && signed.size() <= MAX_BLOCK_BYTES);
+        }
+        assert!(producer.state().is_sound());
+    }
+}
+
+/// Values that were sealed to a VM's key, as they are once opened: the first byte says how many.
+/// They are refused, or sound, and written as they were.
+///
+/// # Panics
+///
+/// If a promise is broken.
+pub fn opened(data: &[u8]) {
+    let Some((count, text)) = data.split_first() else { return };
+    let Ok(values) = seal::opened(text, u32::from(*count)) else { return };
+    assert_eq!(values.len(), usize::from(*count));
+    assert!(values.iter().all(|value| value.reading.is_sound()));
+    reads_back(&values);
+}
+
 /// Two statements of what a VM has used, in bytes that its owner did sign, one after the other: the
 /// first byte says how long the first is. Each is refused, or kept; sums are not less than either.
 ///
@@ -195,6 +258,39 @@ pub fn usage(data: &[u8]) {
         assert!(used.memory_byte_ms >= stay.used.memory_byte_ms);
         assert!(stay.used.memory_gib_hours() >= 0.0);
     }
+}
+
+/// Inputs of [`guest`], as the KPI file system writes them.
+pub(super) fn told() -> Vec<Vec<u8>> {
+    let row = |seq, table: &str, values| {
+        let row = outbox::Row { seq, table: table.to_owned(), saved_ms: NOW.0 as i64, values };
+        serde_json::to_string(&row).expect("plain data")
+    };
+    let users = |number: &str| Values::Columns(vec![("users".to_owned(), number.to_owned())]);
+    let keys = || Values::Content(vec![1, 2, 255]);
+    [
+        vec!["{\"after\":0}".to_owned(), row(1, "web", users("5")), row(2, "web", users("many"))],
+        vec![row(7, "encrypted/keys", keys()), row(8, "web", users("1200.5"))],
+        vec![row(3, "web", users("1")), "{\"after\":-1}".to_owned(), row(-5, "other", users(""))],
+        vec!["{\"seq\":1,\"table\":\"web\"}".to_owned(), "[]".to_owned()],
+    ]
+    .map(|lines| lines.join("\n").into_bytes())
+    .to_vec()
+}
+
+/// Inputs of [`opened`].
+pub(super) fn sealed() -> Vec<Vec<u8>> {
+    let readings = [
+        Reading::Integer(42),
+        Reading::Number(0.5),
+        Reading::Text("many".to_owned()),
+        Reading::Content(vec![1, 2, 255]),
+    ];
+    let value = |reading| Value { specifier: 3, after_ms: -20, of: 2, reading };
+    let all: Vec<Value> = readings.into_iter().map(value).collect();
+    let parts = (1..=all.len()).map(|count| (count, &all[..count]));
+    let bytes = |part: &[Value]| postcard::to_stdvec(part).expect("plain data");
+    parts.map(|(count, part)| [&[count as u8], &bytes(part)[..]].concat()).collect()
 }
 
 /// Inputs of [`values`], [`history`] and [`usage`], made as a site makes them.

@@ -58,6 +58,9 @@ pub fn seeds() -> Result<Vec<(&'static str, Vec<u8>)>, Failure> {
     add("values", values);
     add("history", histories);
     add("usage", statements);
+    add("guest", monitoring::told());
+    add("opened", monitoring::sealed());
+    add("frames", frames());
     add("sheet", kpi::FILES.iter().map(|file| file.as_bytes().to_vec()).collect());
     add("words", kpi::SAID.iter().map(|said| said.as_bytes().to_vec()).collect());
     Ok(seeds)
@@ -295,6 +298,14 @@ fn channels() -> Vec<Vec<u8>> {
     streams
 }
 
+/// The preface of HTTP/2, a SETTINGS, and a PING.
+fn frames() -> Vec<Vec<u8>> {
+    let settings = [0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 100];
+    let ping = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+    let said = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &settings, &ping, &ping].concat();
+    [0, 1, 255].map(|part| [&[part], &said[..]].concat()).to_vec()
+}
+
 fn qmp() -> Vec<Vec<u8>> {
     let greeting = "{\"QMP\": {\"version\": {\"qemu\": {\"major\": 7}}, \"capabilities\": []}}\n\
                     {\"return\": {}, \"id\": 1}\n";
@@ -305,7 +316,13 @@ fn qmp() -> Vec<Vec<u8>> {
         "{\"event\": \"STOP\", \"timestamp\": {\"seconds\": 1}}\n{\"return\": [1], \"id\": 2}\n",
         "{\"return\": {}, \"id\": 9}\n[1]\n17\n{\"id\": 2}\n",
     ];
-    answers.iter().map(|answer| format!("{greeting}{answer}").into_bytes()).collect()
+    let measured = "{\"return\": {}, \"id\": 2}\n\
+        {\"return\": [{\"thread-id\": 7}], \"id\": 3}\n\
+        {\"return\": {\"actual\": 134217728}, \"id\": 4}\n\
+        {\"return\": [{\"stats\": {\"rd_bytes\": 1, \"rd_operations\": 2, \"rd_total_time_ns\": 3, \
+        \"wr_bytes\": 4, \"wr_operations\": 5, \"wr_total_time_ns\": 6}}], \"id\": 5}\n";
+    let answers = answers.iter().chain([&measured]);
+    answers.map(|answer| format!("{greeting}{answer}").into_bytes()).collect()
 }
 
 /// What the called site and another one show, at the time of the making.

@@ -26,7 +26,7 @@ pub enum Way {
 pub enum Traffic {
     /// What nodes say to nodes: TCP.
     Control,
-    /// What proxies say to proxies: UDP.
+    /// What proxies say to proxies over QUIC: UDP.
     Data,
     /// Everything.
     All,
@@ -99,15 +99,21 @@ impl Network {
             Way::From => &["iifname"],
         };
         for way in ways {
-            let rule = format!("add rule bridge cuts way {way} {} {traffic}drop", cut.site);
+            let site = cut.site;
+            let rule = format!("add rule bridge cuts way {way} {site} {traffic}counter drop");
             self.bridge.run(&["nft", &rule]).expect("the bridge took its table and takes a rule");
         }
     }
 
-    /// Ends every cut.
-    pub fn heal(&self) {
+    /// Ends every cut, and tells how many packets have vanished.
+    pub fn heal(&self) -> u64 {
+        let list = ["nft", "list", "chain", "bridge", "cuts", "way"];
+        let listed = self.bridge.run(&list).expect("the bridge has its table");
+        let counts = listed.split("packets ").skip(1);
+        let counts = counts.filter_map(|rest| rest.split(' ').next()?.parse::<u64>().ok());
         let flush = "flush chain bridge cuts way";
         self.bridge.run(&["nft", flush]).expect("the bridge has its table");
+        counts.sum()
     }
 }
 

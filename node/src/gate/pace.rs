@@ -188,6 +188,28 @@ impl Pace {
     }
 }
 
+/// All that is given on of what one peer says, which comes and is taken in parts of so many bytes.
+pub(crate) fn paced(said: &[u8], part: usize) -> Vec<u8> {
+    let mut pace = Pace::new(Arc::new(Mutex::new(Allowance::new())));
+    let (mut heard, mut now) = (vec![], Instant::now());
+    let part = part.clamp(1, READ_BYTES);
+    for bytes in said.chunks(part) {
+        pace.bytes[..bytes.len()].copy_from_slice(bytes);
+        (pace.from, pace.to) = (0, bytes.len());
+        while pace.from < pace.to {
+            let mut room = vec![0; part];
+            let mut buffer = ReadBuf::new(&mut room);
+            match pace.give(now, &mut buffer) {
+                Stop::Empty => {}
+                Stop::Turn => pace.turn = 0,
+                Stop::Wait(time) => now += time,
+            }
+            heard.extend_from_slice(buffer.filled());
+        }
+    }
+    heard
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
