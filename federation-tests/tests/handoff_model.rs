@@ -162,8 +162,11 @@ impl Model for Handoff {
     }
 }
 
+/// What it is called, and whether a run has come to it.
+type End = (&'static str, fn(&Handoff, &Now) -> bool);
+
 /// All ends of a migration, and one state that none ends in.
-const ENDS: [(&str, fn(&Handoff, &Now) -> bool); 7] = [
+const ENDS: [End; 7] = [
     (TOMBSTONE, |model, now| model.ends_with_source(now, SourceStep::Tombstone)),
     (ABORTED, |model, now| model.ends_with_source(now, SourceStep::Aborted)),
     (RETURNED, |model, now| model.ends_with_source(now, SourceStep::Returned)),
