@@ -490,27 +490,48 @@ fn a_move_that_is_cancelled_while_its_source_is_away_does_not_keep_the_vm_from_m
 
 #[test]
 fn a_guest_that_is_made_and_saved_at_once_runs_again_when_its_move_is_given_up_meanwhile() {
-    let mut world = World::chain(&["a", "b"]);
-    world.host("a", "a1", 1);
-    let vm = world.import("a");
-    world.bring_home("a", vm);
-    world.until_runs(vm, "a");
-    world.host("b", "b1", 1);
-    let moving = world.move_to("a", vm, &["b"]);
-    let admitted = |world: &World| world.state("b").migrations_of(vm).next().is_some();
-    world.run_until("b is to fetch it", MINUTE, admitted);
-    world.power_failure("a");
-    world.start("a");
-    let step = |world: &World| {
-        let open = world.state("a").open_source(vm).map(|(_, source)| source.step);
-        open == Some(SourceStep::Initiated)
-    };
-    world.run_until("b comes for it before the guest is there", MINUTE, step);
-    assert!(world.running_at(vm).is_empty());
-    assert_eq!(world.ask("a", Ask::Cancel(moving)), Reply::Done);
-    world.until_runs(vm, "a");
-    world.run(HOUR);
-    assert!(world.runs(vm, "a"), "{}", world.story());
+    for is_full in [false, true] {
+        let mut world = World::chain(&["a", "b"]);
+        world.host("a", "a1", 1);
+        let vm = world.import("a");
+        world.bring_home("a", vm);
+        world.until_runs(vm, "a");
+        world.host("b", "b1", 1);
+        let moving = world.move_to("a", vm, &["b"]);
+        let admitted = |world: &World| world.state("b").migrations_of(vm).next().is_some();
+        world.run_until("b is to fetch it", MINUTE, admitted);
+        world.power_failure("a");
+        world.start("a");
+        let initiated = |world: &World| {
+            let open = world.state("a").open_source(vm).map(|(_, source)| source.step);
+            open == Some(SourceStep::Initiated)
+        };
+        world.run_until("b comes for it before the guest is there", MINUTE, initiated);
+        assert!(world.running_at(vm).is_empty());
+        // Its memory may find no space.
+        world.fill_files("a", is_full);
+        assert_eq!(world.ask("a", Ask::Cancel(moving)), Reply::Done);
+        world.until_runs(vm, "a");
+        world.run(HOUR);
+        assert!(world.runs(vm, "a"), "{}", world.story());
+    }
+}
+
+#[test]
+fn a_vm_that_is_being_saved_is_not_resumed_before_that_is_done() {
+    let (mut world, vm) = placed_at_c();
+    let memory = world.memory(vm);
+    world.control("a", vm, Action::Pause);
+    let saving = world.begin("a", Ask::Control(vm, Action::Hibernate));
+    world.run(Duration::from_millis(20));
+    let reply = world.control("a", vm, Action::Resume);
+    assert!(matches!(reply, Answer::Conflict { .. }), "{reply:?}");
+    world.run(MINUTE);
+    assert!(world.reply(saving).is_some());
+    assert_eq!(world.power("a", vm), Suspended);
+    world.control("a", vm, Action::Start);
+    world.until_runs(vm, "c");
+    assert_eq!(world.memory(vm), memory);
 }
 
 #[test]

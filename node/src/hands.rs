@@ -515,17 +515,24 @@ impl Hands {
                 }
             }
             // After a crash a saved state that is there counts, so none may be older than the disks.
-            Command::Resume(..) => match drop_state(&state_file).await {
-                Ok(()) => match opened.resume(instance).await {
-                    Ok(()) => {
-                        self.account_soon(instance);
-                        GuestEvent::Resumed
+            Command::Resume(..) => match opened.state(instance).await {
+                Ok(Some(PowerState::Active | PowerState::Paused)) => {
+                    match drop_state(&state_file).await {
+                        Ok(()) => match opened.resume(instance).await {
+                            Ok(()) => {
+                                self.account_soon(instance);
+                                GuestEvent::Resumed
+                            }
+                            Err(error) => failed(&error),
+                        },
+                        Err(error) => GuestEvent::Failed(format!(
+                            "its saved run state cannot be removed: {error}"
+                        )),
                     }
-                    Err(error) => failed(&error),
-                },
-                Err(error) => {
-                    GuestEvent::Failed(format!("its saved run state cannot be removed: {error}"))
                 }
+                // Its saved state may be all that there is of it.
+                Ok(_) => GuestEvent::Failed("there is no such guest".to_owned()),
+                Err(error) => failed(&error),
             },
             Command::Pause(..) => match opened.pause(instance).await {
                 Ok(()) => {

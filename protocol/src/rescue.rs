@@ -607,12 +607,12 @@ impl Step<'_> {
         let known = self.site.state.vms.get(&vm).map(|entry| entry.chain.epoch());
         let of_vm = self.site.state.migrations_of(vm);
         let mut sources = of_vm.filter_map(|(id, one)| Some((*id, one.source.as_ref()?)));
-        let given_back = Some(chain.epoch()) > known
-            && sources.any(|(id, source)| {
-                let gone = source.step == SourceStep::Released;
-                let going = source.step < SourceStep::Released && chain.released_by(id).is_some();
-                (gone || going) && source.copy.key == owner
-            });
+        let given_back = sources.any(|(id, source)| {
+            let gone = source.step == SourceStep::Released && Some(chain.epoch()) > known;
+            // Also if the chain was learned before: what came of its migration is forgotten.
+            let going = source.step < SourceStep::Released && chain.released_by(id).is_some();
+            (gone || going) && source.copy.key == owner
+        });
         (fetching || given_back) && chain.verify(vm, &Verifier(self.world)).is_ok()
     }
 

@@ -93,7 +93,7 @@ impl Step<'_> {
                 }
                 Some(PowerState::Active | PowerState::Paused) if moving => {}
                 Some(PowerState::Active | PowerState::Paused) if parked => {
-                    self.command(Command::Hibernate(stay.host, vm, stay.epoch));
+                    self.quiet(Command::Hibernate(stay.host, vm, stay.epoch));
                 }
                 Some(PowerState::Active) if stay.power != PowerState::Active => {
                     self.note(vm, "found running, and adopted");

@@ -294,8 +294,8 @@ pub struct Site {
     pub(crate) accepting: BTreeMap<MigrationId, Signed<model::Certificate>>,
     /// Guests whose process is being made, and where.
     pub(crate) launching: BTreeMap<(VmId, Epoch), HostName>,
-    /// Guests that are being quieted for a migration.
-    pub(crate) quieting: BTreeSet<VmId>,
+    /// Guests that are being saved, or stopped to be moved, until their next event.
+    pub(crate) quieting: BTreeSet<(VmId, Epoch)>,
     /// Guests that were found executing before their host told its profile.
     pub(crate) unprofiled: BTreeSet<VmId>,
     /// Callers that wait for a guest to change its state, and what they want.

@@ -324,8 +324,7 @@ impl Step<'_> {
                 Mode::Restart => "shutting down to move",
             },
         );
-        self.site.quieting.insert(vm);
-        self.command(match mode {
+        self.quiet(match mode {
             Mode::Hibernate => Command::Hibernate(stay.host, vm, stay.epoch),
             Mode::Restart => Command::ShutDown(stay.host, vm, stay.epoch),
         });
@@ -563,11 +562,19 @@ impl Step<'_> {
         }
     }
 
+    /// Saves or stops a guest. Until it has come to an end nothing lets the guest run: what is asked
+    /// of one guest is done in its order.
+    pub(crate) fn quiet(&mut self, command: Command) {
+        self.site.quieting.extend(command.guest().map(|(_, vm, epoch)| (vm, epoch)));
+        self.command(command);
+    }
+
     /// The one way that a guest gets to execute: this site owns the VM, the intent is durable.
     pub(crate) fn let_run(&mut self, vm: VmId) {
         let Some(entry) = self.site.state.vms.get(&vm) else { return };
         let Some(stay) = entry.stay.clone().filter(|_| !entry.destroyed) else { return };
-        if self.site.state.held.contains(&vm) {
+        let is_quieted = self.site.quieting.contains(&(vm, stay.epoch));
+        if is_quieted || self.site.state.held.contains(&vm) {
             return;
         }
         let owns = entry.chain.newest().owner == stay.key;
@@ -590,7 +597,7 @@ impl Step<'_> {
         let Some(stay) = entry.stay.clone().filter(|_| !moving && !entry.destroyed) else { return };
         if entry.parked.is_some() {
             if !is_quiet(&stay) {
-                self.command(Command::Hibernate(stay.host, vm, stay.epoch));
+                self.quiet(Command::Hibernate(stay.host, vm, stay.epoch));
             }
         } else if stay.starting {
             self.let_run(vm);
@@ -602,9 +609,8 @@ impl Step<'_> {
     /// What happened to a guest of this site.
     pub(crate) fn on_guest(&mut self, vm: VmId, epoch: Epoch, event: GuestEvent) {
         use GuestEvent::{Ended, Failed, Hibernated};
-        if matches!(event, Ended | Hibernated | Failed(_)) {
-            self.site.quieting.remove(&vm);
-        }
+        let quieted = matches!(event, Ended | Hibernated | Failed(_))
+            && self.site.quieting.remove(&(vm, epoch));
         let launched = match event {
             GuestEvent::Launched(_) | GuestEvent::LaunchFailed(_) => {
                 self.site.launching.remove(&(vm, epoch))
@@ -625,17 +631,19 @@ impl Step<'_> {
             }
             return;
         };
+        let open = self.site.state.open_source(vm);
+        let moving = open.is_some_and(|(_, source)| source.step > SourceStep::Offered);
+        let should_run = !moving && self.site.state.vms[&vm].parked.is_none();
         match event {
             GuestEvent::Launched(_) => {
-                let open = self.site.state.open_source(vm);
-                let moving = open.is_some_and(|(_, source)| source.step > SourceStep::Offered);
                 if moving || self.site.state.vms[&vm].parked.is_some() {
                     // Its files are final since it was asked for; it has executed nothing.
                     self.command(Command::Kill(stay.host, vm, epoch));
-                } else if !self.site.quieting.contains(&vm) {
+                } else {
+                    // If it is being saved all the same, for a migration that was aborted since, the
+                    // end of that starts it again.
                     self.let_run(vm);
                 }
-                // Else the migration was aborted since, and the end of the quieting starts it again.
             }
             GuestEvent::LaunchFailed(reason) => {
                 self.note(vm, format!("could not be started: {reason}"));
@@ -668,7 +676,12 @@ impl Step<'_> {
                 }
             }
             GuestEvent::Ended => self.stopped(vm, epoch, PowerState::Defined),
-            GuestEvent::Hibernated => self.stopped(vm, epoch, PowerState::Suspended),
+            GuestEvent::Hibernated => {
+                self.stopped(vm, epoch, PowerState::Suspended);
+                if should_run && stay.starting {
+                    self.start_again(vm);
+                }
+            }
             GuestEvent::Failed(reason) => {
                 self.note(vm, reason.clone());
                 self.controls_failed(vm, &reason);
@@ -679,6 +692,9 @@ impl Step<'_> {
                     self.arm_after(Timer::Guest(vm), START_AGAIN);
                 } else if stay.starting {
                     self.arm_after(Timer::Guest(vm), LET_RUN_AGAIN);
+                } else if quieted && stay.power == PowerState::Active {
+                    // It may be paused, or was made meanwhile and not let run.
+                    self.let_run(vm);
                 }
             }
         }
@@ -755,6 +771,18 @@ impl Step<'_> {
             return self.answer(caller, Answer::Conflict { reason, retry_after: CONFLICT_RETRY });
         }
         let (host, epoch) = (stay.host.clone(), stay.epoch);
+        if self.site.quieting.contains(&(vm, epoch)) {
+            match action {
+                // They end it in any case.
+                Action::Stop | Action::Destroy => {}
+                Action::Hibernate => return self.wait_for_guest(caller, vm, action),
+                _ => {
+                    let reason = "it is being saved".to_owned();
+                    let answer = Answer::Conflict { reason, retry_after: CONFLICT_RETRY };
+                    return self.answer(caller, answer);
+                }
+            }
+        }
         let fail = |reason: String| Answer::Failed { reason };
         use PowerState::{Active, Defined, Paused, Suspended};
         // Its process is being made, or about to execute, and has its files open.
@@ -807,6 +835,7 @@ impl Step<'_> {
         };
         self.wait_for_guest(caller, vm, action);
         match command {
+            Some(command @ Command::Hibernate(..)) => self.quiet(command),
             Some(command) => self.command(command),
             None => self.start_again(vm),
         }
@@ -872,7 +901,7 @@ impl Step<'_> {
         self.persist(Row::Parked { vm, reason: Some(reason.to_owned()) });
         self.note(vm, format!("parked: {reason}"));
         if stay.power == PowerState::Active || stay.power == PowerState::Paused || stay.starting {
-            self.command(Command::Hibernate(stay.host, vm, stay.epoch));
+            self.quiet(Command::Hibernate(stay.host, vm, stay.epoch));
         }
         self.report_up(vm);
     }

@@ -8,6 +8,7 @@ use model::{
 
 use crate::row::{Down, Party};
 use crate::site::{OfferAt, Phase, Site};
+use crate::source::is_quiet;
 use crate::state::{Journey, Migration, SourceStep, TargetStep};
 use crate::timer::Timer;
 
@@ -298,12 +299,11 @@ impl Site {
                     (at, "this site deletes what arrived, and gives back what comes later")
                 }),
             ),
-            TargetStep::Lapsed => (
-                "Destination, LAPSED",
-                "the Controller: to bring the outcome; this site has deleted what arrived",
-                None,
-            ),
-            TargetStep::Owned | TargetStep::HandedBack | TargetStep::Dropped => return None,
+            // Of these nothing is here.
+            TargetStep::Lapsed
+            | TargetStep::Owned
+            | TargetStep::HandedBack
+            | TargetStep::Dropped => return None,
         };
         Some(NextMove { migration: Some(id), state, who, until })
     }
@@ -369,7 +369,11 @@ impl Site {
         let entry = self.state.vms.get(&id)?;
         let stay = entry.stay.as_ref()?;
         let started = "this site: to start the guest";
-        if let Some(at) = self.timer(&Timer::Guest(id)) {
+        let is_wrong = match entry.parked {
+            Some(_) => !is_quiet(stay),
+            None => stay.starting || stay.wanted && is_quiet(stay),
+        };
+        if let Some(at) = self.timer(&Timer::Guest(id)).filter(|_| is_wrong) {
             let who = match entry.parked {
                 Some(_) => "this site: to save the guest's memory",
                 None => started,
@@ -391,8 +395,18 @@ impl Site {
         })
     }
 
-    /// A frozen copy whose VM runs elsewhere.
+    /// What is waited for with nothing, and a frozen copy whose VM runs elsewhere.
     fn copy_move(&self, id: MigrationId, known: &Migration) -> Option<NextMove> {
+        let epoch = self.state.vms.get(&known.vm).map(|entry| entry.chain.epoch());
+        let lapsed = known.target.as_ref().filter(|target| target.step == TargetStep::Lapsed);
+        if lapsed.is_some_and(|target| epoch < Some(target.epoch())) {
+            return Some(NextMove {
+                migration: Some(id),
+                state: "Destination, LAPSED",
+                who: "the Controller: to bring the outcome; this site has deleted what arrived",
+                until: None,
+            });
+        }
         let is_here = self.state.vms.get(&known.vm).is_some_and(|vm| vm.stay.is_some());
         let is_kept = known.source.as_ref()?.step == SourceStep::Receipted && !is_here;
         let at = self.timer(&Timer::Purge(id)).filter(|_| is_kept)?;
