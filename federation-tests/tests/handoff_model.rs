@@ -438,6 +438,6 @@ fn of_two_controllers_at_once_each_ends_and_the_vm_runs_once() {
 #[ignore = "takes longer than a test should; cargo xtask model"]
 fn of_two_controllers_at_once_each_ends_also_if_a_site_crashes() {
     let faults = Faults { crashes: 1, all: 1, ..NONE };
-    let ends = [TOMBSTONE, ABORTED, OWNED, DROPPED];
+    let ends = [TOMBSTONE, ABORTED, OWNED];
     check("Controllers a and b, Source c", two_controllers(true, faults), &ends);
 }
