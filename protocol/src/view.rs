@@ -198,17 +198,8 @@ impl Site {
 
     /// What an operation is doing, in words.
     fn phase(&self, operation: OperationId) -> &'static str {
-        self.journeys.get(&operation).map_or("ended", |memory| match memory.phase {
-            Phase::Collect => "collecting offers",
-            Phase::Force => "asking the Source to make ready",
-            Phase::Initiate => "moving the files",
-            Phase::Verify => "verifying at the Source",
-            Phase::Deliver => "handing over",
-            Phase::Handback => "giving it back to the Source",
-            Phase::Retire => "closing the old path",
-            Phase::Abort => "giving the attempt up",
-            Phase::PassUp => "waiting for the delegator",
-        })
+        let memory = self.journeys.get(&operation);
+        memory.map_or("ended", |memory| said(memory.phase).0.trim_start_matches("Controller, "))
     }
 
     /// What holds everything up comes first, what goes on by itself last.
@@ -311,34 +302,7 @@ impl Site {
     fn controller_move(&self, id: VmId) -> Option<NextMove> {
         let journey = self.state.open_journey(id).or_else(|| self.closing_journey(id))?;
         let phase = self.journeys.get(&journey.operation).map(|memory| memory.phase)?;
-        let (state, who) = match phase {
-            Phase::Collect => ("Controller, collecting offers", "this site's peers: to offer"),
-            Phase::Force => (
-                "Controller, asking the Source to make ready",
-                "the Source: to say where its files are",
-            ),
-            Phase::Initiate => {
-                ("Controller, moving the files", "the Destination: to fetch the files")
-            }
-            Phase::Verify => (
-                "Controller, verifying at the Source",
-                "the Source: to release the VM, or to keep it",
-            ),
-            Phase::Deliver => ("Controller, handing over", "the Destination: to accept"),
-            Phase::Handback => {
-                ("Controller, giving it back to the Source", "the Source: to take it back")
-            }
-            Phase::Retire => {
-                ("Controller, closing the old path", "the sites of the old path: to let it go")
-            }
-            Phase::Abort => (
-                "Controller, giving the attempt up",
-                "the Source: to say that it keeps the VM, or has released it",
-            ),
-            Phase::PassUp => {
-                ("Controller, waiting for the delegator", "the delegator: to find a place")
-            }
-        };
+        let (state, who) = said(phase);
         // From then on it is repeated until it is done: the VM may be released.
         let early = [Phase::Collect, Phase::Force, Phase::Initiate, Phase::PassUp];
         let is_here = self.state.vms.get(&id).is_some_and(|vm| vm.stay.is_some());
@@ -420,6 +384,35 @@ impl Site {
 
     fn timer(&self, timer: &Timer) -> Option<Time> {
         self.timers.at(timer)
+    }
+}
+
+/// What a Controller is doing, and who has the next move.
+fn said(phase: Phase) -> (&'static str, &'static str) {
+    match phase {
+        Phase::Collect => ("Controller, collecting offers", "this site's peers: to offer"),
+        Phase::Force => (
+            "Controller, asking the Source to make ready",
+            "the Source: to say where its files are",
+        ),
+        Phase::Initiate => ("Controller, moving the files", "the Destination: to fetch the files"),
+        Phase::Verify => {
+            ("Controller, verifying at the Source", "the Source: to release the VM, or to keep it")
+        }
+        Phase::Deliver => ("Controller, handing over", "the Destination: to accept"),
+        Phase::Handback => {
+            ("Controller, giving it back to the Source", "the Source: to take it back")
+        }
+        Phase::Retire => {
+            ("Controller, closing the old path", "the sites of the old path: to let it go")
+        }
+        Phase::Abort => (
+            "Controller, giving the attempt up",
+            "the Source: to say that it keeps the VM, or has released it",
+        ),
+        Phase::PassUp => {
+            ("Controller, waiting for the delegator", "the delegator: to find a place")
+        }
     }
 }
 

@@ -501,7 +501,8 @@ impl Federation {
         }
     }
 
-    /// The message with this index will arrive twice; the second answer goes to nobody.
+    /// The message with this index will arrive twice, if it is a request; the second answer goes to
+    /// nobody.
     pub fn repeat(&mut self, at: usize) -> bool {
         let mut flight = self.flights[at].clone();
         let Load::Request { from, .. } = &mut flight.load else { return false };

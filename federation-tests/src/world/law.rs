@@ -43,7 +43,9 @@ impl Driver<Outside> for Turn<'_, '_> {
     fn write(&mut self, _: &mut Outside, output: &Output) -> Result<(), Gone> {
         self.point = (self.crash)(self.name, output);
         if self.point == Some(Point::BeforeRows) {
-            self.federation.met("crash", "before a row");
+            if !output.rows.is_empty() {
+                self.federation.met("crash", "before a row");
+            }
             return Err(self.end(0));
         }
         if output.rows.is_empty() {
@@ -87,7 +89,9 @@ impl Driver<Outside> for Turn<'_, '_> {
 
     fn carry_out(&mut self, site: &Site, _: &Outside, effect: Effect) -> Result<(), Gone> {
         if self.point == Some(Point::AfterEffects(self.done)) {
-            self.federation.met("crash", "after a row");
+            if self.wrote {
+                self.federation.met("crash", "after a row");
+            }
             return Err(self.end(0));
         }
         if self.done == 0 {

@@ -188,16 +188,21 @@ impl Pace {
     }
 }
 
-/// All that is given on of what one peer says, which comes and is taken in parts of so many bytes.
+/// All that is given on of what one peer says, which comes in parts of so many bytes.
 pub(crate) fn paced(said: &[u8], part: usize) -> Vec<u8> {
-    let mut pace = Pace::new(Arc::new(Mutex::new(Allowance::new())));
-    let (mut heard, mut now) = (vec![], Instant::now());
+    let pace = Pace::new(Arc::new(Mutex::new(Allowance::new())));
+    passed(pace, said, part, Instant::now()).0
+}
+
+/// The same, and when all of it was given on.
+fn passed(mut pace: Pace, said: &[u8], part: usize, begun: Instant) -> (Vec<u8>, Instant) {
+    let (mut heard, mut now) = (vec![], begun);
     let part = part.clamp(1, READ_BYTES);
     for bytes in said.chunks(part) {
         pace.bytes[..bytes.len()].copy_from_slice(bytes);
         (pace.from, pace.to) = (0, bytes.len());
         while pace.from < pace.to {
-            let mut room = vec![0; part];
+            let mut room = [0; 1000];
             let mut buffer = ReadBuf::new(&mut room);
             match pace.give(now, &mut buffer) {
                 Stop::Empty => {}
@@ -207,7 +212,7 @@ pub(crate) fn paced(said: &[u8], part: usize) -> Vec<u8> {
             heard.extend_from_slice(buffer.filled());
         }
     }
-    heard
+    (heard, now)
 }
 
 #[cfg(test)]
@@ -227,22 +232,9 @@ mod tests {
     /// Has so many frames come in parts of so many bytes, all at once, and tells how long they were
     /// held back.
     fn heard(paces: &Paces, begun: Instant, frames: u32, part: usize) -> Duration {
-        let mut pace = paces.of(certs::Identity::from_seed(&[7; 32]).site_key(), 50);
-        let (said, mut heard, mut now) = (said(frames), vec![], begun);
-        for bytes in said.chunks(part) {
-            pace.bytes[..bytes.len()].copy_from_slice(bytes);
-            (pace.from, pace.to) = (0, bytes.len());
-            while pace.from < pace.to {
-                let mut room = [0; 1000];
-                let mut buffer = ReadBuf::new(&mut room);
-                match pace.give(now, &mut buffer) {
-                    Stop::Empty => {}
-                    Stop::Turn => pace.turn = 0,
-                    Stop::Wait(time) => now += time,
-                }
-                heard.extend_from_slice(buffer.filled());
-            }
-        }
+        let pace = paces.of(certs::Identity::from_seed(&[7; 32]).site_key(), 50);
+        let said = said(frames);
+        let (heard, now) = passed(pace, &said, part, begun);
         assert!(heard == said, "every byte passes, in order");
         now - begun
     }
